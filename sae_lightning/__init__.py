@@ -1,0 +1,68 @@
+"""Train, compare and understand sparse autoencoders on Lightning.
+
+Public names are imported on first use: `import sae_lightning` alone loads neither torch nor lightning.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sae_lightning.callbacks import load_codes
+    from sae_lightning.data import ActivationBatch, SeparabilityDataModule, TensorDataModule
+    from sae_lightning.modules import (
+        BaseSAE,
+        Comparison,
+        ComposedSAE,
+        JumpReLUSAE,
+        ReLUSAE,
+        SpaDE,
+        TopKSAE,
+        load_module,
+        load_sae,
+    )
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "sae_lightning.modules": (
+        "BaseSAE",
+        "Comparison",
+        "ComposedSAE",
+        "JumpReLUSAE",
+        "ReLUSAE",
+        "SpaDE",
+        "TopKSAE",
+        "load_module",
+        "load_sae",
+    ),
+    "sae_lightning.data": ("ActivationBatch", "SeparabilityDataModule", "TensorDataModule"),
+    "sae_lightning.callbacks": ("load_codes",),
+}
+
+__all__ = [
+    "ActivationBatch",
+    "BaseSAE",
+    "Comparison",
+    "ComposedSAE",
+    "JumpReLUSAE",
+    "ReLUSAE",
+    "SeparabilityDataModule",
+    "SpaDE",
+    "TensorDataModule",
+    "TopKSAE",
+    "__version__",
+    "load_codes",
+    "load_module",
+    "load_sae",
+]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _PUBLIC.items():
+        if name in names:
+            return getattr(import_module(module), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,24 @@
+"""When to measure, draw, resample and write."""
+
+from sae_lightning.callbacks.checkpoint import RunCheckpoint
+from sae_lightning.callbacks.dynamics import TrainingDynamics
+from sae_lightning.callbacks.predictions import CodesWriter, load_codes
+from sae_lightning.callbacks.progress import SAEProgressBar
+from sae_lightning.callbacks.receptive_fields import ReceptiveFields
+from sae_lightning.callbacks.recovery import ConceptRecovery
+from sae_lightning.callbacks.recovery_figures import RecoveryFigures
+from sae_lightning.callbacks.resampling import ResampleDeadLatents
+from sae_lightning.callbacks.results import ResultsWriter
+
+__all__ = [
+    "CodesWriter",
+    "ConceptRecovery",
+    "ReceptiveFields",
+    "RecoveryFigures",
+    "ResampleDeadLatents",
+    "ResultsWriter",
+    "RunCheckpoint",
+    "SAEProgressBar",
+    "TrainingDynamics",
+    "load_codes",
+]

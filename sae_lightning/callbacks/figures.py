@@ -1,0 +1,24 @@
+"""Where figures go: TensorBoard and the run's folder."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import lightning.pytorch as pl
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from sae_lightning.plotting import save_png
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def publish(trainer: pl.Trainer, figure: "Figure", tag: str) -> None:
+    """Add a figure to TensorBoard under `tag`, and save it as `figures/<tag>.png` in the run's folder.
+
+    Call it on rank zero only; the figure is dropped afterwards. Without a logger there is no folder to write to.
+    """
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_figure(tag, figure, global_step=trainer.global_step, close=True)
+    if trainer.loggers and trainer.log_dir is not None:
+        save_png(figure, Path(trainer.log_dir, "figures", f"{tag}.png"))

@@ -1,0 +1,83 @@
+"""Receptive fields of two-dimensional data."""
+
+import lightning.pytorch as pl
+import torch
+
+from sae_lightning.callbacks.figures import publish
+from sae_lightning.callbacks.recovery import find_recovery
+from sae_lightning.data.datamodule import ActivationDataModule
+from sae_lightning.modules.base import BaseSAE
+from sae_lightning.modules.module import SAEModule, log_key
+from sae_lightning.nn import SquaredDistance
+from sae_lightning.plotting import receptive_fields
+
+
+class ReceptiveFields(pl.Callback):
+    """Draws, for each concept of 2-D data, where its best latent fires: field, boundary, prototype or direction.
+
+    Does nothing for data of another dimension, without labels, or without ConceptRecovery before it.
+
+    Args:
+        resolution: Points of the grid along each axis, at least 2.
+        max_saes: Above this number of SAEs nothing is drawn.
+
+    Raises:
+        ValueError: If `resolution` is below 2.
+    """
+
+    def __init__(self, resolution: int = 200, max_saes: int = 8) -> None:
+        if resolution < 2:
+            raise ValueError(f"resolution must be at least 2, but is {resolution}")
+        self.resolution = resolution
+        self.max_saes = max_saes
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw on rank zero."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        recovery = find_recovery(trainer)
+        if not trainer.is_global_zero or not trainer.loggers or recovery is None or not recovery.concept_names:
+            return
+        assert isinstance(pl_module, SAEModule)
+        if pl_module.d_in != 2 or len(pl_module.saes()) > self.max_saes or not isinstance(data, ActivationDataModule):
+            return
+        samples = data.split("test")
+        points = samples.activations.float()
+        low, high = points.amin(0), points.amax(0)
+        margin = 0.1 * (high - low)
+        low, high = low - margin, high + margin
+        axes = [torch.linspace(float(low[i]), float(high[i]), self.resolution) for i in (0, 1)]
+        grid = torch.stack(torch.meshgrid(*axes, indexing="xy"), dim=-1)
+        extent = (float(low[0]), float(high[0]), float(low[1]), float(high[1]))
+        for name, sae in pl_module.saes().items():
+            f1 = recovery.results[name].f1
+            assert f1 is not None
+            latents = f1.best_latent.clamp_min(0)
+            best = f1.best.tolist()
+            marks, origin = self._marks(sae, latents)
+            figure = receptive_fields(
+                sae.encode(grid.to(sae.device))[..., latents].permute(2, 0, 1),
+                extent,
+                points,
+                samples.concepts,
+                recovery.concept_names,
+                origin=origin,
+                titles=[
+                    f"{concept}: latent {latent}, F1 {value:.2f}"
+                    for concept, latent, value in zip(recovery.concept_names, latents.tolist(), best, strict=True)
+                ],
+                **marks,  # type: ignore[arg-type]
+            )
+            publish(trainer, figure, log_key(name, "test", "receptive_fields"))
+
+    @staticmethod
+    def _marks(sae: BaseSAE, latents: torch.Tensor) -> tuple[dict[str, torch.Tensor], tuple[float, float]]:
+        """Prototypes, or directions and where they start, in raw units."""
+        core = sae.sae
+        weight = core.encoder.weight.detach()[latents]
+        if isinstance(core.encoder, SquaredDistance):
+            return {"prototypes": core.standardizer.inverse(weight)}, (0.0, 0.0)
+        apex = torch.zeros(2, device=weight.device)
+        if core.subtract_decoder_bias and core.decoder.bias is not None:
+            apex = core.decoder.bias.detach()
+        x, y = core.standardizer.inverse(apex).tolist()
+        return {"directions": weight}, (x, y)

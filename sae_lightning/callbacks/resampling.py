@@ -1,0 +1,106 @@
+"""Resampling of dead latents."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from sae_lightning.data.batch import ActivationBatch
+from sae_lightning.modules.base import BaseSAE
+from sae_lightning.modules.module import SAEModule, log_key
+from sae_lightning.modules.optimizers import OptimizerGroup
+from sae_lightning.nn import SquaredDistance
+from sae_lightning.nn.initialization import new_generator
+
+
+class ResampleDeadLatents(pl.Callback):
+    r"""Gives dead latents a new start at samples that the SAE explains badly.
+
+    Every `every_n_steps` steps, each latent that has not fired for `dead_after` batches is put at a sample of the
+    current batch that is drawn with a probability proportional to its squared error: a prototype and its atom at the
+    sample itself, an affine latent (with `encoder_norm` times the mean norm of the live ones) and its atom in the
+    direction of the sample's residual. Its bias is zeroed, and so is the optimizer's memory of it. Works for every SAE.
+
+    Args:
+        every_n_steps: Steps between two rounds, at least 1.
+        dead_after: Training batches without firing after which a latent is dead, at least 1.
+        until_step: Last step of a round; None for all of training.
+        encoder_norm: Norm of a resampled affine encoder row, as a share of the mean of the live ones, positive.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Source: after Bricken et al. (2023), Towards Monosemanticity.
+    """
+
+    def __init__(
+        self, every_n_steps: int = 500, dead_after: int = 100, until_step: int | None = None, encoder_norm: float = 0.2
+    ) -> None:
+        for name, value in {"every_n_steps": every_n_steps, "dead_after": dead_after}.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, but is {value}")
+        if not encoder_norm > 0:
+            raise ValueError(f"encoder_norm must be positive, but is {encoder_norm}")
+        self.every_n_steps = every_n_steps
+        self.dead_after = dead_after
+        self.until_step = until_step
+        self.encoder_norm = encoder_norm
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Resample after the optimizer's step."""
+        assert isinstance(pl_module, SAEModule)
+        step = trainer.global_step
+        if step % self.every_n_steps or (self.until_step is not None and step > self.until_step):
+            return
+        x = self._whole_batch(trainer, pl_module, batch)
+        optimizer = trainer.optimizers[0]
+        for name, sae in pl_module.saes().items():
+            own = optimizer.optimizers[name] if isinstance(optimizer, OptimizerGroup) else optimizer
+            count = self.resample(sae, x, step, own)
+            pl_module.log(log_key(name, "train", "resampled_latents"), float(count))
+
+    @staticmethod
+    def _whole_batch(trainer: pl.Trainer, pl_module: SAEModule, batch: ActivationBatch) -> Tensor:
+        """The batch of all ranks in one order, so that every rank resamples alike."""
+        x = batch.activations
+        if trainer.world_size > 1:
+            gathered = pl_module.all_gather(x)
+            assert isinstance(gathered, Tensor)
+            x = gathered.transpose(0, 1).flatten(0, 1)
+        return x
+
+    @torch.no_grad()
+    def resample(self, sae: BaseSAE, x: Tensor, step: int, optimizer: torch.optim.Optimizer) -> int:
+        """Resample the dead latents of one SAE from raw inputs `(n, d_in)`; returns how many there were."""
+        core = sae.sae
+        dead = (core.batches_silent >= self.dead_after).nonzero().squeeze(-1)
+        if len(dead) == 0:
+            return 0
+        x = core.standardize(x)
+        residual = x - core.autoencode(x).x_hat
+        error = residual.square().sum(-1).double().cpu()
+        generator = new_generator().manual_seed(torch.initial_seed() + step)
+        chosen = torch.multinomial(error + 1e-30, len(dead), replacement=True, generator=generator).to(x.device)
+        if isinstance(core.encoder, SquaredDistance):
+            rows = atoms = x[chosen]
+        else:
+            atoms = torch.nn.functional.normalize(residual[chosen], dim=-1)
+            alive = core.batches_silent < self.dead_after
+            norms = core.encoder.weight.norm(dim=-1)
+            rows = atoms * self.encoder_norm * (norms[alive].mean() if alive.any() else norms.mean())
+        core.encoder.weight[dead] = rows.to(core.encoder.weight.dtype)
+        core.decoder.weight[dead] = atoms.to(core.decoder.weight.dtype)
+        reset = [core.encoder.weight, core.decoder.weight]
+        bias = getattr(core.encoder, "bias", None)
+        if bias is not None:
+            bias[dead] = 0.0
+            reset.append(bias)
+        for parameter in reset:
+            for state in optimizer.state.get(parameter, {}).values():
+                if isinstance(state, Tensor) and state.shape == parameter.shape:
+                    state[dead] = 0.0
+        core.batches_silent[dead] = 0
+        return len(dead)

@@ -1,0 +1,94 @@
+"""The results of a run in one file."""
+
+import json
+import math
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from sae_lightning.loggers import RunTensorBoardLogger
+from sae_lightning.modules.module import SAEModule
+
+
+class ResultsWriter(pl.Callback):
+    """Writes `results.json` to the run's folder, and hyperparameters with final metrics to TensorBoard.
+
+    The file holds one entry per command (`fit`, `validate`, `test`): the last value of every `val/` or `test/` key,
+    seed, versions, wall time and samples seen, beside what was trained. Values that are not finite are null.
+
+    Args:
+        config: What the command line was given, stored as it is.
+    """
+
+    def __init__(self, config: dict[str, Any] | None = None) -> None:
+        self.config = config
+        self._start = 0.0
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Start the clock."""
+        self._start = time.perf_counter()
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the results of training."""
+        self._write(trainer, pl_module, "fit", "val")
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the results of the command `validate` (not of validation during training)."""
+        if trainer.state.fn == "validate":
+            self._write(trainer, pl_module, "validate", "val")
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the results of the test."""
+        self._write(trainer, pl_module, "test", "test")
+
+    def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule, command: str, stage: str) -> None:
+        if not trainer.is_global_zero or not trainer.loggers or trainer.log_dir is None:
+            return
+        assert isinstance(pl_module, SAEModule)
+        metrics = {
+            key: float(value)
+            for key, value in sorted(trainer.callback_metrics.items())
+            if f"/{stage}/" in f"/{key}" and not key.endswith("_step")
+        }
+        path = Path(trainer.log_dir, "results.json")
+        results = json.loads(path.read_text()) if path.exists() else {}
+        results["model"] = pl_module.describe()
+        results[command] = {
+            "metrics": {key: value if math.isfinite(value) else None for key, value in metrics.items()},
+            "seed": int(os.environ["PL_GLOBAL_SEED"]) if "PL_GLOBAL_SEED" in os.environ else None,
+            "wall_time_seconds": round(time.perf_counter() - self._start, 3),
+            "steps": trainer.global_step,
+            "samples_seen": pl_module.samples_seen,
+            "processes": trainer.world_size,
+            "precision": str(trainer.precision),
+            "device": str(pl_module.device),
+            "versions": _versions(),
+            "config": self.config,
+        }
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(results, indent=1))
+        temporary.replace(path)
+        for logger in trainer.loggers:
+            if isinstance(logger, RunTensorBoardLogger):
+                for name, sae in pl_module.saes().items():
+                    logger.log_outcome(name, {"class": type(sae).__name__, **sae.hparams}, metrics)
+
+
+def _versions() -> dict[str, str]:
+    import lightning
+    import torchmetrics
+
+    import sae_lightning
+
+    return {
+        "sae_lightning": sae_lightning.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "lightning": lightning.__version__,
+        "torchmetrics": torchmetrics.__version__,
+    }

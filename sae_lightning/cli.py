@@ -1,0 +1,265 @@
+"""The command line: LightningCLI's fit, validate, test and predict for SAEs."""
+
+import inspect
+import os
+import shutil
+import time
+import warnings
+from argparse import HelpFormatter
+from pathlib import Path
+from typing import Any
+
+import docstring_parser
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+
+from sae_lightning import callbacks, data, modules
+from sae_lightning.loggers import RunCSVLogger, RunTensorBoardLogger
+from sae_lightning.modules.loading import read_checkpoint
+from sae_lightning.modules.module import CHECKPOINT_KEY, SAEModule
+
+MODELS = (modules.SpaDE, modules.ReLUSAE, modules.JumpReLUSAE, modules.TopKSAE, modules.ComposedSAE, modules.Comparison)
+DATA = (data.SeparabilityDataModule, data.TensorDataModule)
+OPTIONAL_CALLBACKS = (callbacks.ResampleDeadLatents,)
+
+_RUN_DIR_VARIABLE = "SAE_LIGHTNING_RUN_DIR"  # how the first process tells the ones it launches
+
+
+class _Parser(LightningArgumentParser):
+    """Names the valid classes where a class is wrong, and every class's arguments in the help."""
+
+    def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
+        for key, classes in (("model", MODELS), ("data", DATA)):
+            if f'"{key}"' in message or f'"{key}.' in message:
+                names = ", ".join(cls.__name__ for cls in classes)
+                message += f"\n\nValid classes for --{key}: {names} (or the import path of your own)."
+        super().error(message, ex)
+
+    def format_help(self, formatter: HelpFormatter | None = None) -> str:
+        text: str = super().format_help(formatter)
+        if not any(action.dest == "model" for action in self._actions):
+            return text
+        sections = [_class_help(f"--model {cls.__name__}", "--model", cls) for cls in MODELS]
+        sections += [_class_help(f"--data {cls.__name__}", "--data", cls) for cls in DATA]
+        sections += [
+            _class_help(f"--trainer.callbacks+={cls.__name__}", "--trainer.callbacks", cls)
+            for cls in OPTIONAL_CALLBACKS
+        ]
+        return "\n".join([text, *sections])
+
+
+def _class_help(title: str, prefix: str, cls: type) -> str:
+    """The arguments of a class, from its signature and docstring."""
+    doc = docstring_parser.parse(inspect.getdoc(cls) or "")
+    meaning = {param.arg_name: " ".join((param.description or "").split()) for param in doc.params}
+    lines = [f"{title}: {doc.short_description}"]
+    for name, parameter in inspect.signature(cls).parameters.items():
+        if name == "d_in":  # linked to the data
+            continue
+        default = parameter.default
+        shown = getattr(default, "__name__", default)
+        note = "required" if default is inspect.Parameter.empty else f"default: {shown}"
+        lines.append(f"  {prefix}.{name}\n      {meaning.get(name, '')} ({note})")
+    return "\n".join(lines) + "\n"
+
+
+class SAECLI(LightningCLI):
+    """LightningCLI with a run folder, default callbacks, and data linked to the model.
+
+    Everything that a run writes lies in `run_dir`: TensorBoard events, metrics.csv, config.yaml, checkpoints,
+    figures and results.json.
+    """
+
+    def __init__(self, args: list[str] | None = None) -> None:
+        super().__init__(
+            SAEModule,
+            data.ActivationDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,  # SAEs describe themselves, also as members of a Comparison
+            save_config_kwargs={"overwrite": True},  # the run folder as a whole is guarded instead
+            trainer_defaults={"max_epochs": 1},
+            parser_class=_Parser,
+            parser_kwargs={"description": "Train, test and compare sparse autoencoders."},
+            args=args,
+        )
+
+    # ------------------------------------------------------------------ arguments
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the run's own arguments, the default callbacks and the link from data to model."""
+        parser.add_argument(
+            "--run_dir",
+            type=str | None,
+            default=None,
+            help="Folder of everything that the run writes; for fit it must be new (or --overwrite, or a resumed run). "
+            "Default: runs/<time>-<model> for fit, the checkpoint's run otherwise.",
+        )
+        parser.add_argument(
+            "--overwrite", type=bool, default=False, help="Whether fit may delete an earlier run in run_dir."
+        )
+        parser.add_argument(
+            "--num_threads",
+            type=int | None,
+            default=None,
+            help="CPU threads per process; small SAEs run fastest with 1. Default: torch's choice.",
+        )
+        parser.add_lightning_class_args(callbacks.RunCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(callbacks.ConceptRecovery, "recovery")
+        parser.add_lightning_class_args(callbacks.RecoveryFigures, "figures")
+        parser.add_lightning_class_args(callbacks.ReceptiveFields, "receptive_fields")
+        parser.add_lightning_class_args(callbacks.TrainingDynamics, "dynamics")
+        parser.add_lightning_class_args(callbacks.CodesWriter, "codes")
+        parser.add_lightning_class_args(callbacks.SAEProgressBar, "progress")
+        parser.link_arguments("data.d_in", "model.init_args.d_in", apply_on="instantiate")
+
+    def _parse_ckpt_path(self) -> None:
+        """Let the class and hyperparameters of a checkpoint win over the command line, and say so."""
+        command = self.config.subcommand
+        given = self.config[command]
+        path = given.get("ckpt_path")
+        if path is None:
+            if command != "fit" and not given.trainer.get("fast_dev_run"):
+                self._refuse(f"{command} needs trained weights: --ckpt_path, such as RUN_DIR/checkpoints/last.ckpt")
+            return
+        try:
+            saved = read_checkpoint(path)[CHECKPOINT_KEY]
+        except (OSError, ValueError) as error:
+            self._refuse(f"--ckpt_path: {error}")
+        saved_args = {key: value for key, value in saved["init_args"].items() if key != "d_in"}
+        model = given.model
+        if model is not None:
+            if _short(model.class_path) != _short(saved["class_path"]):
+                self._refuse(
+                    f"--ckpt_path is a checkpoint of {saved['class_path']}, but --model is {model.class_path}: "
+                    f"use the config of its run, or leave --model out"
+                )
+            changed = list(_differences(model.get("init_args", {}), saved_args))
+            if changed:
+                rank_zero_warn("the checkpoint's hyperparameters replace what was given: " + "; ".join(changed))
+        override = {command: {"model": {"class_path": saved["class_path"], "init_args": saved_args}}}
+        self.config = self.parser.parse_object(override, self.config)
+
+    def _refuse(self, message: str) -> None:
+        """End with a message and status 2."""
+        self._parser(self.config.subcommand).error(message)
+
+    # ------------------------------------------------------------------ the run's folder
+
+    def before_instantiate_classes(self) -> None:
+        """Settle the run's folder before anything is built."""
+        command = self.config.subcommand
+        config = self.config[command]
+        if config.num_threads is not None:
+            if config.num_threads < 1:
+                self._refuse(f"num_threads must be at least 1, but is {config.num_threads}")
+            torch.set_num_threads(config.num_threads)
+        config.run_dir = self._run_dir(command, config)
+        if command == "fit" and config.ckpt_path is None and getattr(rank_zero_only, "rank", 0) == 0:
+            self._claim(Path(config.run_dir), config.overwrite)
+        config.overwrite = False  # so that the saved config, run again, asks anew
+        if config.checkpoint.dirpath is None:
+            config.checkpoint.dirpath = str(Path(config.run_dir, "checkpoints"))
+        self.save_config_kwargs["config_filename"] = "config.yaml" if command == "fit" else f"config-{command}.yaml"
+
+    @staticmethod
+    def _run_dir(command: str, config: Any) -> str:
+        if config.run_dir is not None:
+            return str(config.run_dir)
+        if _RUN_DIR_VARIABLE in os.environ:
+            return os.environ[_RUN_DIR_VARIABLE]
+        if config.ckpt_path is not None and Path(config.ckpt_path).parent.name == "checkpoints":
+            return str(Path(config.ckpt_path).parent.parent)
+        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{_short(config.model.class_path)}"
+        os.environ[_RUN_DIR_VARIABLE] = str(Path("runs", name))
+        return os.environ[_RUN_DIR_VARIABLE]
+
+    def _claim(self, run_dir: Path, overwrite: bool) -> None:
+        """Make sure that the folder is new, or an earlier run that may be deleted."""
+        if not run_dir.exists() or not any(run_dir.iterdir()):
+            return
+        if not overwrite:
+            self._refuse(
+                f"run_dir {str(run_dir)!r} exists already: choose another --run_dir, continue it with "
+                f"--ckpt_path {run_dir}/checkpoints/last.ckpt, or replace it with --overwrite true"
+            )
+        if not (run_dir / "config.yaml").is_file():
+            self._refuse(f"run_dir {str(run_dir)!r} holds no earlier run (no config.yaml), so it is not deleted")
+        shutil.rmtree(run_dir)
+
+    # ------------------------------------------------------------------ building
+
+    def instantiate_classes(self) -> None:
+        """Build data, model and trainer; a wrong argument ends with its message alone."""
+        try:
+            super().instantiate_classes()
+        except (ValueError, TypeError, FileNotFoundError) as error:
+            if os.environ.get("SAE_LIGHTNING_TRACEBACK"):
+                raise
+            self._refuse(str(error))
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Add the run folder's loggers where the user named none."""
+        config = self.config[self.config.subcommand]
+        if config.trainer.logger in (None, True):
+            kwargs["logger"] = [RunTensorBoardLogger(config.run_dir), RunCSVLogger(config.run_dir)]
+        if config.trainer.default_root_dir is None:
+            kwargs["default_root_dir"] = config.run_dir
+        return super().instantiate_trainer(**kwargs)
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks_: list[Callback]) -> Trainer:
+        """Leave out default callbacks that the user switched off, and store the config with the results."""
+        off: tuple[type[Callback], ...] = ()
+        if config.get("enable_progress_bar") is False or config.get("barebones"):
+            off += (ProgressBar,)
+        if config.get("enable_checkpointing") is False or config.get("barebones"):
+            off += (ModelCheckpoint,)
+        kept = [callback for callback in callbacks_ if not isinstance(callback, off)]
+        if not config.get("barebones"):
+            import yaml
+
+            dump = self._parser(self.subcommand).dump(self.config[self.config.subcommand], skip_none=False)
+            kept.append(callbacks.ResultsWriter(yaml.safe_load(dump)))
+        return super()._instantiate_trainer(config, kept)
+
+
+def _short(class_path: str) -> str:
+    return class_path.rpartition(".")[2]
+
+
+def _differences(given: Any, saved: Any, path: str = "model") -> Any:
+    """Yield a sentence for each plain value in `given` that `saved` has otherwise."""
+    given = given.as_dict() if hasattr(given, "as_dict") else given
+    if isinstance(given, dict) and isinstance(saved, dict):
+        for key in given.keys() & saved.keys():
+            if key == "class_path":
+                if _short(given[key]) != _short(saved[key]):
+                    yield f"{path} {given[key]} by {saved[key]}"
+            else:
+                yield from _differences(given[key], saved[key], path if key == "init_args" else f"{path}.{key}")
+    elif given != saved:
+        yield f"{path}={given} by {saved}"
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line.
+
+    Args:
+        args: Arguments without the program's name; None takes `sys.argv`.
+    """
+    # batches are indexed out of memory: Lightning's advice to use worker processes does not apply
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # the module checks batches before their transfer, whatever the data module is
+    warnings.filterwarnings("ignore", message=".*overridden `on_before_batch_transfer` in `LightningModule`.*")
+    # Lightning 2.6 uses a name that torch 2.13 deprecates
+    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
+    SAECLI(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""The base of all sources of activations."""
+
+from abc import abstractmethod
+from typing import Literal
+
+import lightning.pytorch as pl
+import torch
+from torch.utils.data import DataLoader
+
+from sae_lightning.data.batch import ActivationBatch
+from sae_lightning.data.loading import ActivationDataset, BatchIndices, batch_loader
+
+Split = Literal["train", "val", "test"]
+
+
+class ActivationDataModule(pl.LightningDataModule):
+    """A source of activations, held in memory and split into training, validation and test.
+
+    Subclasses set `d_in` and `concept_names` in their constructor (they are valid right after it, so that the
+    command line can link `d_in` to the model) and make the splits in `make_split`. `predict` reads the test split.
+
+    Args:
+        d_in: Size of an activation.
+        concept_names: Names of the concepts, in the order of their labels; empty for unlabelled data.
+        batch_size: Training samples per step and process, at least 1.
+        eval_batch_size: Samples per step and process in validation, test and prediction, at least 1.
+        seed: Seed of what is drawn; None takes the program's seed.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    def __init__(
+        self, d_in: int, concept_names: list[str], batch_size: int, eval_batch_size: int, seed: int | None
+    ) -> None:
+        super().__init__()
+        for name, value in {"batch_size": batch_size, "eval_batch_size": eval_batch_size}.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, but is {value}")
+        self.d_in = d_in
+        self.concept_names = concept_names
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.seed = torch.initial_seed() if seed is None else seed
+        self._splits: dict[Split, ActivationDataset] = {}
+
+    @property
+    def n_concepts(self) -> int:
+        """Number of concepts; 0 for unlabelled data."""
+        return len(self.concept_names)
+
+    @abstractmethod
+    def make_split(self, split: Split) -> ActivationDataset:
+        """Draw or read one split; called once per process and split."""
+
+    def setup(self, stage: str | None = None) -> None:
+        """Agree on one seed across ranks."""
+        if self.trainer is not None:
+            self.seed = self.trainer.strategy.broadcast(self.seed)
+
+    def split(self, split: Split) -> ActivationDataset:
+        """One split, made when it is first asked for."""
+        if split not in self._splits:
+            self._splits[split] = self.make_split(split)
+        return self._splits[split]
+
+    def _loader(self, split: Split, batch_size: int) -> DataLoader[ActivationBatch]:
+        dataset = self.split(split)
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        training = split == "train"
+        per_step = batch_size * world_size
+        if training and len(dataset) < per_step:
+            raise ValueError(
+                f"the training split must hold at least one batch of batch_size * processes = {per_step} samples, "
+                f"but holds {len(dataset)}"
+            )
+        seed = self.seed if training else None
+        indices = BatchIndices(len(dataset), batch_size, rank, world_size, seed, drop_last=training)
+        return batch_loader(dataset, indices, pin_memory=torch.cuda.is_available())
+
+    def train_dataloader(self) -> DataLoader[ActivationBatch]:
+        """Shuffled training batches; what does not fill a batch is left out of an epoch."""
+        return self._loader("train", self.batch_size)
+
+    def val_dataloader(self) -> DataLoader[ActivationBatch]:
+        """Every validation sample once."""
+        return self._loader("val", self.eval_batch_size)
+
+    def test_dataloader(self) -> DataLoader[ActivationBatch]:
+        """Every test sample once."""
+        return self._loader("test", self.eval_batch_size)
+
+    def predict_dataloader(self) -> DataLoader[ActivationBatch]:
+        """Every test sample once, in stored order."""
+        return self._loader("test", self.eval_batch_size)

@@ -1,0 +1,73 @@
+"""In-memory activations, read in whole batches that are disjoint across ranks."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from sae_lightning.data.batch import ActivationBatch
+from sae_lightning.data.seeding import seeded_generator
+
+
+class ActivationDataset(Dataset[ActivationBatch]):
+    """Activations with their concepts; an index is a tensor of positions, an item is a batch.
+
+    Args:
+        activations: `(n, d_in)`.
+        concepts: int64 `(n,)` or bool `(n, n_concepts)`.
+    """
+
+    def __init__(self, activations: Tensor, concepts: Tensor) -> None:
+        self.activations = activations
+        self.concepts = concepts
+
+    def __len__(self) -> int:
+        return len(self.activations)
+
+    def __getitem__(self, index: Tensor) -> ActivationBatch:
+        return ActivationBatch(self.activations[index], self.concepts[index])
+
+
+class BatchIndices(DistributedSampler[Tensor]):
+    """Yields the positions of one batch at a time; the ranks' batches are disjoint and never padded.
+
+    All ranks walk through one order and take every `world_size`-th position of each global batch, so that the
+    ranks' batches together are the batch that one process of `world_size * batch_size` would see. (It derives from
+    DistributedSampler so that Lightning leaves it in place.)
+
+    Args:
+        n: Number of samples.
+        batch_size: Samples per batch and rank, at least 1.
+        rank: This process.
+        world_size: Number of processes.
+        shuffle_seed: Seed of the order, drawn anew every epoch; None keeps the stored order.
+        drop_last: Whether to leave out what does not fill a batch on every rank.
+    """
+
+    def __init__(
+        self, n: int, batch_size: int, rank: int, world_size: int, shuffle_seed: int | None, drop_last: bool
+    ) -> None:
+        self.n = n
+        self.per_batch = batch_size * world_size
+        self.rank = rank
+        self.world_size = world_size
+        self.shuffle_seed = shuffle_seed
+        self.drop_last = drop_last
+        self.epoch = 0  # Lightning sets it through `set_epoch`
+
+    def __len__(self) -> int:
+        return self.n // self.per_batch if self.drop_last else -(-self.n // self.per_batch)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        if self.shuffle_seed is None:
+            order = torch.arange(self.n)
+        else:
+            order = torch.randperm(self.n, generator=seeded_generator(self.shuffle_seed, self.epoch))
+        for i in range(len(self)):
+            yield order[i * self.per_batch : (i + 1) * self.per_batch][self.rank :: self.world_size]
+
+
+def batch_loader(dataset: ActivationDataset, indices: BatchIndices, pin_memory: bool) -> DataLoader[ActivationBatch]:
+    """A DataLoader whose items are whole batches, in the process itself (indexing memory needs no workers)."""
+    return DataLoader(dataset, sampler=indices, batch_size=None, pin_memory=pin_memory)

@@ -1,0 +1,160 @@
+"""A user's own activations from files."""
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sae_lightning.data.datamodule import ActivationDataModule, Split
+from sae_lightning.data.loading import ActivationDataset
+from sae_lightning.data.seeding import seeded_generator
+
+
+def read_tensor(path: str | os.PathLike[str], key: str | None = None) -> Tensor:
+    """Read one tensor from a .npy, .safetensors or .pt file, without executing code from it.
+
+    Args:
+        path: The file.
+        key: Which tensor, for files that hold several; None where there is just one.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the format is unknown, the file is damaged, or `key` does not name a tensor in it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {os.fspath(path)!r}")
+    tensors: object
+    try:
+        if path.suffix == ".npy":
+            import numpy as np
+
+            tensors = torch.from_numpy(np.load(path, allow_pickle=False))
+        elif path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            tensors = load_file(path)
+        elif path.suffix in (".pt", ".pth"):
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
+        else:
+            raise ValueError("its ending must be .npy, .safetensors or .pt")
+    except Exception as error:
+        raise ValueError(f"{os.fspath(path)!r} cannot be read as a tensor: {error}") from error
+    if isinstance(tensors, dict):
+        names = sorted(name for name, value in tensors.items() if isinstance(value, Tensor))
+        if key is None and len(names) == 1:
+            key = names[0]
+        if key not in names:
+            raise ValueError(f"key must name one of the tensors {names} in {os.fspath(path)!r}, but is {key!r}")
+        tensors = tensors[key]
+    if not isinstance(tensors, Tensor):
+        raise ValueError(f"{os.fspath(path)!r} must hold a tensor, but holds a {type(tensors).__name__}")
+    return tensors
+
+
+class TensorDataModule(ActivationDataModule):
+    """Activations from a .npy, .safetensors or .pt file, with optional labels.
+
+    Samples are put into a random order (drawn from `seed`) and split; training batches are shuffled every epoch.
+
+    Args:
+        path: File with the activations, `(n, d_in)`, of a floating-point type.
+        labels: File with the labels: integers `(n,)` with -1 for unlabelled, or bool `(n, n_concepts)`.
+        key: Name of the activations in a file with several tensors.
+        labels_key: Name of the labels in a file with several tensors.
+        concept_names: Names of the concepts in the order of their labels; None numbers them.
+        val_fraction: Share of the samples for validation, between 0 and 1.
+        test_fraction: Share of the samples for test and prediction, between 0 and 1.
+        batch_size: Training samples per step and process, at least 1.
+        eval_batch_size: Samples per step and process in validation, test and prediction, at least 1.
+        seed: Seed of split and order; None takes the program's seed.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If a file is damaged, has the wrong rank, type or length, holds NaN or infinities, or labels lie
+            outside the concepts; or if a split would be empty.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        labels: str | None = None,
+        key: str | None = None,
+        labels_key: str | None = None,
+        concept_names: list[str] | None = None,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.1,
+        batch_size: int = 1024,
+        eval_batch_size: int = 4096,
+        seed: int | None = None,
+    ) -> None:
+        activations = _checked_activations(read_tensor(path, key), path)
+        if labels is None:
+            concepts = torch.full((len(activations),), -1)
+            names = concept_names or []
+        else:
+            concepts, n_concepts = _checked_labels(read_tensor(labels, labels_key), labels, len(activations))
+            names = concept_names or [f"C{i}" for i in range(n_concepts)]
+            if n_concepts > len(names) or (concepts.ndim == 2 and n_concepts != len(names)):
+                raise ValueError(
+                    f"concept_names must name all concepts, but there are {len(names)} names and {n_concepts} concepts"
+                )
+        super().__init__(activations.shape[1], names, batch_size, eval_batch_size, seed)
+        for name, value in {"val_fraction": val_fraction, "test_fraction": test_fraction}.items():
+            if not 0 < value < 1:
+                raise ValueError(f"{name} must lie between 0 and 1, but is {value}")
+        n_val, n_test = int(len(activations) * val_fraction), int(len(activations) * test_fraction)
+        n_train = len(activations) - n_val - n_test
+        if min(n_train, n_val, n_test) < 1:
+            raise ValueError(
+                f"every split must hold a sample, but {len(activations)} samples give "
+                f"{n_train} for training, {n_val} for validation and {n_test} for test"
+            )
+        self._data = ActivationDataset(activations, concepts)
+        self._bounds: dict[Split, tuple[int, int]] = {
+            "train": (0, n_train),
+            "val": (n_train, n_train + n_val),
+            "test": (n_train + n_val, len(activations)),
+        }
+
+    def make_split(self, split: Split) -> ActivationDataset:
+        """Take one split's samples out of the shuffled whole."""
+        start, end = self._bounds[split]
+        chosen = torch.randperm(len(self._data), generator=seeded_generator(self.seed))[start:end]
+        return ActivationDataset(*self._data[chosen])
+
+
+def _checked_activations(x: Tensor, path: str) -> Tensor:
+    if x.ndim != 2:
+        raise ValueError(f"activations must have two dimensions (n, d_in), but those in {path!r} have {x.ndim}")
+    if not x.is_floating_point():
+        raise ValueError(f"activations must be floating-point numbers, but those in {path!r} are {x.dtype}")
+    if len(x) < 2:
+        raise ValueError(f"activations must hold at least two samples, but those in {path!r} hold {len(x)}")
+    if x.dtype == torch.float64:
+        x = x.float()
+    bad = (~x.isfinite()).nonzero()
+    if len(bad):
+        row, feature = bad[0].tolist()
+        raise ValueError(
+            f"activations must be finite, but {path!r} holds {x[row, feature].item()} at row {row}, feature {feature} "
+            f"({len(bad)} such values in all)"
+        )
+    return x
+
+
+def _checked_labels(labels: Tensor, path: str, n: int) -> tuple[Tensor, int]:
+    if len(labels) != n:
+        raise ValueError(f"labels must be as many as activations, {n}, but {path!r} holds {len(labels)}")
+    if labels.ndim == 2 and labels.dtype == torch.bool:
+        return labels, labels.shape[1]
+    if labels.ndim != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
+        raise ValueError(
+            "labels must be integers (n,) or bool (n, n_concepts), "
+            f"but those in {path!r} have shape {tuple(labels.shape)} and type {labels.dtype}"
+        )
+    labels = labels.long()
+    if labels.amin() < -1:
+        raise ValueError(f"labels must be at least -1 (unlabelled), but those in {path!r} reach {labels.amin().item()}")
+    return labels, int(labels.amax()) + 1

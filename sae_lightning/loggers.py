@@ -1,0 +1,119 @@
+"""Loggers of a run's folder: TensorBoard with a curve per SAE, and a CSV file that later commands add to."""
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.utilities import rank_zero_only
+
+_STAGES = ("train", "val", "test")
+
+
+def split_member(key: str) -> tuple[str, str]:
+    """Split `spade/val/f1` into the SAE's name and the rest; a key without a name keeps the empty one."""
+    name, _, rest = key.partition("/")
+    return (name, rest) if name not in _STAGES and rest.startswith(_STAGES) else ("", key)
+
+
+class RunTensorBoardLogger(TensorBoardLogger):
+    """Writes each SAE of a comparison as a TensorBoard run of its own, so that their curves share one chart.
+
+    Args:
+        run_dir: The run's folder; a member's events go to the folder of its name.
+    """
+
+    def __init__(self, run_dir: str) -> None:
+        super().__init__(save_dir=run_dir, name="", version="", default_hp_metric=False)
+        self._members: dict[str, Any] = {}
+
+    def _writer(self, name: str) -> Any:
+        if not name:
+            return self.experiment
+        if name not in self._members:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._members[name] = SummaryWriter(log_dir=str(Path(self.log_dir, name)))
+        return self._members[name]
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Write scalars, each to the run that its key names."""
+        for key, value in metrics.items():
+            name, tag = split_member(key)
+            self._writer(name).add_scalar(tag, value, step)
+
+    @rank_zero_only
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Leave out what Lightning logs at the start: the HPARAMS tab needs the final metrics (`log_outcome`)."""
+
+    @rank_zero_only
+    def log_outcome(self, name: str, hparams: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """Write one SAE's hyperparameters with its final metrics, a row of TensorBoard's HPARAMS tab.
+
+        Args:
+            name: Name of the SAE, empty for a single one.
+            hparams: Its hyperparameters.
+            metrics: Logged metrics of all SAEs.
+        """
+        from torch.utils.tensorboard.summary import hparams as summarize
+
+        split = {split_member(key): value for key, value in metrics.items()}
+        own = {tag: value for (member, tag), value in split.items() if member == name}
+        plain = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in hparams.items()}
+        outcome = {f"hparams/{tag}": value for tag, value in own.items()}
+        writer = self._writer(name)
+        for summary in summarize(plain, outcome):  # type: ignore[no-untyped-call]
+            writer.file_writer.add_summary(summary)
+        for tag, value in outcome.items():
+            writer.add_scalar(tag, value, 0)
+        writer.flush()
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Flush all writers. (Hyperparameters are in config.yaml, so no further file is written.)"""
+        for writer in (self.experiment, *self._members.values()):
+            writer.flush()
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Close all writers."""
+        super().finalize(status)
+        for writer in self._members.values():
+            writer.close()
+        self._members = {}
+
+
+class _AppendingWriter(ExperimentWriter):
+    """Goes on with an existing file instead of deleting it."""
+
+    def _check_log_dir_exists(self) -> None:
+        path = Path(self.metrics_file_path)
+        if path.is_file():
+            with path.open(newline="") as file:
+                self.metrics_keys = next(csv.reader(file), [])
+
+
+class RunCSVLogger(CSVLogger):
+    """Writes `metrics.csv` to the run's folder; a resumed run or a later test adds its rows.
+
+    Args:
+        run_dir: The run's folder.
+    """
+
+    def __init__(self, run_dir: str) -> None:
+        super().__init__(save_dir=run_dir, name="", version="")
+
+    @property
+    def experiment(self) -> Any:
+        """The writer of the file, on rank zero."""
+        if self._experiment is None and getattr(rank_zero_only, "rank", 0) == 0:
+            Path(self.log_dir).mkdir(parents=True, exist_ok=True)
+            self._experiment = _AppendingWriter(log_dir=self.log_dir)
+        return super().experiment
+
+    @rank_zero_only
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Leave hyperparameters to the run's config.yaml and results.json."""

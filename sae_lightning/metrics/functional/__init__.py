@@ -1,0 +1,29 @@
+"""The formulas of :mod:`sae_lightning.metrics`, as pure functions of tensors (torch only)."""
+
+from sae_lightning.metrics.functional.code_similarity import CodeSimilarityResult, code_similarity
+from sae_lightning.metrics.functional.concept_discovery import ConceptDiscoveryResult, concept_discovery
+from sae_lightning.metrics.functional.concept_f1 import ConceptF1Result, concept_f1
+from sae_lightning.metrics.functional.dead_latents import DeadLatentsResult, dead_latents
+from sae_lightning.metrics.functional.l0 import L0Result, l0
+from sae_lightning.metrics.functional.latent_similarity import LatentSimilarityResult, latent_similarity
+from sae_lightning.metrics.functional.monosemanticity import MonosemanticityResult, monosemanticity
+from sae_lightning.metrics.functional.normalized_mse import NormalizedMSEResult, normalized_mse
+
+__all__ = [
+    "CodeSimilarityResult",
+    "ConceptDiscoveryResult",
+    "ConceptF1Result",
+    "DeadLatentsResult",
+    "L0Result",
+    "LatentSimilarityResult",
+    "MonosemanticityResult",
+    "NormalizedMSEResult",
+    "code_similarity",
+    "concept_discovery",
+    "concept_f1",
+    "dead_latents",
+    "l0",
+    "latent_similarity",
+    "monosemanticity",
+    "normalized_mse",
+]

@@ -1,0 +1,53 @@
+"""What every metric asks of its tensors, checked once and in one wording."""
+
+import torch
+from torch import Tensor
+
+from sae_lightning.nn.firing import FIRING_THRESHOLD
+
+
+def check_size(name: str, value: int, minimum: int) -> int:
+    """Return ``value`` if it is an integer of at least ``minimum``.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ValueError(f"`{name}` must be an integer >= {minimum}, got {value!r}.")
+    return value
+
+
+def check_matrix(name: str, values: Tensor, columns: int | None = None, rows: int | None = None) -> Tensor:
+    """Return ``values`` without its graph if it is a floating point matrix of the asked shape.
+
+    Args:
+        name: The argument's name, for the message.
+        values: The tensor to check.
+        columns: Its number of columns, ``None`` for any.
+        rows: Its number of rows, ``None`` for any.
+
+    Raises:
+        ValueError: if it is not a matrix of that shape, or not floating point.
+    """
+    wanted = f"[{'batch' if rows is None else rows}, {'any' if columns is None else columns}]"
+    if values.ndim != 2 or columns not in (None, values.shape[1]) or rows not in (None, values.shape[0]):
+        raise ValueError(f"`{name}` must have shape {wanted}, got {list(values.shape)}.")
+    if not values.is_floating_point():
+        raise ValueError(f"`{name}` must be a floating point tensor, got {values.dtype}.")
+    return values.detach()
+
+
+def fires(codes: Tensor, threshold: float = FIRING_THRESHOLD) -> Tensor:
+    """Tell where ``codes > threshold``, compared in at least float32.
+
+    Half precision would round the threshold itself (1e-6 is subnormal there), so codes are widened first.
+
+    Args:
+        codes: ``(batch, d_sae)``.
+        threshold: The value to exceed.
+
+    Returns:
+        Bool tensor ``(batch, d_sae)``.
+    """
+    wide = codes if codes.dtype == torch.float64 else codes.float()
+    return wide > threshold

@@ -1,0 +1,159 @@
+"""BaseSAE: one sparse autoencoder as a LightningModule, composed from its three parts."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from sae_lightning.modules.module import Evaluation, SAEModule
+from sae_lightning.modules.optimizers import LRSchedulerCallable, OptimizerCallable, adam, make_scheduler
+from sae_lightning.nn import Decoder, Encoder, Initialization, Projection, Regularizer, SAEOutput, SparseAutoencoder
+from sae_lightning.nn.initialization import (
+    calibrate_lambda,
+    initialize_from_data,
+    initialize_weights,
+    new_generator,
+)
+from sae_lightning.nn.parts import require_positive
+
+
+class BaseSAE(SAEModule):
+    r"""A sparse autoencoder: encoder, projection and decoder, with a regularizer that is weighted by gamma.
+
+    $$ \mathrm{loss} = \mathrm{mean}_{batch} \|\tilde x - \hat x\|^2 + \gamma \, \mathrm{mean}_{batch} R(z, x) $$
+
+    Subclasses name the parts; `forward`, `encode` and `decode` take and return raw units.
+
+    Args:
+        encoder: Maps standardised inputs to pre-codes.
+        projection: Maps pre-codes to sparse codes.
+        decoder: Maps codes to standardised reconstructions.
+        regularizer: What codes cost, or None.
+        gamma: Weight of the regularizer, at least 0.
+        standardize: Whether the SAE standardises its inputs (mean 0, mean squared norm `d_in`).
+        subtract_decoder_bias: Whether the encoder sees `x - b_dec`.
+        init: Initial rows of both matrices.
+        l0_init: Mean L0 on the first samples to which lambda is calibrated, or None.
+        n_init_samples: Training samples from which standardisation and initial values are taken.
+        optimizer: Makes the optimizer from the parameters.
+        lr_scheduler: Makes the learning-rate schedule, which steps once per training step.
+
+    Raises:
+        ValueError: If an argument is out of range or the parts do not fit.
+    """
+
+    undescribed = frozenset({"optimizer", "lr_scheduler"})
+    initialized: Tensor
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        projection: Projection,
+        decoder: Decoder,
+        regularizer: Regularizer | None,
+        gamma: float,
+        *,
+        standardize: bool,
+        subtract_decoder_bias: bool,
+        init: Initialization,
+        n_init_samples: int,
+        l0_init: float | None = None,
+        optimizer: OptimizerCallable = adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        super().__init__(encoder.d_in)
+        if not gamma >= 0:
+            raise ValueError(f"gamma must be at least 0, but is {gamma}")
+        require_positive("n_init_samples", n_init_samples)
+        if l0_init is not None and not 1 <= l0_init <= encoder.d_sae:
+            raise ValueError(f"l0_init must lie between 1 and d_sae = {encoder.d_sae}, but is {l0_init}")
+        self.sae = SparseAutoencoder(encoder, projection, decoder, standardize, subtract_decoder_bias)
+        if regularizer is not None:
+            regularizer.check(self.sae)
+        self.regularizer = regularizer
+        self.d_sae = encoder.d_sae
+        self.gamma = gamma
+        self.init = init
+        self.l0_init = l0_init
+        self.n_init_samples = max(n_init_samples, self.d_sae if init == "data" else 1)
+        self._make_optimizer = optimizer
+        self._lr_scheduler = lr_scheduler
+        self.register_buffer("initialized", torch.tensor(False))
+        # data points are not there yet: until then "data" starts from random directions
+        initialize_weights(self.sae, "normal" if init == "normal" else "unit", new_generator())
+        self.save_hyperparameters(self.describe()["init_args"])
+
+    def saes(self) -> dict[str, "BaseSAE"]:
+        """This SAE alone, under the empty name."""
+        return {"": self}
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor) -> None:
+        """Fit standardisation, and take initial values from data where that was asked for.
+
+        Args:
+            x: Raw training samples, `(n, d_in)`.
+        """
+        self.sae.standardizer.fit(x)
+        x = self.sae.standardize(x)
+        if self.init == "data":
+            initialize_from_data(self.sae, x, new_generator())
+        if self.l0_init is not None:
+            calibrate_lambda(self.sae, x, self.l0_init)
+        self.initialized.fill_(True)
+
+    def forward(self, x: Tensor) -> SAEOutput:
+        """Return reconstructions (raw units), codes and pre-codes of raw inputs `(..., d_in)`."""
+        out: SAEOutput = self.sae(x)
+        return out
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Return the codes of raw inputs: `(..., d_in)` to `(..., d_sae)`."""
+        return self.sae.encode(x)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Return reconstructions in raw units: `(..., d_sae)` to `(..., d_in)`."""
+        return self.sae.decode(codes)
+
+    def learn(self, x: Tensor) -> Evaluation:
+        """Evaluate a training batch of raw inputs, and count which latents stayed silent in it."""
+        x = self.sae.standardize(x)
+        out = self.sae.autoencode(x)
+        fired = self.sae.fired(out.codes)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            counts = fired.to(torch.int32)
+            torch.distributed.all_reduce(counts, op=torch.distributed.ReduceOp.MAX)
+            fired = counts.bool()
+        self.sae.count_silence(fired)
+        return Evaluation(x, out, self._terms(x, out))
+
+    def evaluate(self, x: Tensor) -> Evaluation:
+        """Standardised inputs, outputs and loss terms of a batch of raw inputs; changes nothing."""
+        x = self.sae.standardize(x)
+        out = self.sae.autoencode(x)
+        return Evaluation(x, out, self._terms(x, out))
+
+    def _terms(self, x: Tensor, out: SAEOutput) -> dict[str, Tensor]:
+        mse = (x - out.x_hat).square().sum(-1).mean()
+        terms = {"loss": mse, "mse": mse.detach()}
+        if self.regularizer is not None and self.gamma > 0:
+            regularizer = self.regularizer(self.sae, x, out).mean()
+            terms["loss"] = mse + self.gamma * regularizer
+            terms["regularizer"] = regularizer.detach()
+        return terms
+
+    def configure_optimizers(self) -> Any:
+        """Optimizer and, where there is one, schedule, which steps with every training step."""
+        optimizer, scheduler = self.make_optimizer()
+        if scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def make_optimizer(self) -> tuple[Optimizer, torch.optim.lr_scheduler.LRScheduler | None]:
+        """Build this SAE's own optimizer and schedule."""
+        optimizer = self._make_optimizer(self.parameters())
+        if hasattr(optimizer, "_step_supports_amp_scaling"):
+            # fused optimizers would unscale fp16 gradients within their step, which is too late for clipping
+            optimizer._step_supports_amp_scaling = False
+        return optimizer, make_scheduler(optimizer, self._lr_scheduler)

@@ -1,0 +1,72 @@
+"""Load trained SAEs from checkpoints, without executing what is in them."""
+
+import os
+import pickle
+from typing import Any
+
+import torch
+
+from sae_lightning.modules.base import BaseSAE
+from sae_lightning.modules.comparison import Comparison
+from sae_lightning.modules.module import CHECKPOINT_KEY, SAEModule
+from sae_lightning.nn.parts import build
+
+
+def read_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> dict[str, Any]:
+    """Read a checkpoint of this project with `weights_only=True`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is truncated, damaged, unsafe to load, or was not made by sae_lightning.
+    """
+    try:
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    except FileNotFoundError:
+        raise
+    except (RuntimeError, EOFError, pickle.UnpicklingError, OSError) as error:
+        raise ValueError(f"checkpoint {os.fspath(path)!r} cannot be read (truncated or damaged?): {error}") from error
+    if not isinstance(checkpoint, dict) or CHECKPOINT_KEY not in checkpoint:
+        raise ValueError(f"checkpoint {os.fspath(path)!r} was not made by sae_lightning")
+    return checkpoint
+
+
+def load_module(path: str | os.PathLike[str], map_location: Any = "cpu") -> SAEModule:
+    """Load what a run trained, an SAE or a Comparison, in evaluation mode.
+
+    Args:
+        path: A checkpoint, made by the command line or by a Trainer in Python.
+        map_location: Device to load to.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no checkpoint of this project.
+    """
+    checkpoint = read_checkpoint(path, map_location)
+    saved = checkpoint[CHECKPOINT_KEY]
+    module = build({key: saved[key] for key in ("class_path", "init_args")}, SAEModule)  # type: ignore[type-abstract]
+    module.load_state_dict(checkpoint["state_dict"])
+    module.samples_seen = saved["samples_seen"]
+    return module.to(map_location).eval()
+
+
+def load_sae(path: str | os.PathLike[str], member: str | None = None, map_location: Any = "cpu") -> BaseSAE:
+    """Load one trained SAE in evaluation mode: it takes raw activations.
+
+    Args:
+        path: A checkpoint, made by the command line or by a Trainer in Python.
+        member: Which SAE of a Comparison's checkpoint.
+        map_location: Device to load to.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no checkpoint of this project, or `member` does not name an SAE in it.
+    """
+    module = load_module(path, map_location)
+    if isinstance(module, BaseSAE):
+        if member is not None:
+            raise ValueError(f"member must be None for a checkpoint of one {type(module).__name__}, but is {member!r}")
+        return module
+    assert isinstance(module, Comparison)
+    if member not in module.saes():
+        raise ValueError(f"member must be one of {sorted(module.saes())}, but is {member!r}")
+    return module.saes()[member]

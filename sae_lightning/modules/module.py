@@ -1,0 +1,221 @@
+"""The Lightning glue that one SAE and a comparison of several share."""
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from sae_lightning.data.batch import ActivationBatch, as_batch
+from sae_lightning.nn import FIRING_THRESHOLD, SAEOutput
+from sae_lightning.nn.parts import Recorded
+
+if TYPE_CHECKING:
+    from sae_lightning.modules.base import BaseSAE
+
+CHECKPOINT_KEY = "sae_lightning"
+
+
+class Evaluation(NamedTuple):
+    """What one SAE made of one batch."""
+
+    x: Tensor
+    """Standardised inputs, `(batch, d_in)`."""
+    out: SAEOutput
+    """Standardised reconstructions, codes and pre-codes."""
+    terms: dict[str, Tensor]
+    """Named scalars: `loss`, `mse` and, where there is one, `regularizer`."""
+
+    def l0(self) -> Tensor:
+        """Mean number of latents that fire per sample."""
+        return (self.out.codes > FIRING_THRESHOLD).sum(-1).double().mean().float()
+
+
+def log_key(name: str, stage: str, metric: str) -> str:
+    """The key under which a metric is logged: `val/f1`, or `spade/val/f1` for a named SAE."""
+    return f"{name}/{stage}/{metric}" if name else f"{stage}/{metric}"
+
+
+class Predictions(NamedTuple):
+    """Codes of one batch by SAE, with the batch's concepts."""
+
+    codes: dict[str, Tensor]
+    concepts: Tensor
+
+
+class SAEModule(Recorded, pl.LightningModule):
+    """Trains, evaluates and describes one or several SAEs; knows no formula.
+
+    Args:
+        d_in: Size of an activation.
+    """
+
+    d_in: int
+
+    def __init__(self, d_in: int) -> None:
+        super().__init__()
+        self.d_in = d_in
+        self.samples_seen = 0
+
+    @abstractmethod
+    def saes(self) -> "dict[str, BaseSAE]":
+        """The SAEs by name; a single one has the empty name."""
+
+    # ------------------------------------------------------------------ set-up
+
+    def setup(self, stage: str) -> None:
+        """Check that data and model fit, and keep DDP from sending buffers: they are equal on all ranks.
+
+        Raises:
+            ValueError: If the data's `d_in` is not the model's.
+        """
+        data_d_in = getattr(self.trainer.datamodule, "d_in", self.d_in)  # type: ignore[attr-defined]
+        if data_d_in != self.d_in:
+            raise ValueError(
+                f"model.d_in must equal data.d_in, but they are {self.d_in} and {data_d_in} "
+                "(leave model.d_in out on the command line: it is linked to the data)"
+            )
+        self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
+
+    def on_fit_start(self) -> None:
+        """Fit standardisation and initial values to training data, once; a resumed run keeps its own."""
+        pending = [sae for sae in self.saes().values() if not sae.initialized]
+        if pending:
+            sample = self._sample_training_data(max(sae.n_init_samples for sae in pending))
+            for sae in pending:
+                sae.initialize(sample[: sae.n_init_samples])
+
+    @torch.no_grad()
+    def _sample_training_data(self, n: int) -> Tensor:
+        """The first `n` samples of the training stream, the same on every rank, `(<= n, d_in)`."""
+        self.trainer.fit_loop.setup_data()
+        collected: list[Tensor] = []
+        count = 0
+        for batch in self.trainer.train_dataloader or ():
+            x = self._checked(as_batch(batch), f"batch {len(collected)} of the training stream").activations
+            x = x.to(self.device)
+            if self.trainer.world_size > 1:  # interleave the ranks' batches, as one process would see them
+                gathered = self.all_gather(x)
+                assert isinstance(gathered, Tensor)
+                x = gathered.transpose(0, 1).flatten(0, 1)
+            collected.append(x)
+            count += len(x)
+            if count >= n:
+                break
+        if not collected:
+            raise ValueError("the training data must hold at least one batch, but it is empty")
+        return torch.cat(collected)[:n]
+
+    # ------------------------------------------------------------------ steps
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> ActivationBatch:
+        """Bring what a data loader yields into one form, and check it while it is still on the host."""
+        checked = as_batch(batch)
+        # one reduction without a temporary: a sum is finite only if its terms are (or if it overflows)
+        self._suspicious = not bool(checked.activations.sum(dtype=torch.float32).isfinite())
+        return checked
+
+    def _checked(self, batch: ActivationBatch, where: str) -> ActivationBatch:
+        """Raise a ValueError that names the first NaN or infinite activation of a batch."""
+        bad = (~batch.activations.isfinite()).nonzero()
+        if len(bad):
+            row, feature = bad[0].tolist()
+            value = batch.activations[row, feature].item()
+            raise ValueError(f"activations must be finite, but {where} holds {value} at row {row}, feature {feature}")
+        return batch
+
+    def _check(self, batch: ActivationBatch, batch_idx: int, stream: str) -> None:
+        if self._suspicious:
+            rank = f" (rank {self.global_rank})" if self.trainer.world_size > 1 else ""
+            self._checked(batch, f"batch {batch_idx} of the {stream} stream{rank}")
+
+    def training_step(self, batch: ActivationBatch, batch_idx: int) -> Tensor:
+        """Return the summed loss of the SAEs; they share no parameter, so their gradients do not mix."""
+        self._check(batch, batch_idx, "training")
+        log = self.is_logging_step()
+        losses = []
+        for name, sae in self.saes().items():
+            result = sae.learn(batch.activations)
+            losses.append(result.terms["loss"])
+            if log:
+                self._log_terms(name, "train", result)
+        loss = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+        self.samples_seen += len(batch.activations) * self.trainer.world_size
+        return loss
+
+    def is_logging_step(self) -> bool:
+        """Whether the current training step is one at which the trainer logs."""
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return bool(every) and (self.global_step + 1) % every == 0
+
+    def _log_terms(self, name: str, stage: str, result: Evaluation) -> None:
+        training = stage == "train"
+        scalars = {**result.terms, "l0": result.l0()}
+        for key, value in scalars.items():
+            self.log(
+                log_key(name, stage, key),
+                value.detach(),
+                on_step=training,
+                on_epoch=not training,
+                batch_size=len(result.x),
+                sync_dist=not training,
+                prog_bar=training and not name and key in ("loss", "l0"),
+            )
+
+    def validation_step(self, batch: ActivationBatch, batch_idx: int) -> dict[str, Evaluation]:
+        """Evaluate every SAE on a batch; callbacks receive what this returns."""
+        return self._evaluate(batch, batch_idx, "val", "validation")
+
+    def test_step(self, batch: ActivationBatch, batch_idx: int) -> dict[str, Evaluation]:
+        """Evaluate every SAE on a batch; callbacks receive what this returns."""
+        return self._evaluate(batch, batch_idx, "test", "test")
+
+    def _evaluate(self, batch: ActivationBatch, batch_idx: int, stage: str, stream: str) -> dict[str, Evaluation]:
+        self._check(batch, batch_idx, stream)
+        results = {}
+        for name, sae in self.saes().items():
+            results[name] = sae.evaluate(batch.activations)
+            self._log_terms(name, stage, results[name])
+        return results
+
+    def predict_step(self, batch: ActivationBatch, batch_idx: int) -> Predictions:
+        """Encode a batch with every SAE."""
+        self._check(batch, batch_idx, "prediction")
+        return Predictions({name: sae.encode(batch.activations) for name, sae in self.saes().items()}, batch.concepts)
+
+    # ------------------------------------------------------------------ optimisation
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip each SAE's gradients by themselves, as if it were trained alone."""
+        if not gradient_clip_val:
+            return
+        for sae in self.saes().values():
+            if gradient_clip_algorithm == "value":
+                torch.nn.utils.clip_grad_value_(sae.parameters(), gradient_clip_val)
+            else:
+                torch.nn.utils.clip_grad_norm_(sae.parameters(), gradient_clip_val)
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store how to build this module, and how many samples it has seen."""
+        checkpoint[CHECKPOINT_KEY] = {**self.describe(), "samples_seen": self.samples_seen}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another class, and restore the count of samples.
+
+        Raises:
+            ValueError: If the checkpoint was made by another class.
+        """
+        saved = checkpoint.get(CHECKPOINT_KEY, {})
+        own = self.describe()["class_path"]
+        if saved.get("class_path", own) != own:
+            raise ValueError(f"the checkpoint is of class {saved['class_path']}, but the model is of class {own}")
+        self.samples_seen = int(saved.get("samples_seen", 0))

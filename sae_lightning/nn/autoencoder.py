@@ -1,0 +1,141 @@
+"""The sparse autoencoder: encoder, projection and decoder as one torch module."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sae_lightning.nn.decoder import Decoder
+from sae_lightning.nn.encoders import Encoder
+from sae_lightning.nn.firing import FIRING_THRESHOLD
+from sae_lightning.nn.projections import Projection
+from sae_lightning.nn.standardizer import Standardizer
+
+
+class SAEOutput(NamedTuple):
+    """What a forward pass returns."""
+
+    x_hat: Tensor
+    """Reconstructions, `(..., d_in)`."""
+    codes: Tensor
+    """Sparse codes, `(..., d_sae)`."""
+    pre_codes: Tensor
+    """Pre-codes, before the projection, `(..., d_sae)`."""
+
+
+class SparseAutoencoder(nn.Module):
+    r"""A sparse autoencoder, as a projection of encoded inputs onto a set of sparse codes.
+
+    $$ v = \mathrm{encoder}(\tilde x), \qquad z = \Pi_S(v), \qquad \hat x = z W_{dec} + b_{dec} $$
+
+    `forward`, `encode` and `decode` speak raw units and any leading shape, with `forward == decode(encode(x))`;
+    `autoencode` is the same between standardised units, where losses are computed.
+
+    Args:
+        encoder: Maps standardised inputs to pre-codes.
+        projection: Maps pre-codes to codes.
+        decoder: Maps codes to standardised reconstructions.
+        standardize: Whether inputs are standardised.
+        subtract_decoder_bias: Whether the encoder sees `x - b_dec` instead of `x`.
+
+    Raises:
+        ValueError: If the parts do not fit each other.
+
+    Source: Hindupur, Lubana, Fel and Ba (2025), arXiv 2503.01822.
+    """
+
+    batches_silent: Tensor
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        projection: Projection,
+        decoder: Decoder,
+        standardize: bool = True,
+        subtract_decoder_bias: bool = False,
+    ) -> None:
+        super().__init__()
+        if projection.d_sae != encoder.d_sae or decoder.weight.shape != encoder.weight.shape:
+            raise ValueError(
+                f"encoder, projection and decoder must agree on d_in and d_sae, but they are for "
+                f"{tuple(encoder.weight.shape)}, ({projection.d_sae},) and {tuple(decoder.weight.shape)}"
+            )
+        if encoder.nonpositive and not projection.shift_invariant:
+            raise ValueError(
+                f"{type(encoder).__name__} gives pre-codes that are never positive, so that "
+                f"{type(projection).__name__} would give zeros only: use Simplex with it"
+            )
+        if subtract_decoder_bias and decoder.bias is None:
+            raise ValueError("subtract_decoder_bias needs a decoder with a bias (decoder_bias=True)")
+        self.d_in = encoder.d_in
+        self.d_sae = encoder.d_sae
+        self.standardizer = Standardizer(self.d_in, standardize)
+        self.encoder = encoder
+        self.projection = projection
+        self.decoder = decoder
+        self.subtract_decoder_bias = subtract_decoder_bias
+        self.register_buffer("batches_silent", torch.zeros(self.d_sae, dtype=torch.int64))
+
+    def autoencode(self, x: Tensor) -> SAEOutput:
+        """Run encoder, projection and decoder on standardised inputs; `x_hat` is standardised too."""
+        pre_codes = self.pre_codes(x)
+        codes = self.projection(pre_codes)
+        return SAEOutput(self.decoder(codes), codes, pre_codes)
+
+    def pre_codes(self, x: Tensor) -> Tensor:
+        """Run the encoder on standardised inputs."""
+        if self.subtract_decoder_bias:
+            assert self.decoder.bias is not None
+            x = x - self.decoder.bias
+        pre_codes: Tensor = self.encoder(x)
+        return pre_codes
+
+    def standardize(self, x: Tensor) -> Tensor:
+        """Check the last dimension of raw inputs and standardise them.
+
+        Raises:
+            ValueError: If the last dimension is not `d_in`.
+        """
+        if x.shape[-1] != self.d_in:
+            raise ValueError(
+                f"inputs must have d_in = {self.d_in} in their last dimension, but have shape {tuple(x.shape)}"
+            )
+        standardized: Tensor = self.standardizer(x)
+        return standardized
+
+    def forward(self, x: Tensor) -> SAEOutput:
+        """Return reconstructions (raw units), codes and pre-codes of raw inputs `(..., d_in)`."""
+        out = self.autoencode(self.standardize(x))
+        return out._replace(x_hat=self.standardizer.inverse(out.x_hat))
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Return the codes of raw inputs: `(..., d_in)` to `(..., d_sae)`."""
+        codes: Tensor = self.projection(self.pre_codes(self.standardize(x)))
+        return codes
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Return reconstructions in raw units: `(..., d_sae)` to `(..., d_in)`.
+
+        Raises:
+            ValueError: If the last dimension is not `d_sae`.
+        """
+        if codes.shape[-1] != self.d_sae:
+            raise ValueError(
+                f"codes must have d_sae = {self.d_sae} in their last dimension, but have shape {tuple(codes.shape)}"
+            )
+        return self.standardizer.inverse(self.decoder(codes))
+
+    @torch.no_grad()
+    def count_silence(self, fired: Tensor) -> None:
+        """Add one batch to the silence of every latent, and reset those that `fired`, bool `(d_sae,)`."""
+        self.batches_silent.add_(1).masked_fill_(fired, 0)
+
+    @staticmethod
+    @torch.no_grad()
+    def fired(codes: Tensor) -> Tensor:
+        """Which latents fire anywhere in a batch, bool `(d_sae,)`."""
+        return codes.flatten(0, -2).amax(0) > FIRING_THRESHOLD
+
+    def dynamics(self) -> dict[str, Tensor]:
+        """Scalars worth watching during training, by name."""
+        return {**self.encoder.dynamics(), **self.projection.dynamics()}

@@ -1,0 +1,48 @@
+"""The decoder: a linear combination of dictionary atoms."""
+
+import torch
+from torch import Tensor, nn
+
+from sae_lightning.nn.functional import at_least_float32
+from sae_lightning.nn.parts import Recorded, require_positive
+
+
+class Decoder(Recorded, nn.Module):
+    r"""Linear decoder: $\hat x = z W + b$, where row i of $W$ is the atom of latent i.
+
+    Args:
+        d_in: Size of a reconstruction.
+        d_sae: Number of latents.
+        bias: Whether to add a bias.
+        unit_norm: Whether atoms are divided by their norm (plus 1e-6) in every forward pass.
+
+    Shapes: codes `(..., d_sae)` to reconstructions `(..., d_in)`.
+
+    Raises:
+        ValueError: If a size is below 1.
+    """
+
+    def __init__(self, d_in: int, d_sae: int, bias: bool = True, unit_norm: bool = False) -> None:
+        super().__init__()
+        require_positive("d_in", d_in)
+        require_positive("d_sae", d_sae)
+        self.weight = nn.Parameter(torch.zeros(d_sae, d_in))
+        self.bias = nn.Parameter(torch.zeros(d_in)) if bias else None
+        self.unit_norm = unit_norm
+
+    @property
+    def atoms(self) -> Tensor:
+        """The dictionary that is used, `(d_sae, d_in)`: the weight, of unit norm where that was asked for."""
+        if not self.unit_norm:
+            return self.weight
+        normed: Tensor = self.weight / (self.weight.norm(dim=-1, keepdim=True) + 1e-6)
+        return normed
+
+    def combine(self, codes: Tensor) -> Tensor:
+        """Sum the atoms weighted by the codes, without the bias."""
+        return at_least_float32(codes @ self.atoms)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """Return reconstructions in float32 (or float64), `(..., d_in)`."""
+        x_hat = self.combine(codes)
+        return x_hat if self.bias is None else x_hat + self.bias

@@ -1,0 +1,191 @@
+"""Projections and straight-through steps as differentiable functions of the pre-codes."""
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Return `x` in float32, or unchanged where it is float32 or float64 already."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def squared_distance(x: Tensor, prototypes: Tensor) -> Tensor:
+    r"""Squared Euclidean distances by one matrix product: $\|x\|^2 - 2 x \cdot w + \|w\|^2$.
+
+    Only the product follows autocast; the norms and the sum stay in float32. The difference of large terms
+    may come out slightly negative, by about the rounding error of the norms.
+
+    Args:
+        x: Inputs, `(..., d_in)`.
+        prototypes: Prototypes, `(d_sae, d_in)`.
+
+    Returns:
+        Distances, `(..., d_sae)`.
+    """
+    product = at_least_float32(x @ prototypes.T)
+    x_norm = at_least_float32(x).square().sum(-1, keepdim=True)
+    w_norm = at_least_float32(prototypes).square().sum(-1)
+    return torch.addcmul(w_norm + x_norm, product, product.new_tensor(-2.0))
+
+
+def _apply(function: type[Function], *args: Any) -> Tensor:
+    """Call an autograd function with its tensors in at least float32."""
+    args = tuple(at_least_float32(a) if isinstance(a, Tensor) else a for a in args)
+    return cast("Tensor", function.apply(*args))  # type: ignore[no-untyped-call]
+
+
+class _Sparsemax(Function):
+    @staticmethod
+    def forward(ctx: Any, v: Tensor) -> Tensor:
+        shifted = v - v.amax(-1, keepdim=True)
+        # sum(relu(v - tau)) - 1 is convex, decreasing and piecewise linear in tau, and positive at max - 1:
+        # Newton's steps from there rise to the root and stop at it once the support no longer changes.
+        tau = torch.full_like(shifted[..., :1], -1.0)
+        support = None
+        while True:
+            codes = (shifted - tau).clamp_min_(0)
+            count = codes.sign().sum(-1, keepdim=True)
+            if support is not None and torch.equal(count, support):
+                break
+            support = count
+            tau = tau + (codes.sum(-1, keepdim=True) - 1) / count
+        ctx.save_for_backward(codes)
+        return codes
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (codes,) = ctx.saved_tensors
+        support = codes.sign()
+        grad = grad * support
+        mean = grad.sum(-1, keepdim=True) / support.sum(-1, keepdim=True)
+        return torch.addcmul(grad, support, mean, value=-1)
+
+
+def sparsemax(v: Tensor) -> Tensor:
+    r"""Project onto the probability simplex: $\arg\min_{z \ge 0, \sum z = 1} \|z - v\|^2$.
+
+    The solution is $z = \max(v - \tau, 0)$ with the threshold $\tau$ at which the codes sum to one. It is found
+    by Newton's method on $\tau$, which needs no sort and ends after finitely many steps.
+
+    Args:
+        v: Pre-codes, `(..., d_sae)`; the last dimension is projected.
+
+    Returns:
+        Codes of the same shape, float32 or float64.
+
+    Source: Martins and Astudillo (2016), arXiv 1602.02068; Condat (2016) for Newton's iteration.
+    """
+    return _apply(_Sparsemax, v)
+
+
+class _KSparse(Function):
+    @staticmethod
+    def forward(ctx: Any, v: Tensor, k: int) -> Tensor:
+        values, indices = v.topk(k, dim=-1, sorted=False)
+        codes = torch.zeros_like(v).scatter_(-1, indices, values.clamp_min_(0))
+        ctx.save_for_backward(codes)
+        return codes
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (codes,) = ctx.saved_tensors
+        return grad * codes.sign(), None
+
+
+def k_sparse(v: Tensor, k: int) -> Tensor:
+    r"""Project onto nonnegative vectors with at most `k` nonzeros: keep the `k` largest, then clip at zero.
+
+    Args:
+        v: Pre-codes, `(..., d_sae)`.
+        k: Number of codes to keep, from 1 to `d_sae`.
+
+    Returns:
+        Codes of the same shape, float32 or float64.
+
+    Source: Makhzani and Frey (2014), arXiv 1312.5663; Gao et al. (2024), arXiv 2406.04093.
+    """
+    return _apply(_KSparse, v, k)
+
+
+def _near(v: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+    """One where `v` lies within half a bandwidth of the threshold (the rectangle kernel)."""
+    return ((v - threshold).abs() < bandwidth / 2).to(v.dtype)
+
+
+def _sum_to(grad: Tensor, like: Tensor) -> Tensor:
+    return grad.sum_to_size(like.shape)
+
+
+class _Jump(Function):
+    @staticmethod
+    def forward(ctx: Any, v: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+        codes = v * (v > threshold)
+        ctx.save_for_backward(v, threshold)
+        ctx.bandwidth = bandwidth
+        return codes
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        v, threshold = ctx.saved_tensors
+        near = _near(v, threshold, ctx.bandwidth)
+        to_threshold = _sum_to(grad * near, threshold) * (-threshold / ctx.bandwidth)
+        return grad * (v > threshold), to_threshold, None
+
+
+def jump(v: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+    r"""Keep what exceeds its threshold: $z_i = v_i H(v_i - \theta_i)$.
+
+    The gradient with respect to the threshold is a straight-through estimate with a rectangle kernel of width
+    `bandwidth`: $-\theta / \epsilon$ where $|v - \theta| < \epsilon / 2$, zero elsewhere.
+
+    Args:
+        v: Pre-codes, `(..., d_sae)`.
+        threshold: Positive thresholds, `(d_sae,)`.
+        bandwidth: Width $\epsilon$ of the kernel, in units of the pre-codes.
+
+    Returns:
+        Codes of the same shape, float32 or float64.
+
+    Source: Rajamanoharan et al. (2024), arXiv 2407.14435.
+    """
+    return _apply(_Jump, v, threshold, bandwidth)
+
+
+class _CountAbove(Function):
+    @staticmethod
+    def forward(ctx: Any, v: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+        ctx.save_for_backward(v, threshold)
+        ctx.bandwidth = bandwidth
+        return (v > threshold).sum(-1).to(v.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None]:
+        v, threshold = ctx.saved_tensors
+        near = _near(v, threshold, ctx.bandwidth)
+        return None, _sum_to(grad.unsqueeze(-1) * near, threshold) / -ctx.bandwidth, None
+
+
+def count_above(v: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+    r"""Number of pre-codes above their thresholds, $\sum_i H(v_i - \theta_i)$, with a straight-through gradient.
+
+    The gradient reaches the thresholds only: $-1 / \epsilon$ where $|v - \theta| < \epsilon / 2$.
+
+    Args:
+        v: Pre-codes, `(..., d_sae)`.
+        threshold: Positive thresholds, `(d_sae,)`.
+        bandwidth: Width $\epsilon$ of the kernel, in units of the pre-codes.
+
+    Returns:
+        Counts, `(...)`.
+
+    Source: Rajamanoharan et al. (2024), arXiv 2407.14435.
+    """
+    return _apply(_CountAbove, v, threshold, bandwidth)

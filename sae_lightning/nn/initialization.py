@@ -1,0 +1,104 @@
+"""Initial values of an SAE's weights: random, or taken from data."""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sae_lightning.nn.autoencoder import SparseAutoencoder
+from sae_lightning.nn.encoders import SquaredDistance
+from sae_lightning.nn.firing import FIRING_THRESHOLD
+
+Initialization = Literal["data", "unit", "normal"]
+"""Rows of both matrices: random data points, random unit vectors, or independent standard normals."""
+
+_CALIBRATION_SAMPLES = 512
+
+
+def new_generator() -> torch.Generator:
+    """A generator seeded by the program's seed, whatever has been drawn from the global generator since.
+
+    Two SAEs that are built in one program (alone or as members of a Comparison) so start from the same draw.
+    """
+    return torch.Generator().manual_seed(torch.initial_seed())
+
+
+@torch.no_grad()
+def initialize_weights(sae: SparseAutoencoder, how: Literal["unit", "normal"], generator: torch.Generator) -> None:
+    """Fill the encoder with random rows and the decoder with a copy of them; biases stay as they are.
+
+    Args:
+        sae: The SAE to initialise.
+        how: Random unit vectors, or independent standard normals (the authors' choice).
+        generator: Source of randomness, on the CPU.
+    """
+    rows = torch.randn(sae.d_sae, sae.d_in, generator=generator)
+    if how == "unit":
+        rows /= rows.norm(dim=-1, keepdim=True)
+    sae.encoder.weight.copy_(rows)
+    sae.decoder.weight.copy_(rows)
+
+
+@torch.no_grad()
+def initialize_from_data(sae: SparseAutoencoder, x: Tensor, generator: torch.Generator) -> None:
+    """Put prototypes and atoms at random data points (for an affine encoder: in their directions).
+
+    Where there are fewer samples than latents, points are drawn again and moved by a thousandth of the data's
+    scale, so that no two latents are equal.
+
+    Args:
+        sae: The SAE to initialise.
+        x: Standardised samples, `(n, d_in)`, n >= 1.
+        generator: Source of randomness, on the CPU.
+    """
+    chosen = torch.randperm(len(x), generator=generator)
+    if len(x) < sae.d_sae:
+        chosen = torch.cat([chosen, torch.randint(len(x), (sae.d_sae - len(x),), generator=generator)])
+    rows = x[chosen[: sae.d_sae].to(x.device)].float()
+    if len(x) < sae.d_sae:
+        noise = torch.randn(rows.shape, generator=generator).to(rows)
+        rows = rows + 1e-3 * rows.square().mean().sqrt() * noise
+    if not isinstance(sae.encoder, SquaredDistance):
+        rows = rows / rows.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    sae.encoder.weight.copy_(rows)
+    sae.decoder.weight.copy_(rows)
+
+
+@torch.no_grad()
+def calibrate_lambda(sae: SparseAutoencoder, x: Tensor, l0: float) -> float:
+    """Set lambda of a distance encoder so that the mean L0 on a batch is `l0`, by bisection.
+
+    Args:
+        sae: An SAE with the encoder SquaredDistance and the projection Simplex.
+        x: Standardised samples, `(n, d_in)`; the first 512 are used.
+        l0: Wanted mean number of firing latents per sample, between 1 and `d_sae`.
+
+    Returns:
+        The mean L0 that was reached. (It jumps where several latents enter the support at once.)
+
+    Raises:
+        ValueError: If the encoder has no lambda or `l0` lies outside 1 and `d_sae`.
+    """
+    encoder = sae.encoder
+    if not isinstance(encoder, SquaredDistance):
+        raise ValueError(f"l0_init needs the encoder SquaredDistance, but got {type(encoder).__name__}")
+    if not 1 <= l0 <= sae.d_sae:
+        raise ValueError(f"l0_init must lie between 1 and d_sae = {sae.d_sae}, but is {l0}")
+    distances = encoder.distances(encoder(x[:_CALIBRATION_SAMPLES]))
+
+    def mean_l0(scale: float) -> float:
+        codes = sae.projection(distances * -scale)
+        return float((codes > FIRING_THRESHOLD).sum(-1).double().mean())
+
+    # the useful range of lambda is around one over the spread of a sample's distances, at any scale of the data
+    unit = 1.0 / max(distances.std(-1).mean().item(), 1e-30)
+    low, high = math.log(unit) - 20.0, math.log(unit) + 20.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        if mean_l0(math.exp(middle)) > l0:
+            low = middle
+        else:
+            high = middle
+    encoder.set_lambda(math.exp(high))
+    return mean_l0(math.exp(high))

@@ -1,0 +1,81 @@
+"""What parts and SAEs have in common: they remember how they were built, in plain values."""
+
+import importlib
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar, TypeVar
+
+T = TypeVar("T", bound="Recorded")
+
+
+class Recorded:
+    """Mixin that records the arguments of a constructor, defaults included, in `init_args`.
+
+    A checkpoint stores these plain values beside the weights, so that the same object can be built again
+    without unpickling code.
+    """
+
+    init_args: dict[str, Any]
+    undescribed: ClassVar[frozenset[str]] = frozenset()
+    """Arguments that whoever builds the object again supplies by itself."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "Recorded":
+        """Bind the arguments to the constructor's names before `__init__` runs."""
+        instance = super().__new__(cls)
+        try:
+            bound = inspect.signature(cls.__init__).bind(instance, *args, **kwargs)
+        except TypeError:  # copy and pickle call without arguments and restore `__dict__` afterwards;
+            return instance  # a caller's mistake is reported by `__init__` itself
+        bound.apply_defaults()
+        arguments = dict(list(bound.arguments.items())[1:])  # without `self`
+        object.__setattr__(instance, "init_args", arguments)
+        return instance
+
+    def describe(self) -> dict[str, Any]:
+        """Class path and constructor arguments: all that `build` needs."""
+        cls = type(self)
+        init_args = {key: value for key, value in self.init_args.items() if key not in self.undescribed}
+        return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": init_args}
+
+
+def build(description: dict[str, Any], base: type[T], *args: Any) -> T:
+    """Build the object that `describe` described.
+
+    Args:
+        description: Class path and constructor arguments; descriptions among the arguments become factories.
+        base: The class that the described one must be or derive from.
+        args: Leading arguments that the description leaves out.
+
+    Raises:
+        ValueError: If the class cannot be imported or does not derive from `base`; nothing else is ever called.
+    """
+    path = description["class_path"]
+    module, _, name = path.rpartition(".")
+    try:
+        cls = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"class {path!r} cannot be imported: {error}") from error
+    if not (isinstance(cls, type) and issubclass(cls, base)):
+        raise ValueError(f"class {path!r} must derive from {base.__name__}, but does not")
+    return cls(*args, **{key: _revive(value) for key, value in description["init_args"].items()})
+
+
+def _revive(value: Any) -> Any:
+    """Turn descriptions into factories, also within a dict of them."""
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {"class_path", "init_args"}:
+        return factory(value)
+    return {key: _revive(item) for key, item in value.items()}
+
+
+def factory(description: dict[str, Any]) -> Callable[..., Recorded]:
+    """A callable that builds what is described from the leading arguments that it is given."""
+    return partial(build, description, Recorded)
+
+
+def require_positive(name: str, value: float) -> None:
+    """Raise a ValueError unless `value` is at least 1 (for sizes and counts)."""
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, but is {value}")

@@ -1,0 +1,123 @@
+"""Projections: from pre-codes to the nearest sparse codes in the set that an architecture allows."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from sae_lightning.nn import functional
+from sae_lightning.nn.parts import Recorded, require_positive
+
+
+class Projection(Recorded, nn.Module):
+    """Base of all projections.
+
+    Args:
+        d_sae: Number of latents.
+
+    Raises:
+        ValueError: If `d_sae` is below 1.
+    """
+
+    undescribed = frozenset({"d_in", "d_sae"})
+    shift_invariant: bool = False  # True where adding a constant to all pre-codes of a row changes nothing
+
+    def __init__(self, d_sae: int) -> None:
+        super().__init__()
+        require_positive("d_sae", d_sae)
+        self.d_sae = d_sae
+
+    def dynamics(self) -> dict[str, Tensor]:
+        """Scalars worth watching during training, by name."""
+        return {}
+
+
+class Orthant(Projection):
+    r"""Nonnegative orthant: $z = \max(v, 0)$, the ReLU.
+
+    Shapes: `(..., d_sae)` to the same.
+    """
+
+    def forward(self, pre_codes: Tensor) -> Tensor:
+        """Return the codes."""
+        return functional.at_least_float32(pre_codes).relu()
+
+
+class Jump(Projection):
+    r"""Orthant with a jump: $z_i = v_i$ where $v_i > \theta_i$, zero elsewhere, with trained $\theta = e^{\rho} > 0$.
+
+    Args:
+        d_sae: Number of latents.
+        threshold_init: Initial threshold of every latent, positive.
+        bandwidth: Width of the rectangle kernel of the straight-through gradient, positive.
+
+    Shapes: `(..., d_sae)` to the same.
+
+    Source: Rajamanoharan et al. (2024), arXiv 2407.14435.
+    """
+
+    def __init__(self, d_sae: int, threshold_init: float = 1e-3, bandwidth: float = 1e-3) -> None:
+        super().__init__(d_sae)
+        if not threshold_init > 0:
+            raise ValueError(f"threshold_init must be positive, but is {threshold_init}")
+        if not bandwidth > 0:
+            raise ValueError(f"bandwidth must be positive, but is {bandwidth}")
+        self.bandwidth = bandwidth
+        self.log_threshold = nn.Parameter(torch.full((d_sae,), math.log(threshold_init)))
+
+    @property
+    def threshold(self) -> Tensor:
+        """The current thresholds, `(d_sae,)`."""
+        return functional.at_least_float32(self.log_threshold).exp()
+
+    def forward(self, pre_codes: Tensor) -> Tensor:
+        """Return the codes."""
+        return functional.jump(pre_codes, self.threshold, self.bandwidth)
+
+    def dynamics(self) -> dict[str, Tensor]:
+        """Mean and maximum of the thresholds."""
+        threshold = self.threshold.detach()
+        return {"threshold_mean": threshold.mean(), "threshold_max": threshold.amax()}
+
+
+class KSparse(Projection):
+    """Nonnegative vectors with at most `k` nonzeros: the k largest pre-codes, clipped at zero.
+
+    Args:
+        d_sae: Number of latents.
+        k: Number of codes to keep per sample, from 1 to `d_sae`.
+
+    Shapes: `(..., d_sae)` to the same.
+
+    Raises:
+        ValueError: If `k` is below 1 or above `d_sae`.
+
+    Source: Gao et al. (2024), arXiv 2406.04093.
+    """
+
+    def __init__(self, d_sae: int, k: int) -> None:
+        super().__init__(d_sae)
+        if not 1 <= k <= d_sae:
+            raise ValueError(f"k must lie between 1 and d_sae = {d_sae}, but is {k}")
+        self.k = k
+
+    def forward(self, pre_codes: Tensor) -> Tensor:
+        """Return the codes."""
+        return functional.k_sparse(pre_codes, self.k)
+
+
+class Simplex(Projection):
+    """Probability simplex: codes are nonnegative and sum to one (sparsemax).
+
+    How many codes are nonzero depends on the input, so that each concept can take the dimension it needs.
+
+    Shapes: `(..., d_sae)` to the same.
+
+    Source: Hindupur, Lubana, Fel and Ba (2025), arXiv 2503.01822; Martins and Astudillo (2016), arXiv 1602.02068.
+    """
+
+    shift_invariant = True
+
+    def forward(self, pre_codes: Tensor) -> Tensor:
+        """Return the codes."""
+        return functional.sparsemax(pre_codes)

@@ -1,0 +1,59 @@
+"""Standardisation of the inputs, saved with the weights."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class Standardizer(nn.Module):
+    r"""Shift and scale inputs so that their mean is zero and their mean squared norm is `d_in`.
+
+    $$ \tilde x = (x - \mu) / s, \qquad s^2 = \mathrm{mean} \|x - \mu\|^2 / d_{in} $$
+
+    The statistics are buffers: a saved SAE takes raw inputs and returns reconstructions in raw units.
+
+    Args:
+        d_in: Size of an input.
+        enabled: False leaves inputs as they are.
+
+    Shapes: `(..., d_in)` to the same.
+    """
+
+    input_mean: Tensor
+    input_scale: Tensor
+
+    def __init__(self, d_in: int, enabled: bool = True) -> None:
+        super().__init__()
+        self.enabled = enabled
+        self.register_buffer("input_mean", torch.zeros(d_in))
+        self.register_buffer("input_scale", torch.ones(()))
+
+    @torch.no_grad()
+    def fit(self, x: Tensor) -> None:
+        """Take mean and scale from a sample of inputs, `(n, d_in)`; does nothing where it is switched off.
+
+        Raises:
+            ValueError: If the sample holds fewer than two inputs, or only copies of one.
+        """
+        if not self.enabled:
+            return
+        if len(x) < 2:
+            raise ValueError(f"standardisation needs at least two training samples, but got {len(x)}")
+        x = x.double()
+        mean = x.mean(0)
+        scale = math.sqrt((x - mean).square().sum(-1).mean().item() / x.shape[-1])
+        if not scale > 0:
+            raise ValueError("standardisation needs training samples that differ, but all are equal")
+        self.input_mean.copy_(mean)
+        self.input_scale.fill_(scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return standardised inputs, in the buffers' precision."""
+        if not self.enabled:
+            return x.to(self.input_mean.dtype)
+        return (x - self.input_mean) / self.input_scale
+
+    def inverse(self, x: Tensor) -> Tensor:
+        """Return standardised values to raw units."""
+        return x * self.input_scale + self.input_mean if self.enabled else x

@@ -1,0 +1,29 @@
+"""Tensors in, matplotlib Figure out.
+
+Every function returns a `matplotlib.figure.Figure` that pyplot knows nothing about: there is no global state, no
+backend to choose and nothing to close. matplotlib is imported by the first figure, not by this package.
+"""
+
+from sae_lightning.plotting.bars import concept_f1_bars
+from sae_lightning.plotting.colors import FAMILY_STYLES, FamilyStyle, family_styles, palette
+from sae_lightning.plotting.fields import receptive_fields
+from sae_lightning.plotting.files import save_png
+from sae_lightning.plotting.scatter import sample_scatter
+from sae_lightning.plotting.similarity import order_by_group, similarity_heatmap
+from sae_lightning.plotting.sweep import SweepPoint, f1_against_l0, sweep_scalars
+
+__all__ = [
+    "FAMILY_STYLES",
+    "FamilyStyle",
+    "SweepPoint",
+    "concept_f1_bars",
+    "f1_against_l0",
+    "family_styles",
+    "order_by_group",
+    "palette",
+    "receptive_fields",
+    "sample_scatter",
+    "save_png",
+    "similarity_heatmap",
+    "sweep_scalars",
+]

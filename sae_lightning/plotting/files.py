@@ -1,0 +1,31 @@
+"""Figures to files."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def save_png(figure: "Figure", path: str | Path, dpi: int = 130) -> Path:
+    """Write a figure as PNG on a white ground; missing folders are made.
+
+    Args:
+        figure: Any matplotlib figure.
+        path: File name ending in `.png`.
+        dpi: Pixels per inch.
+
+    Returns:
+        The path that was written.
+
+    Raises:
+        ValueError: If `path` does not end in `.png`, or `dpi` is not positive.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"`path` must end in '.png', got {str(path)!r}.")
+    if dpi <= 0:
+        raise ValueError(f"`dpi` must be positive, got {dpi}.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=dpi, format="png", facecolor="white")
+    return path

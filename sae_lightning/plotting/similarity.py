@@ -1,0 +1,181 @@
+"""Similarity matrices whose rows are ordered by group."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sae_lightning.plotting._checks import IntArray, float_array, label_array
+from sae_lightning.plotting._figures import LABEL_SIZE, TICK_SIZE, axis_labels, new_figure
+from sae_lightning.plotting.colors import INK, MUTED_INK, UNLABELLED_COLOR, palette
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MAX_ROWS: Final = 1_500
+# After seaborn's "rocket", but white at zero, so that what is not similar leaves the page empty.
+_SEQUENTIAL: Final = ("#FFFFFF", "#F9C9A8", "#F37651", "#E13342", "#AD1759", "#701F57", "#35193E", "#03051A")
+_STRIP: Final = 0.018  # width of the coloured strip along the axes, as a share of the axes
+_LETTER: Final = 0.017  # width of a letter of a group's name, as a share of the axes
+
+
+def order_by_group(groups: Tensor) -> Tensor:
+    """Indices that sort rows by group, rows of one group keeping their order, and rows of no group (-1) last.
+
+    Args:
+        groups: Group per row, integers of shape `(n,)`; negative means that a row belongs to no group.
+
+    Returns:
+        Indices of shape `(n,)` on the device of `groups`: `groups[order]` is what `similarity_heatmap` takes.
+
+    Raises:
+        ValueError: If `groups` is not one-dimensional.
+
+    Example:
+        >>> order_by_group(torch.tensor([1, -1, 0, 1, 0]))
+        tensor([2, 4, 0, 3, 1])
+    """
+    if groups.dim() != 1:
+        raise ValueError(f"`groups` must have shape (any), got {tuple(groups.shape)}.")
+    last = groups.max() + 1 if len(groups) else 0
+    return torch.argsort(torch.where(groups < 0, last, groups), stable=True)
+
+
+def similarity_heatmap(
+    matrix: Tensor,
+    groups: Tensor,
+    group_names: Sequence[str],
+    title: str = "Similarity",
+    *,
+    vmin: float = 0.0,
+    vmax: float = 1.0,
+    items: str = "samples",
+    label: str = "cosine similarity",
+) -> "Figure":
+    """Heat map of an item-by-item matrix, with boundaries between groups and their names along both axes.
+
+    For samples' codes ordered by concept, and for latents ordered by the concept that they prefer. Above
+    1,500 rows every group is thinned to an evenly spaced subset of its rows (at least one each), so every
+    cell that is drawn is an entry of the matrix and no mean of several. A range with `vmin < 0` is drawn in
+    two hues.
+
+    Args:
+        matrix: Similarities, shape `(n, n)`; NaN is drawn in grey.
+        groups: Group per row, integers of shape `(n,)`, rows of a group next to each other; -1 is named
+            "none".
+        group_names: One name per group.
+        title: Title of the figure.
+        vmin: Value of the lightest colour.
+        vmax: Value of the darkest colour.
+        items: What the rows are, for the axis labels: "samples" or "latents".
+        label: Label of the colour bar.
+
+    Returns:
+        A figure with one panel and a colour bar.
+
+    Raises:
+        ValueError: If shapes do not fit, a group has no name or its rows are apart, or `vmin >= vmax`.
+    """
+    from matplotlib.colors import LinearSegmentedColormap
+
+    values = float_array("matrix", matrix, (None, matrix.shape[0] if matrix.dim() else None))
+    labels = label_array("groups", groups, len(values), group_names, "group_names")
+    if len(values) == 0:
+        raise ValueError("`matrix` must have at least one row, got shape (0, 0).")
+    if vmin >= vmax:
+        raise ValueError(f"`vmin` must be below `vmax`, got {vmin} and {vmax}.")
+    if len(_starts(labels)) != len(np.unique(labels)):
+        raise ValueError(
+            "`groups` must keep the rows of a group next to each other: reorder `matrix` and `groups` by "
+            f"`order_by_group(groups)`. Got {len(_starts(labels))} runs of {len(np.unique(labels))} groups."
+        )
+    n_items = len(values)
+    if n_items > MAX_ROWS:
+        kept = _thinned(labels)
+        values, labels = values[np.ix_(kept, kept)], labels[kept]
+
+    figure = new_figure(6.4, 5.6, title)
+    axes = figure.add_subplot()
+    image = axes.imshow(
+        np.ma.masked_invalid(values),
+        cmap="RdBu_r" if vmin < 0 else LinearSegmentedColormap.from_list("similarity", _SEQUENTIAL),
+        vmin=vmin,
+        vmax=vmax,
+        interpolation="nearest",
+        aspect="equal",
+    )
+    axes.set_facecolor("#D9D9D9")
+    for spine in axes.spines.values():
+        spine.set(color=MUTED_INK, linewidth=0.8)
+    _draw_groups(axes, labels, group_names)
+    shown = f"{n_items:,} {items}" + (f", {len(values):,} shown" if len(values) < n_items else "")
+    axis_labels(axes, x=shown, y=items)
+    bar = figure.colorbar(image, ax=axes, pad=0.02, shrink=0.8, aspect=28)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=TICK_SIZE, length=0)
+    bar.set_label(label, fontsize=LABEL_SIZE)
+    return figure
+
+
+def _draw_groups(axes: "Axes", labels: IntArray, group_names: Sequence[str]) -> None:
+    """Lines between groups, a strip in the groups' colours and their names, along both axes."""
+    from matplotlib.patches import Rectangle
+
+    starts = _starts(labels)
+    ends = np.append(starts[1:], len(labels))
+    colors = [*palette(len(group_names)), UNLABELLED_COLOR]  # group -1 reads the last one
+    names = [*group_names, "none"]
+    for start in starts[1:]:
+        axes.axhline(start - 0.5, color=INK, linewidth=0.7)
+        axes.axvline(start - 0.5, color=INK, linewidth=0.7)
+    for start, end in zip(starts, ends, strict=True):
+        color = colors[labels[start]]
+        strip = {"facecolor": color, "edgecolor": "white", "linewidth": 0.4, "clip_on": False}
+        begin, length = float(start) - 0.5, float(end - start)
+        across = (-_STRIP - 0.006, _STRIP)
+        for corner, size, transform in (
+            ((begin, across[0]), (length, across[1]), axes.get_xaxis_transform()),
+            ((across[0], begin), (across[1], length), axes.get_yaxis_transform()),
+        ):
+            axes.add_patch(Rectangle(corner, *size, transform=transform, **strip))
+    centres = _spread((starts + ends - 1) / 2, len(labels))
+    ticks = [names[labels[start]] for start in starts]
+    axes.set_xticks(centres, ticks)
+    axes.set_yticks(centres, ticks)
+    text_size = TICK_SIZE if len(ticks) <= 30 else max(4.0, TICK_SIZE * 30 / len(ticks))
+    axes.tick_params(length=0, pad=10, labelsize=text_size, labelcolor=INK)
+    widths = np.array([len(tick) for tick in ticks]) * _LETTER * len(labels)
+    if (np.diff(centres) < (widths[1:] + widths[:-1]) / 2).any():
+        for text in axes.get_xticklabels():
+            text.set(rotation=90)
+
+
+def _starts(labels: IntArray) -> IntArray:
+    """First row of each run of equal labels."""
+    return np.flatnonzero(np.diff(labels, prepend=labels[0] - 1))
+
+
+def _thinned(labels: IntArray) -> IntArray:
+    """Rows to draw when there are too many: evenly spaced ones within each group."""
+    starts = _starts(labels)
+    ends = np.append(starts[1:], len(labels))
+    kept = []
+    for start, end in zip(starts, ends, strict=True):
+        n_kept = max(1, int((end - start) * MAX_ROWS / len(labels)))
+        kept.append(start + (np.arange(n_kept) * (end - start)) // n_kept)
+    return np.concatenate(kept)
+
+
+def _spread(centres: "np.typing.NDArray[np.float64]", n_rows: int) -> "np.typing.NDArray[np.float64]":
+    """Push the names of thin groups apart, so that no two of them overlap."""
+    gap = min(0.034 * n_rows, n_rows / len(centres))
+    placed = centres.copy()
+    for i in range(1, len(placed)):
+        placed[i] = max(placed[i], placed[i - 1] + gap)
+    placed[-1] = min(placed[-1], max(n_rows - 1.0, 0.0))
+    for i in range(len(placed) - 2, -1, -1):
+        placed[i] = min(placed[i], placed[i + 1] - gap)
+    return placed
