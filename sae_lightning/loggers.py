@@ -73,7 +73,7 @@ class RunTensorBoardLogger(TensorBoardLogger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Flush all writers. (Hyperparameters are in config.yaml, so no further file is written.)"""
+        """Flush all writers; hyperparameters are in config.yaml, so no further file is written."""
         for writer in (self.experiment, *self._members.values()):
             writer.flush()
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  (the usual name)
 
 from sae_lightning.nn.functional import at_least_float32, squared_distance
-from sae_lightning.nn.parts import Recorded, require_positive
+from sae_lightning.nn.parts import Recorded, require_finite_positive, require_positive
 
 
 class Encoder(Recorded, nn.Module):
@@ -55,14 +55,13 @@ class Affine(Encoder):
 
     def __init__(self, d_in: int, d_sae: int, bias: bool = True, pre_code_scale: float = 1.0) -> None:
         super().__init__(d_in, d_sae)
-        if not pre_code_scale > 0:
-            raise ValueError(f"pre_code_scale must be positive, but is {pre_code_scale}")
+        require_finite_positive("pre_code_scale", pre_code_scale)
         self.pre_code_scale = pre_code_scale
         self.bias = nn.Parameter(torch.zeros(d_sae)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Return pre-codes in float32 (or float64), `(..., d_sae)`."""
-        pre_codes = at_least_float32(F.linear(x, self.weight, self.bias))
+        pre_codes = at_least_float32(F.linear(x.to(self.weight.dtype), self.weight, self.bias))
         return pre_codes if self.pre_code_scale == 1.0 else pre_codes * self.pre_code_scale
 
 
@@ -97,14 +96,13 @@ class SquaredDistance(Encoder):
     @torch.no_grad()
     def set_lambda(self, value: float) -> None:
         r"""Set $\lambda$ to `value` (the inverse of softplus, exact for tiny and huge values)."""
-        if not (value > 0 and math.isfinite(value)):
-            raise ValueError(f"lambda_init must be positive and finite, but is {value}")
+        require_finite_positive("lambda_init", value)
         raw = value + math.log(-math.expm1(-value))
         self.raw_lambda.fill_(raw)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return pre-codes in float32 (or float64), `(..., d_sae)`; none exceeds zero (up to rounding)."""
-        return squared_distance(x, self.weight) * -self.scale
+        return squared_distance(x.to(self.weight.dtype), self.weight) * -self.scale
 
     def distances(self, pre_codes: Tensor) -> Tensor:
         """Recover the squared distances from pre-codes (or from sums of them, weighted by the codes)."""

@@ -42,16 +42,17 @@ class _Sparsemax(Function):
     @staticmethod
     def forward(ctx: Any, v: Tensor) -> Tensor:
         shifted = v - v.amax(-1, keepdim=True)
-        # sum(relu(v - tau)) - 1 is convex, decreasing and piecewise linear in tau, and positive at max - 1:
-        # Newton's steps from there rise to the root and stop at it once the support no longer changes.
-        tau = torch.full_like(shifted[..., :1], -1.0)
-        support = None
+        # sum(relu(v - tau)) - 1 is convex, decreasing and piecewise linear in tau. Both max - 1 and the threshold of
+        # the full support lie below its root: Newton's steps from there rise to it, and the support only shrinks.
+        tau = ((shifted.sum(-1, keepdim=True) - 1) / shifted.shape[-1]).clamp_min_(-1.0)
+        least = None  # the smallest support of each row so far
         while True:
             codes = (shifted - tau).clamp_min_(0)
             count = codes.sign().sum(-1, keepdim=True)
-            if support is not None and torch.equal(count, support):
+            # a pre-code within rounding of tau may come back: only a support that shrank asks for another step
+            if least is not None and not bool((count < least).any()):
                 break
-            support = count
+            least = count if least is None else torch.minimum(count, least)
             tau = tau + (codes.sum(-1, keepdim=True) - 1) / count
         ctx.save_for_backward(codes)
         return codes
@@ -125,7 +126,7 @@ def _sum_to(grad: Tensor, like: Tensor) -> Tensor:
 class _Jump(Function):
     @staticmethod
     def forward(ctx: Any, v: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
-        codes = v * (v > threshold)
+        codes = torch.where(v > threshold, v, 0.0)
         ctx.save_for_backward(v, threshold)
         ctx.bandwidth = bandwidth
         return codes

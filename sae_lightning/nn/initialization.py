@@ -92,7 +92,7 @@ def calibrate_lambda(sae: SparseAutoencoder, x: Tensor, l0: float) -> float:
         return float((codes > FIRING_THRESHOLD).sum(-1).double().mean())
 
     # the useful range of lambda is around one over the spread of a sample's distances, at any scale of the data
-    unit = 1.0 / max(distances.std(-1).mean().item(), 1e-30)
+    unit = 1.0 / max(distances.std(-1, correction=0).mean().item(), 1e-30)
     low, high = math.log(unit) - 20.0, math.log(unit) + 20.0
     for _ in range(50):
         middle = (low + high) / 2

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar, TypeVar
@@ -79,3 +80,9 @@ def require_positive(name: str, value: float) -> None:
     """Raise a ValueError unless `value` is at least 1 (for sizes and counts)."""
     if value < 1:
         raise ValueError(f"{name} must be at least 1, but is {value}")
+
+
+def require_finite_positive(name: str, value: float) -> None:
+    """Raise a ValueError unless `value` is positive and finite (for scales)."""
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"{name} must be positive and finite, but is {value}")

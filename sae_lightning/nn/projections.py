@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sae_lightning.nn import functional
-from sae_lightning.nn.parts import Recorded, require_positive
+from sae_lightning.nn.parts import Recorded, require_finite_positive, require_positive
 
 
 class Projection(Recorded, nn.Module):
@@ -58,10 +58,8 @@ class Jump(Projection):
 
     def __init__(self, d_sae: int, threshold_init: float = 1e-3, bandwidth: float = 1e-3) -> None:
         super().__init__(d_sae)
-        if not threshold_init > 0:
-            raise ValueError(f"threshold_init must be positive, but is {threshold_init}")
-        if not bandwidth > 0:
-            raise ValueError(f"bandwidth must be positive, but is {bandwidth}")
+        require_finite_positive("threshold_init", threshold_init)
+        require_finite_positive("bandwidth", bandwidth)
         self.bandwidth = bandwidth
         self.log_threshold = nn.Parameter(torch.full((d_sae,), math.log(threshold_init)))
 

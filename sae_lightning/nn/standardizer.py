@@ -40,11 +40,13 @@ class Standardizer(nn.Module):
             return
         if len(x) < 2:
             raise ValueError(f"standardisation needs at least two training samples, but got {len(x)}")
+        if x.ndim != 2 or x.shape[-1] != len(self.input_mean):
+            raise ValueError(f"training samples must have shape (n, {len(self.input_mean)}), but have {tuple(x.shape)}")
+        if bool((x == x[0]).all()):
+            raise ValueError("standardisation needs training samples that differ, but all are equal")
         x = x.double()
         mean = x.mean(0)
         scale = math.sqrt((x - mean).square().sum(-1).mean().item() / x.shape[-1])
-        if not scale > 0:
-            raise ValueError("standardisation needs training samples that differ, but all are equal")
         self.input_mean.copy_(mean)
         self.input_scale.fill_(scale)
 

@@ -4,7 +4,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from metric_cases import N_CONCEPTS, make_samples
+from tests.metrics.metric_cases import N_CONCEPTS, make_samples
 from sklearn.cluster import SpectralClustering
 from sklearn.metrics import adjusted_rand_score
 from sklearn.metrics.pairwise import cosine_similarity

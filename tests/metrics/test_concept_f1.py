@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from metric_cases import D_SAE, N_CONCEPTS, make_samples
+from tests.metrics.metric_cases import D_SAE, N_CONCEPTS, make_samples
 from sklearn.metrics import f1_score, precision_score, recall_score
 
 from sae_lightning.metrics import ConceptF1

@@ -5,7 +5,7 @@ from copy import deepcopy
 
 import pytest
 import torch
-from metric_cases import CASES, D_IN, D_SAE, N_CONCEPTS, Case, Samples, assert_same, feed, make_samples
+from tests.metrics.metric_cases import CASES, D_IN, D_SAE, N_CONCEPTS, Case, Samples, assert_same, feed, make_samples
 from torchmetrics import MetricCollection
 
 from sae_lightning import metrics

@@ -1,5 +1,5 @@
 import torch
-from metric_cases import D_SAE, make_samples
+from tests.metrics.metric_cases import D_SAE, make_samples
 
 from sae_lightning.metrics import DeadLatents
 from sae_lightning.metrics.functional import dead_latents

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from metric_cases import N_CONCEPTS, make_samples
+from tests.metrics.metric_cases import N_CONCEPTS, make_samples
 
 from sae_lightning.metrics.functional import l0
 from sae_lightning.nn.firing import FIRING_THRESHOLD

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from metric_cases import D_SAE, N_CONCEPTS, make_samples
+from tests.metrics.metric_cases import D_SAE, N_CONCEPTS, make_samples
 
 from sae_lightning.metrics.functional import monosemanticity
 

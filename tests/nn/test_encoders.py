@@ -94,7 +94,7 @@ def test_bad_sizes(make, sizes: tuple[int, int], message: str) -> None:
 
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan")])
 def test_bad_pre_code_scale(value: float) -> None:
-    with pytest.raises(ValueError, match=f"pre_code_scale must be positive, but is {value}"):
+    with pytest.raises(ValueError, match=f"pre_code_scale must be positive and finite, but is {value}"):
         Affine(3, 4, pre_code_scale=value)
 
 

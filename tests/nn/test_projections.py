@@ -136,5 +136,5 @@ def test_bad_k(k: int) -> None:
 @pytest.mark.parametrize("name", ["threshold_init", "bandwidth"])
 @pytest.mark.parametrize("value", [0.0, -0.5, float("nan")])
 def test_bad_jump_arguments(name: str, value: float) -> None:
-    with pytest.raises(ValueError, match=f"{name} must be positive, but is {value}"):
+    with pytest.raises(ValueError, match=f"{name} must be positive and finite, but is {value}"):
         Jump(4, **{name: value})
