@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from sae_lightning.nn.functional import at_least_float32
+from sae_lightning.nn.functional import at_least_float32, decode
 from sae_lightning.nn.parts import Recorded, require_positive
 
 
@@ -40,7 +40,7 @@ class Decoder(Recorded, nn.Module):
 
     def combine(self, codes: Tensor) -> Tensor:
         """Sum the atoms weighted by the codes, without the bias."""
-        return at_least_float32(codes.to(self.weight.dtype) @ self.atoms)
+        return at_least_float32(decode(codes.to(self.weight.dtype), self.atoms))
 
     def forward(self, codes: Tensor) -> Tensor:
         """Return reconstructions in float32 (or float64), `(..., d_in)`."""

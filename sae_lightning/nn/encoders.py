@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  (the usual name)
 
-from sae_lightning.nn.functional import at_least_float32, squared_distance
+from sae_lightning.nn.functional import at_least_float32, encode, squared_distance
 from sae_lightning.nn.parts import Recorded, require_finite_positive, require_positive
 
 
@@ -61,7 +61,9 @@ class Affine(Encoder):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return pre-codes in float32 (or float64), `(..., d_sae)`."""
-        pre_codes = at_least_float32(F.linear(x.to(self.weight.dtype), self.weight, self.bias))
+        pre_codes = at_least_float32(encode(x.to(self.weight.dtype), self.weight))
+        if self.bias is not None:
+            pre_codes = pre_codes + self.bias
         return pre_codes if self.pre_code_scale == 1.0 else pre_codes * self.pre_code_scale
 
 

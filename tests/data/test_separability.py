@@ -1,0 +1,180 @@
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+from sae_lightning.data import ActivationBatch, SeparabilityDataModule, separability
+from sae_lightning.nn import Standardizer
+
+SMALL: dict[str, Any] = {"n_per_concept": 200, "n_val_per_concept": 30, "n_test_per_concept": 20, "batch_size": 64}
+
+
+@pytest.fixture(autouse=True)
+def global_rng() -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        yield
+
+
+def points(data: SeparabilityDataModule, split: Any = "train") -> torch.Tensor:
+    return data.split(split).activations
+
+
+def stream(data: SeparabilityDataModule) -> torch.Tensor:
+    return torch.cat([batch.activations for batch in data.train_dataloader()])
+
+
+def test_defaults_are_the_papers() -> None:
+    data = SeparabilityDataModule()
+    assert (data.d_in, data.n_concepts) == (2, 6)
+    assert data.concept_names == ["C0", "C1", "C2", "C3", "C4", "C5"]
+    assert (data.batch_size, data.eval_batch_size) == (512, 6000)
+    assert data._n == {"train": 700_000, "val": 1_000, "test": 1_000}  # what make_split draws; see the next test
+    for i, centre in enumerate(data.centres):
+        radius, angle = (1.5, 0.5)[i % 2], math.radians(60 * i)
+        wanted = torch.tensor([radius * math.cos(angle), radius * math.sin(angle)])
+        torch.testing.assert_close(centre, wanted, rtol=0, atol=1e-6)
+    assert data.std.square() == pytest.approx(torch.full((6, 2), 2**-4.5 / 2 + 1e-6), rel=1e-5)
+
+
+def test_counts() -> None:
+    data = SeparabilityDataModule(**SMALL)
+    counts = {"train": 140, "val": 30, "test": 20}
+    for split, n in counts.items():
+        assert points(data, split).shape == (6 * n, 2)
+        assert data.split(split).concepts.bincount().tolist() == [n] * 6
+        assert data.split(split).concepts.dtype == torch.int64
+    assert len(data.train_dataloader()) == 6 * 140 // 64
+    assert [len(b.concepts) for b in SeparabilityDataModule(**SMALL, eval_batch_size=100).val_dataloader()] == [100, 80]
+    assert sum(len(b.concepts) for b in data.test_dataloader()) == 120
+    assert all(isinstance(b, ActivationBatch) for b in data.predict_dataloader())
+
+
+def test_concepts_have_their_centres_and_variances() -> None:
+    data = SeparabilityDataModule(n_per_concept=30_000, seed=1)
+    x = points(data).view(6, -1, 2)
+    # deviations of a mean and of a variance over 21,000 draws: 0.001 and 0.0002
+    torch.testing.assert_close(x.mean(1), data.centres, rtol=0, atol=0.006)
+    torch.testing.assert_close(x.var(1), torch.full((6, 2), 2**-4.5 / 2 + 1e-6), rtol=0, atol=0.0012)
+    correlation = torch.stack([torch.corrcoef(concept.T)[0, 1] for concept in x])
+    assert correlation.abs().max() < 0.04
+
+
+def test_standardised_as_in_the_paper() -> None:
+    data = SeparabilityDataModule(n_per_concept=100_000, seed=1)
+    standardizer = Standardizer(2)
+    standardizer.fit(points(data))
+    x = standardizer(points(data)).view(6, -1, 2)
+    assert x.square().sum(-1).mean().item() == pytest.approx(2, abs=1e-3)
+    variances = x.var(1).sum(-1)
+    assert variances == pytest.approx(torch.full((6,), 0.0683), abs=0.0015)
+    norms = x.square().sum(-1).mean(-1)
+    assert norms[::2] == pytest.approx(torch.full((3,), 3.545), abs=0.02)
+    assert norms[1::2] == pytest.approx(torch.full((3,), 0.4547), abs=0.01)
+
+
+def test_seed_decides() -> None:
+    first = SeparabilityDataModule(**SMALL, seed=3)
+    torch.randn(1000)  # nothing depends on what others draw
+    second, other = SeparabilityDataModule(**SMALL, seed=3), SeparabilityDataModule(**SMALL, seed=4)
+    for split in ("train", "val", "test"):
+        assert torch.equal(points(first, split), points(second, split))
+        assert not torch.equal(points(first, split), points(other, split))
+    torch.rand(10)
+    assert torch.equal(stream(first), stream(second))
+    assert torch.equal(stream(first), stream(first))
+
+
+def test_splits_are_disjoint_draws() -> None:
+    data = SeparabilityDataModule(**SMALL, seed=3)
+    rows = [set(map(tuple, points(data, split).tolist())) for split in ("train", "val", "test")]
+    assert len(set.union(*rows)) == sum(map(len, rows)) == 6 * 190
+
+
+def test_without_a_seed_the_programs_seed_counts() -> None:
+    def sample(seed: int, drawn: int) -> torch.Tensor:
+        pl.seed_everything(seed, verbose=False)
+        torch.randn(drawn)
+        return stream(SeparabilityDataModule(**SMALL))
+
+    assert torch.equal(sample(7, 0), sample(7, 500))
+    assert not torch.equal(sample(7, 0), sample(8, 0))
+
+
+def test_making_data_leaves_the_global_generator_alone() -> None:
+    state = torch.get_rng_state()
+    SeparabilityDataModule(**SMALL, seed=3).split("train")
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_points_and_their_order_come_from_different_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    states: list[tuple[int, ...]] = []
+    original = separability.seeded_generator
+
+    def record(*parts: int) -> torch.Generator:
+        generator = original(*parts)
+        states.append(tuple(generator.get_state().tolist()))
+        return generator
+
+    monkeypatch.setattr(separability, "seeded_generator", record)
+    monkeypatch.setattr("sae_lightning.data.loading.seeded_generator", record)
+    data = SeparabilityDataModule(**SMALL, seed=3)
+    for split in ("train", "val", "test"):
+        data.split(split)
+    loader = data.train_dataloader()
+    for epoch in range(3):
+        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        next(iter(loader))
+    assert len(states) == 6
+    assert len(set(states)) == 6
+
+
+def test_a_split_is_made_once() -> None:
+    data = SeparabilityDataModule(**SMALL)
+    assert data.split("train") is data.split("train")
+    assert data.train_dataloader().dataset is data.split("train")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n_concepts": 0}, "n_concepts must be at least 1, but is 0"),
+        ({"n_per_concept": 0}, "n_per_concept must be at least 1, but is 0"),
+        ({"n_val_per_concept": 0}, "n_val_per_concept must be at least 1, but is 0"),
+        ({"n_test_per_concept": -1}, "n_test_per_concept must be at least 1, but is -1"),
+        ({"radii": ()}, "the number of radii must be at least 1, but is 0"),
+        ({"variance": 0.0}, "variance must be positive .*, but are 0.0"),
+        ({"variance": math.nan}, "variance must be positive .*, but are nan"),
+        ({"variance_floor": -1e-6}, "variance must be positive and its floor at least 0, but are .*, -1e-06"),
+        ({"train_fraction": 0.0}, "train_fraction must lie between 0 and 1, but is 0.0"),
+        ({"train_fraction": 1.0}, "train_fraction must lie between 0 and 1, but is 1.0"),
+        ({"train_fraction": math.nan}, "train_fraction must lie between 0 and 1, but is nan"),
+        ({"n_val_per_concept": 41}, r"must be at most the 60 of 200 points .*, but is 41 \+ 20"),
+        ({"train_fraction": 0.004}, "and leave one for training"),
+        ({"batch_size": 0}, "batch_size must be at least 1, but is 0"),
+        ({"eval_batch_size": 0}, "eval_batch_size must be at least 1, but is 0"),
+    ],
+)
+def test_bad_arguments(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SeparabilityDataModule(**{**SMALL, **changes})
+
+
+def test_the_held_out_points_may_be_used_up() -> None:
+    data = SeparabilityDataModule(**{**SMALL, "n_val_per_concept": 40})
+    assert data.n_concepts == 6
+
+
+def test_a_training_split_smaller_than_a_batch() -> None:
+    data = SeparabilityDataModule(**{**SMALL, "batch_size": 841})
+    with pytest.raises(ValueError, match=r"at least one batch .* = 841 samples, but holds 840"):
+        data.train_dataloader()
+    assert len(SeparabilityDataModule(**{**SMALL, "batch_size": 840}).train_dataloader()) == 1
+
+
+def test_other_concepts() -> None:
+    data = SeparabilityDataModule(**SMALL, n_concepts=4, radii=(1, 2, 3))
+    torch.testing.assert_close(data.centres.norm(dim=1), torch.tensor([1.0, 2.0, 3.0, 1.0]))
+    assert data.concept_names == ["C0", "C1", "C2", "C3"]
