@@ -3,11 +3,12 @@
 import inspect
 import os
 import shutil
+import sys
 import time
 import warnings
 from argparse import HelpFormatter
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import docstring_parser
 import torch
@@ -36,7 +37,9 @@ class _Parser(LightningArgumentParser):
             if f'"{key}"' in message or f'"{key}.' in message:
                 names = ", ".join(cls.__name__ for cls in classes)
                 message += f"\n\nValid classes for --{key}: {names} (or the import path of your own)."
-        super().error(message, ex)
+        if "_ARGCOMPLETE" in os.environ or not self.exit_on_error:
+            super().error(message, ex)
+        _exit(f"{message}\n\n`{self.prog} --help` names every argument.")
 
     def format_help(self, formatter: HelpFormatter | None = None) -> str:
         text: str = super().format_help(formatter)
@@ -49,6 +52,12 @@ class _Parser(LightningArgumentParser):
             for cls in OPTIONAL_CALLBACKS
         ]
         return "\n".join([text, *sections])
+
+
+def _exit(message: str) -> NoReturn:
+    """End with a message and status 2, without the usage of hundreds of arguments."""
+    sys.stderr.write(f"error: {message}\n")
+    sys.exit(2)
 
 
 def _class_help(title: str, prefix: str, cls: type) -> str:
@@ -113,10 +122,18 @@ class SAECLI(LightningCLI):
         parser.add_lightning_class_args(callbacks.ConceptRecovery, "recovery")
         parser.add_lightning_class_args(callbacks.RecoveryFigures, "figures")
         parser.add_lightning_class_args(callbacks.ReceptiveFields, "receptive_fields")
+        parser.add_lightning_class_args(callbacks.RecoveryTable, "table")
         parser.add_lightning_class_args(callbacks.TrainingDynamics, "dynamics")
         parser.add_lightning_class_args(callbacks.CodesWriter, "codes")
         parser.add_lightning_class_args(callbacks.SAEProgressBar, "progress")
         parser.link_arguments("data.d_in", "model.init_args.d_in", apply_on="instantiate")
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """Leave the printing of results to our own table."""
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand in ("validate", "test"):
+            parser.set_defaults({"verbose": False})
+        return parser
 
     def _parse_ckpt_path(self) -> None:
         """Let the class and hyperparameters of a checkpoint win over the command line, and say so."""
@@ -125,17 +142,17 @@ class SAECLI(LightningCLI):
         path = given.get("ckpt_path")
         if path is None:
             if command != "fit" and not given.trainer.get("fast_dev_run"):
-                self._refuse(f"{command} needs trained weights: --ckpt_path, such as RUN_DIR/checkpoints/last.ckpt")
+                _exit(f"{command} needs trained weights: --ckpt_path, such as RUN_DIR/checkpoints/last.ckpt")
             return
         try:
             saved = read_checkpoint(path)[CHECKPOINT_KEY]
         except (OSError, ValueError) as error:
-            self._refuse(f"--ckpt_path: {error}")
+            _exit(f"--ckpt_path: {error}")
         saved_args = {key: value for key, value in saved["init_args"].items() if key != "d_in"}
         model = given.model
         if model is not None:
             if _short(model.class_path) != _short(saved["class_path"]):
-                self._refuse(
+                _exit(
                     f"--ckpt_path is a checkpoint of {saved['class_path']}, but --model is {model.class_path}: "
                     f"use the config of its run, or leave --model out"
                 )
@@ -145,10 +162,6 @@ class SAECLI(LightningCLI):
         override = {command: {"model": {"class_path": saved["class_path"], "init_args": saved_args}}}
         self.config = self.parser.parse_object(override, self.config)
 
-    def _refuse(self, message: str) -> None:
-        """End with a message and status 2."""
-        self._parser(self.config.subcommand).error(message)
-
     # ------------------------------------------------------------------ the run's folder
 
     def before_instantiate_classes(self) -> None:
@@ -157,7 +170,7 @@ class SAECLI(LightningCLI):
         config = self.config[command]
         if config.num_threads is not None:
             if config.num_threads < 1:
-                self._refuse(f"num_threads must be at least 1, but is {config.num_threads}")
+                _exit(f"num_threads must be at least 1, but is {config.num_threads}")
             torch.set_num_threads(config.num_threads)
         config.run_dir = self._run_dir(command, config)
         if command == "fit" and config.ckpt_path is None and getattr(rank_zero_only, "rank", 0) == 0:
@@ -184,12 +197,12 @@ class SAECLI(LightningCLI):
         if not run_dir.exists() or not any(run_dir.iterdir()):
             return
         if not overwrite:
-            self._refuse(
+            _exit(
                 f"run_dir {str(run_dir)!r} exists already: choose another --run_dir, continue it with "
                 f"--ckpt_path {run_dir}/checkpoints/last.ckpt, or replace it with --overwrite true"
             )
         if not (run_dir / "config.yaml").is_file():
-            self._refuse(f"run_dir {str(run_dir)!r} holds no earlier run (no config.yaml), so it is not deleted")
+            _exit(f"run_dir {str(run_dir)!r} holds no earlier run (no config.yaml), so it is not deleted")
         shutil.rmtree(run_dir)
 
     # ------------------------------------------------------------------ building
@@ -201,7 +214,10 @@ class SAECLI(LightningCLI):
         except (ValueError, TypeError, FileNotFoundError) as error:
             if os.environ.get("SAE_LIGHTNING_TRACEBACK"):
                 raise
-            self._refuse(str(error))
+            cause: BaseException = error
+            while cause.__cause__ is not None:  # the parser wraps what the constructor said
+                cause = cause.__cause__
+            _exit(str(cause))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the run folder's loggers where the user named none."""

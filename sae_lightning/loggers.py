@@ -5,9 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
+
+MEMBERS = "members"
+"""Folder within a run's folder that holds what belongs to one SAE of a comparison."""
 
 _STAGES = ("train", "val", "test")
 
@@ -18,11 +22,23 @@ def split_member(key: str) -> tuple[str, str]:
     return (name, rest) if name not in _STAGES and rest.startswith(_STAGES) else ("", key)
 
 
+def run_folder(trainer: pl.Trainer) -> Path | None:
+    """The folder that the trainer's first logger writes to; None without one.
+
+    Unlike `trainer.log_dir` it does not communicate, so that one rank may ask by itself.
+    """
+    for logger in trainer.loggers:
+        folder = getattr(logger, "log_dir", None) or logger.save_dir
+        if folder is not None:
+            return Path(folder)
+    return None
+
+
 class RunTensorBoardLogger(TensorBoardLogger):
     """Writes each SAE of a comparison as a TensorBoard run of its own, so that their curves share one chart.
 
     Args:
-        run_dir: The run's folder; a member's events go to the folder of its name.
+        run_dir: The run's folder; a member's events go to `members/<name>` in it.
     """
 
     def __init__(self, run_dir: str) -> None:
@@ -35,7 +51,7 @@ class RunTensorBoardLogger(TensorBoardLogger):
         if name not in self._members:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._members[name] = SummaryWriter(log_dir=str(Path(self.log_dir, name)))
+            self._members[name] = SummaryWriter(log_dir=str(Path(self.log_dir, MEMBERS, name)))
         return self._members[name]
 
     @rank_zero_only

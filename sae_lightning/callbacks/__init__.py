@@ -9,12 +9,14 @@ from sae_lightning.callbacks.recovery import ConceptRecovery
 from sae_lightning.callbacks.recovery_figures import RecoveryFigures
 from sae_lightning.callbacks.resampling import ResampleDeadLatents
 from sae_lightning.callbacks.results import ResultsWriter
+from sae_lightning.callbacks.table import RecoveryTable
 
 __all__ = [
     "CodesWriter",
     "ConceptRecovery",
     "ReceptiveFields",
     "RecoveryFigures",
+    "RecoveryTable",
     "ResampleDeadLatents",
     "ResultsWriter",
     "RunCheckpoint",

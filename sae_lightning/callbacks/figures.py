@@ -1,11 +1,11 @@
 """Where figures go: TensorBoard and the run's folder."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from sae_lightning.loggers import run_folder
 from sae_lightning.plotting import save_png
 
 if TYPE_CHECKING:
@@ -20,5 +20,6 @@ def publish(trainer: pl.Trainer, figure: "Figure", tag: str) -> None:
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_figure(tag, figure, global_step=trainer.global_step, close=True)
-    if trainer.loggers and trainer.log_dir is not None:
-        save_png(figure, Path(trainer.log_dir, "figures", f"{tag}.png"))
+    folder = run_folder(trainer)
+    if folder is not None:
+        save_png(figure, folder / "figures" / f"{tag}.png")

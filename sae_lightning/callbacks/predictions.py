@@ -7,6 +7,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from sae_lightning.loggers import MEMBERS, run_folder
 from sae_lightning.modules.module import Predictions, SAEModule
 
 
@@ -30,8 +31,8 @@ def load_codes(path: str | Path) -> tuple[Tensor, Tensor]:
 class CodesWriter(pl.Callback):
     """Writes the codes of `predict` to `codes.safetensors` in the run's folder, as sparse rows, in stored order.
 
-    With several SAEs there is a folder for each, and with several processes a file `codes-<rank>.safetensors` for
-    each, which holds every `world_size`-th sample of each batch. Codes up to the firing threshold are kept too.
+    With several SAEs there is a folder `members/<name>` for each, and with several processes a file
+    `codes-<rank>.safetensors` for each, which holds every `world_size`-th sample of each batch.
 
     Args:
         output_dir: Where to write; None takes the run's folder.
@@ -66,7 +67,7 @@ class CodesWriter(pl.Callback):
         """Write the files."""
         from safetensors.torch import save_file
 
-        root = Path(self.output_dir or trainer.log_dir or trainer.default_root_dir)
+        root = Path(self.output_dir or run_folder(trainer) or trainer.default_root_dir)
         file = "codes.safetensors" if trainer.world_size == 1 else f"codes-{trainer.global_rank}.safetensors"
         for name, rows in self._rows.items():
             counts = torch.cat([part.crow_indices().diff() for part in rows])
@@ -77,7 +78,7 @@ class CodesWriter(pl.Callback):
                 "size": torch.tensor([len(counts), rows[0].shape[1]]),
                 "concepts": torch.cat(self._concepts),
             }
-            path = root / name / file
+            path = root / MEMBERS / name / file if name else root / file
             path.parent.mkdir(parents=True, exist_ok=True)
             save_file(tensors, path)
         self._rows, self._concepts = {}, []

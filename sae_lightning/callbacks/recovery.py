@@ -112,6 +112,8 @@ class RecoveryMetrics(nn.Module):
     def update(self, batch: ActivationBatch, evaluation: Evaluation, discover: bool) -> None:
         """Take in one batch."""
         x, (x_hat, codes, _), _ = evaluation
+        if len(x) == 0:  # a rank's share of the last batch may be empty
+            return
         concepts = batch.concepts
         self.l0.update(codes, concepts)
         self.nmse.update(x, x_hat, concepts)

@@ -46,6 +46,7 @@ class ResampleDeadLatents(pl.Callback):
         self.dead_after = dead_after
         self.until_step = until_step
         self.encoder_norm = encoder_norm
+        self._last_round = 0
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -53,6 +54,9 @@ class ResampleDeadLatents(pl.Callback):
         """Resample after the optimizer's step."""
         assert isinstance(pl_module, SAEModule)
         step = trainer.global_step
+        if step == self._last_round:  # with accumulated gradients, several batches end at one step
+            return
+        self._last_round = step
         if step % self.every_n_steps or (self.until_step is not None and step > self.until_step):
             return
         x = self._whole_batch(trainer, pl_module, batch)
@@ -82,7 +86,7 @@ class ResampleDeadLatents(pl.Callback):
         x = core.standardize(x)
         residual = x - core.autoencode(x).x_hat
         error = residual.square().sum(-1).double().cpu()
-        generator = new_generator().manual_seed(torch.initial_seed() + step)
+        generator = new_generator().manual_seed((torch.initial_seed() + step) % 2**64)
         chosen = torch.multinomial(error + 1e-30, len(dead), replacement=True, generator=generator).to(x.device)
         if isinstance(core.encoder, SquaredDistance):
             rows = atoms = x[chosen]

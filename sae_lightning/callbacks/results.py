@@ -5,13 +5,12 @@ import math
 import os
 import platform
 import time
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 
-from sae_lightning.loggers import RunTensorBoardLogger
+from sae_lightning.loggers import RunTensorBoardLogger, run_folder
 from sae_lightning.modules.module import SAEModule
 
 
@@ -47,7 +46,8 @@ class ResultsWriter(pl.Callback):
         self._write(trainer, pl_module, "test", "test")
 
     def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule, command: str, stage: str) -> None:
-        if not trainer.is_global_zero or not trainer.loggers or trainer.log_dir is None:
+        folder = run_folder(trainer)
+        if not trainer.is_global_zero or folder is None:
             return
         assert isinstance(pl_module, SAEModule)
         metrics = {
@@ -55,7 +55,7 @@ class ResultsWriter(pl.Callback):
             for key, value in sorted(trainer.callback_metrics.items())
             if f"/{stage}/" in f"/{key}" and not key.endswith("_step")
         }
-        path = Path(trainer.log_dir, "results.json")
+        path = folder / "results.json"
         results = json.loads(path.read_text()) if path.exists() else {}
         results["model"] = pl_module.describe()
         results[command] = {

@@ -5,10 +5,8 @@ from typing import Literal
 
 import lightning.pytorch as pl
 import torch
-from torch.utils.data import DataLoader
 
-from sae_lightning.data.batch import ActivationBatch
-from sae_lightning.data.loading import ActivationDataset, BatchIndices, batch_loader
+from sae_lightning.data.loading import ActivationDataset, ActivationLoader, BatchIndices
 
 Split = Literal["train", "val", "test"]
 
@@ -64,7 +62,7 @@ class ActivationDataModule(pl.LightningDataModule):
             self._splits[split] = self.make_split(split)
         return self._splits[split]
 
-    def _loader(self, split: Split, batch_size: int) -> DataLoader[ActivationBatch]:
+    def _loader(self, split: Split, batch_size: int) -> ActivationLoader:
         dataset = self.split(split)
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         training = split == "train"
@@ -76,20 +74,20 @@ class ActivationDataModule(pl.LightningDataModule):
             )
         seed = self.seed if training else None
         indices = BatchIndices(len(dataset), batch_size, rank, world_size, seed, drop_last=training)
-        return batch_loader(dataset, indices, pin_memory=torch.cuda.is_available())
+        return ActivationLoader(dataset, indices, pin_memory=torch.cuda.is_available())
 
-    def train_dataloader(self) -> DataLoader[ActivationBatch]:
+    def train_dataloader(self) -> ActivationLoader:
         """Shuffled training batches; what does not fill a batch is left out of an epoch."""
         return self._loader("train", self.batch_size)
 
-    def val_dataloader(self) -> DataLoader[ActivationBatch]:
+    def val_dataloader(self) -> ActivationLoader:
         """Every validation sample once."""
         return self._loader("val", self.eval_batch_size)
 
-    def test_dataloader(self) -> DataLoader[ActivationBatch]:
+    def test_dataloader(self) -> ActivationLoader:
         """Every test sample once."""
         return self._loader("test", self.eval_batch_size)
 
-    def predict_dataloader(self) -> DataLoader[ActivationBatch]:
+    def predict_dataloader(self) -> ActivationLoader:
         """Every test sample once, in stored order."""
         return self._loader("test", self.eval_batch_size)

@@ -9,6 +9,8 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from sae_lightning.data.batch import ActivationBatch
 from sae_lightning.data.seeding import seeded_generator
 
+_ORDER = 1000  # keeps the random streams of orders apart from those of the data
+
 
 class ActivationDataset(Dataset[ActivationBatch]):
     """Activations with their concepts; an index is a tensor of positions, an item is a batch.
@@ -43,6 +45,10 @@ class BatchIndices(DistributedSampler[Tensor]):
         world_size: Number of processes.
         shuffle_seed: Seed of the order, drawn anew every epoch; None keeps the stored order.
         drop_last: Whether to leave out what does not fill a batch on every rank.
+
+    Attributes:
+        position: Batches read so far, over all epochs; it says which batch comes next.
+        resumed: Whether the position came from a checkpoint, so that Lightning's count of epochs is ignored.
     """
 
     def __init__(
@@ -54,20 +60,51 @@ class BatchIndices(DistributedSampler[Tensor]):
         self.world_size = world_size
         self.shuffle_seed = shuffle_seed
         self.drop_last = drop_last
-        self.epoch = 0  # Lightning sets it through `set_epoch`
+        self.position = 0
+        self.resumed = False
 
     def __len__(self) -> int:
         return self.n // self.per_batch if self.drop_last else -(-self.n // self.per_batch)
 
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the start of an epoch; a resumed run goes on from where it is instead."""
+        if not self.resumed:
+            self.position = epoch * len(self)
+
     def __iter__(self) -> Iterator[Tensor]:
-        if self.shuffle_seed is None:
-            order = torch.arange(self.n)
-        else:
-            order = torch.randperm(self.n, generator=seeded_generator(self.shuffle_seed, self.epoch))
-        for i in range(len(self)):
+        if self.shuffle_seed is None:  # stored order, always from its start
+            self.position = 0
+        order, order_epoch = torch.arange(self.n), None
+        for _ in range(len(self)):
+            epoch, i = divmod(self.position, len(self))
+            if self.shuffle_seed is not None and epoch != order_epoch:
+                order = torch.randperm(self.n, generator=seeded_generator(self.shuffle_seed, _ORDER, epoch))
+                order_epoch = epoch
+            self.position += 1
             yield order[i * self.per_batch : (i + 1) * self.per_batch][self.rank :: self.world_size]
 
 
-def batch_loader(dataset: ActivationDataset, indices: BatchIndices, pin_memory: bool) -> DataLoader[ActivationBatch]:
-    """A DataLoader whose items are whole batches, in the process itself (indexing memory needs no workers)."""
-    return DataLoader(dataset, sampler=indices, batch_size=None, pin_memory=pin_memory)
+class ActivationLoader(DataLoader[ActivationBatch]):
+    """Whole batches, read in the process itself: indexing memory needs no workers.
+
+    Its position goes into checkpoints (Lightning asks for `state_dict`), so that a resumed run goes on with the next
+    batch.
+
+    Args:
+        dataset: The samples.
+        indices: Which of them make each batch.
+        pin_memory: Whether to hold batches in page-locked memory, for faster copies to a GPU.
+    """
+
+    def __init__(self, dataset: ActivationDataset, indices: BatchIndices, pin_memory: bool) -> None:
+        super().__init__(dataset, sampler=indices, batch_size=None, pin_memory=pin_memory)
+        self.indices = indices
+
+    def state_dict(self) -> dict[str, int]:
+        """Where reading stands."""
+        return {"position": self.indices.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on where reading stood."""
+        self.indices.position = state["position"]
+        self.indices.resumed = True

@@ -9,5 +9,7 @@ def seeded_generator(*parts: int) -> torch.Generator:
 
     Tuples that differ anywhere give independent streams, on every platform and version alike.
     """
-    low, high = np.random.SeedSequence([part % 2**64 for part in parts]).generate_state(2, np.uint32)
+    # two words per part, and their number in front: SeedSequence itself ignores trailing zeros
+    words = [word for part in parts for word in (part % 2**32, part // 2**32 % 2**32)]
+    low, high = np.random.SeedSequence([len(parts), *words]).generate_state(2, np.uint32)
     return torch.Generator().manual_seed(int(low) | int(high) << 32)

@@ -42,15 +42,17 @@ def read_tensor(path: str | os.PathLike[str], key: str | None = None) -> Tensor:
     except Exception as error:
         raise ValueError(f"{os.fspath(path)!r} cannot be read as a tensor: {error}") from error
     if isinstance(tensors, dict):
-        names = sorted(name for name, value in tensors.items() if isinstance(value, Tensor))
+        names = sorted(n for n, value in tensors.items() if isinstance(n, str) and isinstance(value, Tensor))
         if key is None and len(names) == 1:
             key = names[0]
         if key not in names:
             raise ValueError(f"key must name one of the tensors {names} in {os.fspath(path)!r}, but is {key!r}")
         tensors = tensors[key]
+    elif key is not None:
+        raise ValueError(f"key must be None for {os.fspath(path)!r}, which holds one tensor, but is {key!r}")
     if not isinstance(tensors, Tensor):
         raise ValueError(f"{os.fspath(path)!r} must hold a tensor, but holds a {type(tensors).__name__}")
-    return tensors
+    return tensors.detach()
 
 
 class TensorDataModule(ActivationDataModule):
@@ -145,7 +147,7 @@ def _checked_activations(x: Tensor, path: str) -> Tensor:
 
 
 def _checked_labels(labels: Tensor, path: str, n: int) -> tuple[Tensor, int]:
-    if len(labels) != n:
+    if labels.ndim and len(labels) != n:
         raise ValueError(f"labels must be as many as activations, {n}, but {path!r} holds {len(labels)}")
     if labels.ndim == 2 and labels.dtype == torch.bool:
         return labels, labels.shape[1]

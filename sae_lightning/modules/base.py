@@ -1,6 +1,6 @@
 """BaseSAE: one sparse autoencoder as a LightningModule, composed from its three parts."""
 
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -8,7 +8,16 @@ from torch.optim import Optimizer
 
 from sae_lightning.modules.module import Evaluation, SAEModule
 from sae_lightning.modules.optimizers import LRSchedulerCallable, OptimizerCallable, adam, make_scheduler
-from sae_lightning.nn import Decoder, Encoder, Initialization, Projection, Regularizer, SAEOutput, SparseAutoencoder
+from sae_lightning.nn import (
+    Decoder,
+    Encoder,
+    Initialization,
+    Projection,
+    Regularizer,
+    SAEOutput,
+    SparseAutoencoder,
+    SquaredDistance,
+)
 from sae_lightning.nn.initialization import (
     calibrate_lambda,
     initialize_from_data,
@@ -65,9 +74,13 @@ class BaseSAE(SAEModule):
         super().__init__(encoder.d_in)
         if not gamma >= 0:
             raise ValueError(f"gamma must be at least 0, but is {gamma}")
+        if init not in get_args(Initialization):
+            raise ValueError(f"init must be one of {get_args(Initialization)}, but is {init!r}")
         require_positive("n_init_samples", n_init_samples)
         if l0_init is not None and not 1 <= l0_init <= encoder.d_sae:
             raise ValueError(f"l0_init must lie between 1 and d_sae = {encoder.d_sae}, but is {l0_init}")
+        if l0_init is not None and not isinstance(encoder, SquaredDistance):
+            raise ValueError(f"l0_init needs the encoder SquaredDistance, but got {type(encoder).__name__}")
         self.sae = SparseAutoencoder(encoder, projection, decoder, standardize, subtract_decoder_bias)
         if regularizer is not None:
             regularizer.check(self.sae)

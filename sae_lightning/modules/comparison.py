@@ -10,6 +10,8 @@ from sae_lightning.modules.base import BaseSAE
 from sae_lightning.modules.module import SAEModule
 from sae_lightning.modules.optimizers import OptimizerGroup, SchedulerGroup
 
+_PREFIX = "sae_"  # lets a member have the name of one of ModuleDict's methods
+
 
 class Comparison(SAEModule):
     """Trains and tests several SAEs side by side, each as if it were alone.
@@ -33,7 +35,10 @@ class Comparison(SAEModule):
         for name in members:
             if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
                 raise ValueError(f"names of members must be made of letters, digits, '-' and '_', but one is {name!r}")
-        self.members = nn.ModuleDict({f"{name}": make(d_in) for name, make in members.items()})
+        self.members = nn.ModuleDict({_PREFIX + name: make(d_in) for name, make in members.items()})
+        for name, sae in self.saes().items():
+            if not isinstance(sae, BaseSAE):
+                raise ValueError(f"members must make SAEs (BaseSAE), but {name!r} makes a {type(sae).__name__}")
         self.init_args["members"] = {name: self._describe_member(sae) for name, sae in self.saes().items()}
         self.save_hyperparameters(self.init_args)
 
@@ -45,7 +50,7 @@ class Comparison(SAEModule):
 
     def saes(self) -> dict[str, BaseSAE]:
         """The members by name."""
-        return dict(self.members.items())  # type: ignore[arg-type]
+        return {name.removeprefix(_PREFIX): sae for name, sae in self.members.items()}  # type: ignore[misc]
 
     def configure_optimizers(self) -> Any:
         """One optimizer group and one schedule group that step the members' own."""

@@ -1,7 +1,6 @@
 """Load trained SAEs from checkpoints, without executing what is in them."""
 
 import os
-import pickle
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ def read_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except FileNotFoundError:
         raise
-    except (RuntimeError, EOFError, pickle.UnpicklingError, OSError) as error:
+    except Exception as error:  # the unpickler meets damage with errors of many kinds
         raise ValueError(f"checkpoint {os.fspath(path)!r} cannot be read (truncated or damaged?): {error}") from error
     if not isinstance(checkpoint, dict) or CHECKPOINT_KEY not in checkpoint:
         raise ValueError(f"checkpoint {os.fspath(path)!r} was not made by sae_lightning")

@@ -113,12 +113,19 @@ class SAEModule(Recorded, pl.LightningModule):
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> ActivationBatch:
         """Bring what a data loader yields into one form, and check it while it is still on the host."""
         checked = as_batch(batch)
+        self._check_shape(checked)
         # one reduction without a temporary: a sum is finite only if its terms are (or if it overflows)
         self._suspicious = not bool(checked.activations.sum(dtype=torch.float32).isfinite())
         return checked
 
+    def _check_shape(self, batch: ActivationBatch) -> None:
+        shape = tuple(batch.activations.shape)
+        if len(shape) != 2:
+            raise ValueError(f"a batch's activations must have shape (batch, {self.d_in}), but have {shape}")
+
     def _checked(self, batch: ActivationBatch, where: str) -> ActivationBatch:
         """Raise a ValueError that names the first NaN or infinite activation of a batch."""
+        self._check_shape(batch)
         bad = (~batch.activations.isfinite()).nonzero()
         if len(bad):
             row, feature = bad[0].tolist()
@@ -153,6 +160,8 @@ class SAEModule(Recorded, pl.LightningModule):
     def _log_terms(self, name: str, stage: str, result: Evaluation) -> None:
         training = stage == "train"
         scalars = {**result.terms, "l0": result.l0()}
+        if len(result.x) == 0:  # a rank's share of the last evaluation batch: its weight is 0, but 0 * nan is nan
+            scalars = {key: torch.zeros_like(value) for key, value in scalars.items()}
         for key, value in scalars.items():
             self.log(
                 log_key(name, stage, key),

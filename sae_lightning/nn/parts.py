@@ -10,6 +10,11 @@ from typing import Any, ClassVar, TypeVar
 T = TypeVar("T", bound="Recorded")
 
 
+def _plain(value: Any) -> Any:
+    """A number of numpy as Python's own: checkpoints with others do not load with `weights_only=True`."""
+    return value.item() if hasattr(value, "item") and getattr(value, "ndim", None) == 0 else value
+
+
 class Recorded:
     """Mixin that records the arguments of a constructor, defaults included, in `init_args`.
 
@@ -29,7 +34,7 @@ class Recorded:
         except TypeError:  # copy and pickle call without arguments and restore `__dict__` afterwards;
             return instance  # a caller's mistake is reported by `__init__` itself
         bound.apply_defaults()
-        arguments = dict(list(bound.arguments.items())[1:])  # without `self`
+        arguments = {name: _plain(value) for name, value in list(bound.arguments.items())[1:]}  # without `self`
         object.__setattr__(instance, "init_args", arguments)
         return instance
 

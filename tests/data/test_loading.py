@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 
-from sae_lightning.data.loading import ActivationDataset, BatchIndices, batch_loader
+from sae_lightning.data.loading import ActivationDataset, ActivationLoader, BatchIndices
 
 SIZES = list(product([1, 2, 7, 12, 13, 64], [1, 3, 4, 20], [1, 2, 3, 5]))
 
@@ -65,7 +65,7 @@ def test_epochs_differ_and_repeat() -> None:
 
 def test_loader_yields_whole_batches() -> None:
     x, concepts = torch.arange(14.0).view(7, 2), torch.arange(7)
-    batches = list(batch_loader(ActivationDataset(x, concepts), BatchIndices(7, 3, 0, 1, None, False), False))
+    batches = list(ActivationLoader(ActivationDataset(x, concepts), BatchIndices(7, 3, 0, 1, None, False), False))
     assert [len(b.activations) for b in batches] == [3, 3, 1]
     assert torch.equal(torch.cat([b.activations for b in batches]), x)
     assert torch.equal(torch.cat([b.concepts for b in batches]), concepts)

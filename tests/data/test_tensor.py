@@ -126,6 +126,7 @@ def test_a_truncated_file(save: Any, name: str, kept: int) -> None:
         read_tensor(path)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("name", ["x.npy", "x.safetensors", "x.pt"])
 def test_random_bytes(tmp_path: Path, name: str) -> None:
     generator = np.random.default_rng(0)

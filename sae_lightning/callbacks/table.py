@@ -1,0 +1,76 @@
+"""The table of what each SAE finds and hides."""
+
+import lightning.pytorch as pl
+
+from sae_lightning.callbacks.recovery import Recovery, find_recovery
+from sae_lightning.loggers import run_folder
+from sae_lightning.modules.module import SAEModule
+
+
+def recovery_table(results: dict[str, Recovery], concept_names: list[str], found_above: float, title: str) -> list[str]:
+    """Lines of a Markdown table: a row per SAE, its metrics, then the F1 of its best latent for each concept.
+
+    Args:
+        results: Measurements by name of the SAE.
+        concept_names: Names of the concepts; empty for unlabelled data.
+        found_above: Best F1 from which a concept counts as found; others are set in parentheses.
+        title: Name of a single SAE, which has none of its own.
+
+    Returns:
+        The table's lines, padded so that they read well as they are.
+    """
+    header = ["SAE", "L0", "NMSE", "dead", "monosem.", "rank codes", *concept_names]
+    rows = []
+    for name, result in results.items():
+        scalars = {key: float(value) for key, value in result.scalars([]).items()}
+        mono, rank = scalars.get("monosemanticity"), scalars.get("stable_rank_codes")
+        row = [name or title, f"{scalars['l0']:.2f}", f"{scalars['nmse']:.2e}", f"{scalars['dead_latents']:.1%}"]
+        row += ["-" if mono is None else f"{mono:.3f}", "-" if rank is None else f"{rank:.2f}"]
+        if result.f1 is not None:
+            best = result.f1.best.tolist()
+            row += [f"{value:.3f}" if value >= found_above else f"({value:.3f})" for value in best]
+        rows.append(row)
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    lines = [
+        "| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in (header, *rows)
+    ]
+    lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
+    return lines
+
+
+class RecoveryTable(pl.Callback):
+    """Writes and prints, at the end of a test, which concepts each SAE finds and which it hides.
+
+    The table goes to `results.md` in the run's folder; a concept counts as found where the best latent's F1 reaches
+    `found_above`.
+
+    Args:
+        found_above: Best F1 from which a concept counts as found, between 0 and 1.
+
+    Raises:
+        ValueError: If `found_above` lies outside 0 and 1.
+    """
+
+    def __init__(self, found_above: float = 0.9) -> None:
+        if not 0 <= found_above <= 1:
+            raise ValueError(f"found_above must lie between 0 and 1, but is {found_above}")
+        self.found_above = found_above
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write and print on rank zero."""
+        recovery = find_recovery(trainer)
+        if recovery is None or not trainer.is_global_zero:
+            return
+        assert isinstance(pl_module, SAEModule)
+        names = recovery.concept_names
+        lines = recovery_table(recovery.results, names, self.found_above, type(pl_module).__name__)
+        if names:
+            note = "Columns of concepts: F1 of the best latent, in parentheses where the concept stays hidden"
+            lines += ["", f"{note} (below {self.found_above:g})."]
+        print("\n" + "\n".join(lines))
+        folder = run_folder(trainer)
+        if folder is not None:
+            (folder / "results.md").write_text("\n".join(lines) + "\n")
+            print(f"\nTable:       {folder / 'results.md'} (all numbers: {folder / 'results.json'})")
+            print(f"Figures:     {folder / 'figures' / 'test'}")
+            print(f"TensorBoard: tensorboard --logdir {folder}\n")
