@@ -336,10 +336,8 @@ def test_last_ckpt_is_the_newest_also_where_the_interval_changes(tmp_path):
     assert read_checkpoint(last(run_dir))["global_step"] == 20
 
 
-@pytest.mark.parametrize("ends", ["at max_steps", "in a crash"])
-@pytest.mark.parametrize("model", ["SpaDE", "Comparison"])
-def test_a_resumed_run_ends_like_one_that_was_never_interrupted(model, ends, tmp_path):
-    """Same samples, schedule, logged steps and weights, whether the first part ended by itself or not."""
+def interrupted(tmp_path, model, ends):
+    """Checkpoints and logged steps of a run of 20 steps, and of one that stopped at 10 or 13 and was resumed."""
     config = {
         "optimizer": {"class_path": "torch.optim.Adam", "init_args": {"lr": 1e-2, "fused": True}},
         "lr_scheduler": {"class_path": "torch.optim.lr_scheduler.CosineAnnealingLR", "init_args": {"T_max": 20}},
@@ -350,8 +348,9 @@ def test_a_resumed_run_ends_like_one_that_was_never_interrupted(model, ends, tmp
     if model == "Comparison":
         described = {"class_path": "Comparison", "init_args": {"members": {"spade": described}}}
     (tmp_path / "model.yaml").write_text(yaml.safe_dump({"model": described}))
-    args = ["fit", "-c", tmp_path / "model.yaml", *DATA_ARGS, *TRAINER, "--trainer.log_every_n_steps", 1]
-    args += ["--checkpoint.every_n_steps", 10]
+    args = ["fit", "-c", tmp_path / "model.yaml", *DATA_ARGS, *TRAINER, "--trainer.log_every_n_steps", 2]
+    args += ["--checkpoint.every_n_steps", 10, "--trainer.val_check_interval", 5]
+    args += ["--trainer.check_val_every_n_epoch", "null"]
 
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert run_cli(*args, "--run_dir", whole, "--trainer.max_steps", 20).code == 0
@@ -364,13 +363,40 @@ def test_a_resumed_run_ends_like_one_that_was_never_interrupted(model, ends, tmp
     assert read_checkpoint(last(parts))["global_step"] == 10
     outcome = run_cli(*args, "--run_dir", parts, "--ckpt_path", last(parts), "--trainer.max_steps", 20)
     assert outcome.code == 0, outcome.err[-2000:]
+    return [(read_checkpoint(last(run)), rows(run)) for run in (whole, parts)]
 
-    first, second = read_checkpoint(last(whole)), read_checkpoint(last(parts))
+
+INTERRUPTIONS = pytest.mark.parametrize("ends", ["at max_steps", "in a crash"])
+KINDS = pytest.mark.parametrize("model", ["SpaDE", "Comparison"])
+
+
+@INTERRUPTIONS
+@KINDS
+def test_a_resumed_run_keeps_optimizer_and_schedule(model, ends, tmp_path):
+    (first, _), (second, _) = interrupted(tmp_path, model, ends)
     assert second["global_step"] == first["global_step"] == 20
     assert second["sae_lightning"] == first["sae_lightning"]
     assert str(second["lr_schedulers"]) == str(first["lr_schedulers"])
-    rates = [{int(row["step"]): row["train/lr"] for row in rows(run) if row["train/lr"]} for run in (whole, parts)]
+    groups = [
+        state["param_groups"] if model == "SpaDE" else state["spade"]["param_groups"]
+        for state in (first["optimizer_states"][0], second["optimizer_states"][0])
+    ]
+    assert groups[1] == groups[0]
+
+
+@INTERRUPTIONS
+def test_a_resumed_run_logs_each_step_under_its_own_number(ends, tmp_path):
+    (_, whole), (_, parts) = interrupted(tmp_path, "SpaDE", ends)
+    rates = [{int(row["step"]): row["train/lr"] for row in table if row["train/lr"]} for table in (whole, parts)]
     assert rates[1] == rates[0]
+    steps = [sorted({int(row["step"]) for row in table if row["val/loss"]}) for table in (whole, parts)]
+    assert steps == [[4, 9, 14, 19]] * 2
+
+
+@INTERRUPTIONS
+@KINDS
+def test_a_resumed_run_sees_the_samples_and_ends_with_the_weights_of_an_uninterrupted_one(model, ends, tmp_path):
+    (first, _), (second, _) = interrupted(tmp_path, model, ends)
     for key, value in first["state_dict"].items():
         torch.testing.assert_close(second["state_dict"][key], value, rtol=1e-5, atol=1e-6, msg=f"{key} differs")
 
@@ -437,7 +463,7 @@ def test_help_names_every_argument_with_its_meaning(command):
 
 WRONG = {
     "negative gamma": (["--model.gamma", -1], ["gamma must be at least 0", "-1"]),
-    "gamma nan": (["--model.gamma", "nan"], ["gamma must be at least 0", "nan"]),
+    "gamma nan": (["--model.gamma", ".nan"], ["gamma must be at least 0", "nan"]),
     "no latents": (["--model.d_sae", 0], ["d_sae must be at least 1", "0"]),
     "k above d_sae": (["--model", "TopKSAE", "--model.d_sae", 8, "--model.k", 9], ["k must", "d_sae = 8", "9"]),
     "both lambda and l0": (["--model.lambda_init", 1, "--model.l0_init", 2], ["lambda_init or l0_init", "1.0", "2.0"]),
@@ -481,7 +507,7 @@ def test_wrong_arguments_end_with_a_message_and_touch_nothing(case, tmp_path):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_a_missing_accelerator_is_said_without_a_traceback(tmp_path):
     outcome = run_cli("fit", *TINY, "--run_dir", tmp_path / "run", "--trainer.accelerator", "gpu")
-    refused(outcome, "accelerator")
+    refused(outcome, "gpu")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -8,8 +8,10 @@ import torch
 from sae_lightning import load_codes, load_module
 from tests.conftest import MEMBERS, fast, run_cli, run_process
 
+BATCH_SIZE = 4  # so small that some latents stay silent
 TWO = ["--trainer.accelerator", "cpu", "--trainer.devices", 2, "--trainer.strategy", "ddp"]
 ODD = ["--data.n_test_per_concept", 101, "--data.n_val_per_concept", 33, "--data.eval_batch_size", 64]
+ODD += ["--data.batch_size", BATCH_SIZE]
 PLAIN = ["--figures.on_validation", "false", "--figures.max_saes", 0, "--receptive_fields.max_saes", 0]
 
 
@@ -45,7 +47,7 @@ def test_two_processes_leave_one_run(two):
     found = results(two)
     for command in ("fit", "test"):
         assert found[command]["processes"] == 2
-        assert found[command]["samples_seen"] == 20 * 64 * 2
+        assert found[command]["samples_seen"] == 20 * BATCH_SIZE * 2
     assert len((two / "metrics.csv").read_text().splitlines()) == 1 + 4 + 2 + 1
     assert set(load_module(two / "checkpoints" / "last.ckpt").saes()) == set(MEMBERS)
 
@@ -77,7 +79,7 @@ def test_measurements_do_not_depend_on_the_number_of_processes(one, two, command
 
 
 def test_two_processes_train_as_one_with_twice_the_batch(two, tmp_path):
-    args = [*fast("compare", tmp_path / "run"), *ODD, *PLAIN, "--data.batch_size", 128]
+    args = [*fast("compare", tmp_path / "run"), *ODD, *PLAIN, "--data.batch_size", 2 * BATCH_SIZE]
     assert run_cli("fit", *args).code == 0
     expected = load_module(tmp_path / "run" / "checkpoints" / "last.ckpt").state_dict()
     found = load_module(two / "checkpoints" / "last.ckpt").state_dict()

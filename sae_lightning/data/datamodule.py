@@ -74,7 +74,7 @@ class ActivationDataModule(pl.LightningDataModule):
             )
         seed = self.seed if training else None
         indices = BatchIndices(len(dataset), batch_size, rank, world_size, seed, drop_last=training)
-        return ActivationLoader(dataset, indices, pin_memory=torch.cuda.is_available())
+        return ActivationLoader.of(dataset, indices, pin_memory=torch.cuda.is_available())
 
     def train_dataloader(self) -> ActivationLoader:
         """Shuffled training batches; what does not fill a batch is left out of an epoch."""

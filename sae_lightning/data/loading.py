@@ -85,20 +85,21 @@ class BatchIndices(DistributedSampler[Tensor]):
 
 
 class ActivationLoader(DataLoader[ActivationBatch]):
-    """Whole batches, read in the process itself: indexing memory needs no workers.
+    """A DataLoader of whole batches whose position goes into checkpoints (Lightning asks for `state_dict`).
 
-    Its position goes into checkpoints (Lightning asks for `state_dict`), so that a resumed run goes on with the next
-    batch.
-
-    Args:
-        dataset: The samples.
-        indices: Which of them make each batch.
-        pin_memory: Whether to hold batches in page-locked memory, for faster copies to a GPU.
+    A resumed run so goes on with the next batch. (The constructor stays DataLoader's, since Lightning calls it anew.)
     """
 
-    def __init__(self, dataset: ActivationDataset, indices: BatchIndices, pin_memory: bool) -> None:
-        super().__init__(dataset, sampler=indices, batch_size=None, pin_memory=pin_memory)
-        self.indices = indices
+    @classmethod
+    def of(cls, dataset: ActivationDataset, indices: BatchIndices, pin_memory: bool) -> "ActivationLoader":
+        """Read the batches that `indices` names, in the process itself: indexing memory needs no workers."""
+        return cls(dataset, sampler=indices, batch_size=None, pin_memory=pin_memory)
+
+    @property
+    def indices(self) -> BatchIndices:
+        """What decides on the batches."""
+        assert isinstance(self.sampler, BatchIndices)
+        return self.sampler
 
     def state_dict(self) -> dict[str, int]:
         """Where reading stands."""

@@ -65,7 +65,7 @@ def test_epochs_differ_and_repeat() -> None:
 
 def test_loader_yields_whole_batches() -> None:
     x, concepts = torch.arange(14.0).view(7, 2), torch.arange(7)
-    batches = list(ActivationLoader(ActivationDataset(x, concepts), BatchIndices(7, 3, 0, 1, None, False), False))
+    batches = list(ActivationLoader.of(ActivationDataset(x, concepts), BatchIndices(7, 3, 0, 1, None, False), False))
     assert [len(b.activations) for b in batches] == [3, 3, 1]
     assert torch.equal(torch.cat([b.activations for b in batches]), x)
     assert torch.equal(torch.cat([b.concepts for b in batches]), concepts)
