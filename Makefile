@@ -20,7 +20,7 @@ demo: .venv/installed  ## Train, test and picture four SAEs on the separability 
 	$(BIN)/sae-lightning test -c configs/separability/compare.yaml --ckpt_path $(RUN)/checkpoints/last.ckpt
 
 test: .venv/installed  ## Run the test suite, doctests included
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest
 
 bench: .venv/installed  ## Time a training step of every architecture against the dense product
 	$(BIN)/python tests/benchmarks/step.py

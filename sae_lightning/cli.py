@@ -274,6 +274,8 @@ def main(args: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", message=".*overridden `on_before_batch_transfer` in `LightningModule`.*")
     # Lightning 2.6 uses a name that torch 2.13 deprecates
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
+    if args is not None:  # a notebook's or test's own command line is no argument of ours
+        warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter is intended.*")
     SAECLI(args)
 
 

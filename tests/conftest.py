@@ -14,7 +14,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = Path(os.environ.get("SAE_TEST_CONFIGS", ROOT / "configs"))
+CONFIGS = ROOT / "configs"
 EXPERIMENTS = ("spade", "relu", "jumprelu", "topk", "compare")
 MEMBERS = ("spade", "relu", "jumprelu", "topk")
 QUIET = ("--trainer.enable_model_summary", "false", "--progress.refresh_rate", "0")

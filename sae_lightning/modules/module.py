@@ -142,13 +142,16 @@ class SAEModule(Recorded, pl.LightningModule):
         """Return the summed loss of the SAEs; they share no parameter, so their gradients do not mix."""
         self._check(batch, batch_idx, "training")
         log = self.is_logging_step()
-        losses = []
+        losses, l0s = [], []
         for name, sae in self.saes().items():
             result = sae.learn(batch.activations)
             losses.append(result.terms["loss"])
             if log:
+                l0s.append(result.l0())
                 self._log_terms(name, "train", result)
-        loss = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+        loss = torch.stack(losses).sum()
+        if log and len(losses) > 1:  # for the progress bar, which has no room for each member
+            self.log_dict({"train/loss": loss.detach(), "train/l0": torch.stack(l0s).mean()}, prog_bar=True)
         self.samples_seen += len(batch.activations) * self.trainer.world_size
         return loss
 

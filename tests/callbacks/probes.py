@@ -9,7 +9,8 @@ from torch.utils.data import DataLoader
 
 from sae_lightning.data import ActivationBatch, ActivationDataModule
 from sae_lightning.data.datamodule import Split
-from sae_lightning.data.loading import ActivationDataset, BatchIndices, batch_loader
+from sae_lightning.data.loading import ActivationDataset
+from sae_lightning.modules import SAEModule
 
 
 class DamagedStream(ActivationDataModule):
@@ -19,17 +20,13 @@ class DamagedStream(ActivationDataModule):
         bad_batch: The batch with the NaN; -1 for none.
         bad_split: The split that it belongs to.
         n_batches: Training batches of 16 samples.
-        spread: Whether each process takes its share of the training batches, instead of all.
     """
 
-    def __init__(
-        self, bad_batch: int = 14, bad_split: str = "train", n_batches: int = 30, spread: bool = False
-    ) -> None:
+    def __init__(self, bad_batch: int = 14, bad_split: str = "train", n_batches: int = 30) -> None:
         super().__init__(3, ["A", "B"], batch_size=16, eval_batch_size=16, seed=0)
         self.bad_batch = bad_batch
         self.bad_split = bad_split
         self.n_batches = n_batches
-        self.spread = spread
 
     def make_split(self, split: Split) -> ActivationDataset:
         x = torch.randn(16 * self.n_batches, 3, generator=torch.Generator().manual_seed(0))
@@ -38,14 +35,13 @@ class DamagedStream(ActivationDataModule):
         return ActivationDataset(x, torch.arange(len(x)) % 2)
 
     def train_dataloader(self) -> DataLoader[ActivationBatch]:
-        dataset = self.split("train")
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.spread else (0, 1)
-        indices = BatchIndices(len(dataset), 16, rank, world_size, None, drop_last=True)
-        return batch_loader(dataset, indices, pin_memory=False)
+        loader = super().train_dataloader()
+        loader.sampler.shuffle_seed = None
+        return loader
 
 
 class SaveRanks(pl.Callback):
-    """Saves the weights and counters of every rank after training.
+    """Saves the weights and counters of every SAE on every rank after training.
 
     Args:
         folder: Where to save `rank-<rank>.pt`.
@@ -56,7 +52,9 @@ class SaveRanks(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         Path(self.folder).mkdir(parents=True, exist_ok=True)
-        torch.save(pl_module.state_dict(), Path(self.folder, f"rank-{trainer.global_rank}.pt"))
+        assert isinstance(pl_module, SAEModule)
+        states = {name: sae.state_dict() for name, sae in pl_module.saes().items()}
+        torch.save(states, Path(self.folder, f"rank-{trainer.global_rank}.pt"))
 
 
 class FailAt(pl.Callback):
