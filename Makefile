@@ -15,7 +15,7 @@ help:  ## List the targets
 
 install: .venv/installed  ## Make .venv and install the package with what its tests need
 
-demo: .venv/installed  ## Train, test and picture four SAEs on the separability data (about a minute)
+demo: .venv/installed  ## Train, test and picture four SAEs on the separability data (under a minute)
 	$(BIN)/sae-lightning fit -c configs/separability/compare.yaml --overwrite true
 	$(BIN)/sae-lightning test -c configs/separability/compare.yaml --ckpt_path $(RUN)/checkpoints/last.ckpt
 

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 import torch
-from tests.metrics.metric_cases import N_CONCEPTS, make_samples
 from scipy.linalg import svdvals
 
 from sae_lightning.metrics.functional import code_similarity
+from tests.metrics.metric_cases import N_CONCEPTS, make_samples
 
 
 @pytest.mark.parametrize("overlapping", [False, True])

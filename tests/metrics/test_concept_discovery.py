@@ -4,13 +4,13 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from tests.metrics.metric_cases import N_CONCEPTS, make_samples
 from sklearn.cluster import SpectralClustering
 from sklearn.metrics import adjusted_rand_score
 from sklearn.metrics.pairwise import cosine_similarity
 
 from sae_lightning.metrics import ConceptDiscovery
 from sae_lightning.metrics.functional import concept_discovery
+from tests.metrics.metric_cases import N_CONCEPTS, make_samples
 
 
 @pytest.fixture(autouse=True)

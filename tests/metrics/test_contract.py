@@ -5,10 +5,10 @@ from copy import deepcopy
 
 import pytest
 import torch
-from tests.metrics.metric_cases import CASES, D_IN, D_SAE, N_CONCEPTS, Case, Samples, assert_same, feed, make_samples
 from torchmetrics import MetricCollection
 
 from sae_lightning import metrics
+from tests.metrics.metric_cases import CASES, D_IN, D_SAE, N_CONCEPTS, Case, Samples, assert_same, feed, make_samples
 
 UNEVEN = [1, 100, 0, 39, 7, 93]
 

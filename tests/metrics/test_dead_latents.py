@@ -1,8 +1,8 @@
 import torch
-from tests.metrics.metric_cases import D_SAE, make_samples
 
 from sae_lightning.metrics import DeadLatents
 from sae_lightning.metrics.functional import dead_latents
+from tests.metrics.metric_cases import D_SAE, make_samples
 
 
 def test_latents_that_never_exceed_the_threshold():

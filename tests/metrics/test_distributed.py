@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+
 from tests.metrics.metric_cases import CASES, assert_same, feed, make_samples
 
 SHARDS = (slice(0, 83), slice(83, None))

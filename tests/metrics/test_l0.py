@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 import torch
-from tests.metrics.metric_cases import N_CONCEPTS, make_samples
 
 from sae_lightning.metrics.functional import l0
 from sae_lightning.nn.firing import FIRING_THRESHOLD
+from tests.metrics.metric_cases import N_CONCEPTS, make_samples
 
 
 @pytest.mark.parametrize("overlapping", [False, True])

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 import torch
-from tests.metrics.metric_cases import D_IN, N_CONCEPTS, make_samples
 
 from sae_lightning.metrics import NormalizedMSE
 from sae_lightning.metrics.functional import normalized_mse
+from tests.metrics.metric_cases import D_IN, N_CONCEPTS, make_samples
 
 
 def reference(x, x_hat):
