@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import docstring_parser
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -40,6 +41,11 @@ class _Parser(LightningArgumentParser):
         if "_ARGCOMPLETE" in os.environ or not self.exit_on_error:
             super().error(message, ex)
         _exit(f"{message}\n\n`{self.prog} --help` names every argument.")
+
+    def add_lightning_class_args(self, lightning_class: Any, nested_key: str, *args: Any, **kwargs: Any) -> list[str]:
+        if nested_key == "model":  # a checkpoint knows its own
+            kwargs["required"] = False
+        return super().add_lightning_class_args(lightning_class, nested_key, *args, **kwargs)
 
     def format_help(self, formatter: HelpFormatter | None = None) -> str:
         text: str = super().format_help(formatter)
@@ -83,6 +89,8 @@ class SAECLI(LightningCLI):
     """
 
     def __init__(self, args: list[str] | None = None) -> None:
+        self._checkpoint_d_in: int | None = None
+        self._to_delete: Path | None = None  # an earlier run, until everything else is known to be right
         super().__init__(
             SAEModule,
             data.ActivationDataModule,
@@ -143,13 +151,17 @@ class SAECLI(LightningCLI):
         if path is None:
             if command != "fit" and not given.trainer.get("fast_dev_run"):
                 _exit(f"{command} needs trained weights: --ckpt_path, such as RUN_DIR/checkpoints/last.ckpt")
+            if given.get("model") is None:
+                _exit("a model is needed: --model, or the --ckpt_path of one")
             return
         try:
             saved = read_checkpoint(path)[CHECKPOINT_KEY]
         except (OSError, ValueError) as error:
             _exit(f"--ckpt_path: {error}")
+        self._checkpoint_d_in = saved["init_args"]["d_in"]
         saved_args = {key: value for key, value in saved["init_args"].items() if key != "d_in"}
         model = given.model
+        given_args = {} if model is None else model.get("init_args", {})
         if model is not None:
             if _short(model.class_path) != _short(saved["class_path"]):
                 _exit(
@@ -159,8 +171,8 @@ class SAECLI(LightningCLI):
             changed = list(_differences(model.get("init_args", {}), saved_args))
             if changed:
                 rank_zero_warn("the checkpoint's hyperparameters replace what was given: " + "; ".join(changed))
-        override = {command: {"model": {"class_path": saved["class_path"], "init_args": saved_args}}}
-        self.config = self.parser.parse_object(override, self.config)
+        merged = {"class_path": saved["class_path"], "init_args": _merged(given_args, saved_args)}
+        self.config = self.parser.parse_object({command: {"model": merged}}, self.config)
 
     # ------------------------------------------------------------------ the run's folder
 
@@ -173,18 +185,18 @@ class SAECLI(LightningCLI):
                 _exit(f"num_threads must be at least 1, but is {config.num_threads}")
             torch.set_num_threads(config.num_threads)
         config.run_dir = self._run_dir(command, config)
-        if command == "fit" and config.ckpt_path is None and getattr(rank_zero_only, "rank", 0) == 0:
-            self._claim(Path(config.run_dir), config.overwrite)
+        run_dir = Path(config.run_dir)
+        resumed = config.ckpt_path is not None and run_dir.resolve() in Path(config.ckpt_path).resolve().parents
+        if command == "fit" and not resumed and getattr(rank_zero_only, "rank", 0) == 0:
+            self._claim(run_dir, config.overwrite)
         config.overwrite = False  # so that the saved config, run again, asks anew
-        if config.checkpoint.dirpath is None:
-            config.checkpoint.dirpath = str(Path(config.run_dir, "checkpoints"))
         self.save_config_kwargs["config_filename"] = "config.yaml" if command == "fit" else f"config-{command}.yaml"
 
     @staticmethod
     def _run_dir(command: str, config: Any) -> str:
         if config.run_dir is not None:
             return str(config.run_dir)
-        if _RUN_DIR_VARIABLE in os.environ:
+        if getattr(rank_zero_only, "rank", 0) != 0 and _RUN_DIR_VARIABLE in os.environ:
             return os.environ[_RUN_DIR_VARIABLE]
         if config.ckpt_path is not None and Path(config.ckpt_path).parent.name == "checkpoints":
             return str(Path(config.ckpt_path).parent.parent)
@@ -194,6 +206,8 @@ class SAECLI(LightningCLI):
 
     def _claim(self, run_dir: Path, overwrite: bool) -> None:
         """Make sure that the folder is new, or an earlier run that may be deleted."""
+        if run_dir.exists() and not run_dir.is_dir():
+            _exit(f"run_dir must be a folder, but {str(run_dir)!r} is a file")
         if not run_dir.exists() or not any(run_dir.iterdir()):
             return
         if not overwrite:
@@ -203,7 +217,7 @@ class SAECLI(LightningCLI):
             )
         if not (run_dir / "config.yaml").is_file():
             _exit(f"run_dir {str(run_dir)!r} holds no earlier run (no config.yaml), so it is not deleted")
-        shutil.rmtree(run_dir)
+        self._to_delete = run_dir
 
     # ------------------------------------------------------------------ building
 
@@ -211,7 +225,13 @@ class SAECLI(LightningCLI):
         """Build data, model and trainer; a wrong argument ends with its message alone."""
         try:
             super().instantiate_classes()
-        except (ValueError, TypeError, FileNotFoundError) as error:
+            if self._checkpoint_d_in not in (None, self.datamodule.d_in):
+                raise ValueError(
+                    f"--ckpt_path has d_in = {self._checkpoint_d_in}, but the data has d_in = {self.datamodule.d_in}"
+                )
+            if self._to_delete is not None:
+                shutil.rmtree(self._to_delete)
+        except (ValueError, TypeError, FileNotFoundError, MisconfigurationException) as error:
             if os.environ.get("SAE_LIGHTNING_TRACEBACK"):
                 raise
             cause: BaseException = error
@@ -222,7 +242,7 @@ class SAECLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the run folder's loggers where the user named none."""
         config = self.config[self.config.subcommand]
-        if config.trainer.logger in (None, True):
+        if config.trainer.logger in (None, True) and not config.trainer.barebones:
             kwargs["logger"] = [RunTensorBoardLogger(config.run_dir), RunCSVLogger(config.run_dir)]
         if config.trainer.default_root_dir is None:
             kwargs["default_root_dir"] = config.run_dir
@@ -246,6 +266,14 @@ class SAECLI(LightningCLI):
 
 def _short(class_path: str) -> str:
     return class_path.rpartition(".")[2]
+
+
+def _merged(given: Any, saved: Any) -> Any:
+    """What was saved, with what was given where nothing was saved (optimizers and schedules)."""
+    given = given.as_dict() if hasattr(given, "as_dict") else given
+    if isinstance(given, dict) and isinstance(saved, dict):
+        return {**given, **{key: _merged(given.get(key), value) for key, value in saved.items()}}
+    return saved
 
 
 def _differences(given: Any, saved: Any, path: str = "model") -> Any:

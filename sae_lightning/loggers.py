@@ -80,8 +80,12 @@ class RunTensorBoardLogger(TensorBoardLogger):
         own = {tag: value for (member, tag), value in split.items() if member == name}
         plain = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in hparams.items()}
         outcome = {f"hparams/{tag}": value for tag, value in own.items()}
+        if not outcome:
+            return
         writer = self._writer(name)
-        for summary in summarize(plain, outcome):  # type: ignore[no-untyped-call]
+        # TensorBoard keeps the first summary of a run, so that of `fit` names the metrics of a later test too
+        names = outcome.keys() | {tag.replace("hparams/val/", "hparams/test/", 1) for tag in outcome}
+        for summary in summarize(plain, dict.fromkeys(sorted(names), 0.0)):  # type: ignore[no-untyped-call]
             writer.file_writer.add_summary(summary)
         for tag, value in outcome.items():
             writer.add_scalar(tag, value, 0)

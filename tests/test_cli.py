@@ -527,7 +527,7 @@ def test_wrong_arguments_make_no_folder(tmp_path):
 
 def test_the_message_about_a_wrong_value_is_short(tmp_path):
     message = refused(run_cli("fit", *TINY, "--run_dir", tmp_path / "run", "--model.gamma", -1), "gamma")
-    assert message.count("gamma must be at least 0, but is -1") == 1
+    assert message.count("gamma must be at least 0 and finite, but is -1") == 1
 
 
 def test_missing_parts_are_named(tmp_path):

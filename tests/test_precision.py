@@ -1,61 +1,88 @@
-"""bf16-mixed on the CPU finds what 32-true finds, and keeps float32 weights."""
+"""bf16-mixed on the CPU finds what 32-true finds, and keeps float32 weights.
+
+On the plane itself the products are too narrow for half precision to help, and stay exact. On the same concepts turned
+into 64 dimensions they run in bf16.
+"""
 
 import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from sae_lightning.data import SeparabilityDataModule
 from sae_lightning.modules.loading import read_checkpoint
 from tests.conftest import CONFIGS, QUIET, run_cli
 
 STEPS = 400
+MEMBERS = ("spade", "relu", "jumprelu", "topk")
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def in_64_dimensions(path):
+    """The separability data in a random plane of 64 dimensions, with a little noise around it."""
+    data = SeparabilityDataModule(n_per_concept=5_000, n_val_per_concept=500, n_test_per_concept=500, seed=0)
+    sample = data.split("train")
+    generator = torch.Generator().manual_seed(0)
+    plane = torch.linalg.qr(torch.randn(64, 64, generator=generator))[0][:2]
+    x = sample.activations @ plane + 0.05 * torch.randn(len(sample), 64, generator=generator)
+    save_file({"x": x, "labels": sample.concepts}, path)
+    args = ["--data", "TensorDataModule", "--data.path", path, "--data.key", "x", "--data.labels", path]
+    return [*args, "--data.labels_key", "labels", "--data.batch_size", 512]
+
+
+@pytest.fixture(scope="module", params=["plane", "64 dimensions"])
+def runs(request, tmp_path_factory):
     """compare.yaml for 400 steps in both precisions, tested."""
     folder = tmp_path_factory.mktemp("precision")
+    plane = request.param == "plane"
+    data = ["--data.n_per_concept", 20_000] if plane else in_64_dimensions(folder / "data.safetensors")
     found = {}
     for precision in ("32-true", "bf16-mixed"):
         run_dir = folder / precision
-        args = ["-c", CONFIGS / "separability" / "compare.yaml", *QUIET, "--run_dir", run_dir]
+        args = ["-c", CONFIGS / "separability" / "compare.yaml", *data, *QUIET, "--run_dir", run_dir]
         args += ["--trainer.max_steps", STEPS, "--trainer.val_check_interval", STEPS, "--trainer.precision", precision]
-        args += ["--trainer.accelerator", "cpu", "--data.n_per_concept", 20_000, "--figures.on_validation", "false"]
+        args += ["--trainer.accelerator", "cpu", "--figures.on_validation", "false"]
         args += ["--figures.max_saes", 0, "--receptive_fields.max_saes", 0]
         assert run_cli("fit", *args).code == 0
         checkpoint = run_dir / "checkpoints" / "last.ckpt"
         assert run_cli("test", *args, "--ckpt_path", checkpoint).code == 0
         found[precision] = json.loads((run_dir / "results.json").read_text()), read_checkpoint(checkpoint)
-    return found
+    return plane, *found.values()
 
 
 def test_both_precisions_were_used(runs):
-    for precision, (results, _) in runs.items():
+    plane, (exact, exact_weights), (mixed, mixed_weights) = runs
+    for results, precision in ((exact, "32-true"), (mixed, "bf16-mixed")):
         assert results["fit"]["precision"] == results["test"]["precision"] == precision
         assert results["fit"]["steps"] == STEPS
-    exact, mixed = (checkpoint["state_dict"] for _, checkpoint in runs.values())
-    assert not any(torch.equal(exact[key], mixed[key]) for key in exact if key.endswith("weight"))
+    for key, value in exact_weights["state_dict"].items():
+        if key.endswith("weight"):
+            assert torch.equal(value, mixed_weights["state_dict"][key]) == plane
 
 
-def test_spade_finds_the_same_concepts(runs):
-    exact, mixed = (results["test"]["metrics"] for results, _ in runs.values())
-    keys = [f"spade/test/f1{concept}" for concept in ("", *(f"/C{i}" for i in range(6)))]
-    assert {key: mixed[key] - exact[key] for key in keys if abs(mixed[key] - exact[key]) >= 0.02} == {}
-    assert exact["spade/test/f1"] > 0.8
+def test_top_5_f1_is_the_same(runs):
+    plane, (exact, _), (mixed, _) = runs
+    # in 64 dimensions, which latents of a linear SAE serve which concept varies between runs as it does between seeds
+    for member in MEMBERS if plane else ("spade",):
+        keys = [f"{member}/test/f1{concept}" for concept in ("", *(f"/C{i}" for i in range(6)))]
+        before, after = exact["test"]["metrics"], mixed["test"]["metrics"]
+        assert {key: after[key] - before[key] for key in keys if abs(after[key] - before[key]) >= 0.02} == {}
+    assert exact["test"]["metrics"]["spade/test/f1"] > 0.8
 
 
-@pytest.mark.parametrize("member", ["spade", "relu", "jumprelu", "topk"])
+@pytest.mark.parametrize("member", MEMBERS)
 def test_every_sae_trains_in_both_precisions(runs, member):
-    exact, mixed = (results["test"]["metrics"] for results, _ in runs.values())
-    assert mixed[f"{member}/test/nmse"] < 0.5
-    assert mixed[f"{member}/test/f1"] == pytest.approx(exact[f"{member}/test/f1"], abs=0.1)
-    assert mixed[f"{member}/test/l0"] == pytest.approx(exact[f"{member}/test/l0"], rel=0.3)
+    _, (exact, _), (mixed, _) = runs
+    before, after = exact["test"]["metrics"], mixed["test"]["metrics"]
+    assert after[f"{member}/test/nmse"] < 0.5
+    assert after[f"{member}/test/f1"] == pytest.approx(before[f"{member}/test/f1"], abs=0.1)
+    assert after[f"{member}/test/l0"] == pytest.approx(before[f"{member}/test/l0"], rel=0.3)
 
 
 def test_weights_and_moments_stay_float32(runs):
-    checkpoint = runs["bf16-mixed"][1]
-    floating = {key: value for key, value in checkpoint["state_dict"].items() if value.is_floating_point()}
-    assert {value.dtype for key, value in floating.items() if "recovery_metrics" not in key} == {torch.float32}
+    _, _, (_, checkpoint) = runs
+    floating = [value for value in checkpoint["state_dict"].values() if value.is_floating_point()]
+    assert {value.dtype for value in floating} == {torch.float32}
     states = [state for group in checkpoint["optimizer_states"][0].values() for state in group["state"].values()]
     assert states
     assert {value.dtype for state in states for value in state.values()} == {torch.float32}

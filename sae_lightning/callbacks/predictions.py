@@ -1,7 +1,8 @@
 """Write codes to a file."""
 
+import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
@@ -24,8 +25,20 @@ def load_codes(path: str | Path) -> tuple[Tensor, Tensor]:
 
     parts = load_file(path)
     size = tuple(parts["size"].tolist())
-    codes = torch.sparse_csr_tensor(parts["crow_indices"], parts["col_indices"], parts["values"], size)
+    with warnings.catch_warnings():  # torch calls its CSR tensors a beta
+        warnings.filterwarnings("ignore", message=".*Sparse CSR tensor support is in beta.*")
+        codes = torch.sparse_csr_tensor(
+            parts["crow_indices"], parts["col_indices"], parts["values"], size, check_invariants=True
+        )
     return codes, parts["concepts"]
+
+
+class _Rows(NamedTuple):
+    """The nonzero codes of a batch, row by row."""
+
+    values: Tensor
+    columns: Tensor
+    counts: Tensor
 
 
 class CodesWriter(pl.Callback):
@@ -40,13 +53,15 @@ class CodesWriter(pl.Callback):
 
     def __init__(self, output_dir: str | None = None) -> None:
         self.output_dir = output_dir
-        self._rows: dict[str, list[Tensor]] = {}
+        self._rows: dict[str, list[_Rows]] = {}
+        self._d_sae: dict[str, int] = {}
         self._concepts: list[Tensor] = []
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start anew."""
         assert isinstance(pl_module, SAEModule)
         self._rows = {name: [] for name in pl_module.saes()}
+        self._d_sae = {name: sae.d_sae for name, sae in pl_module.saes().items()}
         self._concepts = []
 
     def on_predict_batch_end(
@@ -60,7 +75,9 @@ class CodesWriter(pl.Callback):
     ) -> None:
         """Keep the nonzero codes."""
         for name, codes in outputs.codes.items():
-            self._rows[name].append(codes.flatten(0, -2).cpu().to_sparse_csr())
+            codes = codes.cpu()
+            nonzero = codes != 0
+            self._rows[name].append(_Rows(codes[nonzero], nonzero.nonzero()[:, 1], nonzero.sum(-1)))
         self._concepts.append(outputs.concepts.cpu())
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -69,13 +86,13 @@ class CodesWriter(pl.Callback):
 
         root = Path(self.output_dir or run_folder(trainer) or trainer.default_root_dir)
         file = "codes.safetensors" if trainer.world_size == 1 else f"codes-{trainer.global_rank}.safetensors"
-        for name, rows in self._rows.items():
-            counts = torch.cat([part.crow_indices().diff() for part in rows])
+        for name, batches in self._rows.items():
+            values, columns, counts = map(torch.cat, zip(*batches, strict=True))
             tensors = {
-                "values": torch.cat([part.values() for part in rows]),
-                "col_indices": torch.cat([part.col_indices() for part in rows]),
+                "values": values,
+                "col_indices": columns,
                 "crow_indices": torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]),
-                "size": torch.tensor([len(counts), rows[0].shape[1]]),
+                "size": torch.tensor([len(counts), self._d_sae[name]]),
                 "concepts": torch.cat(self._concepts),
             }
             path = root / MEMBERS / name / file if name else root / file

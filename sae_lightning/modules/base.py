@@ -72,8 +72,8 @@ class BaseSAE(SAEModule):
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         super().__init__(encoder.d_in)
-        if not gamma >= 0:
-            raise ValueError(f"gamma must be at least 0, but is {gamma}")
+        if not 0 <= gamma < float("inf"):
+            raise ValueError(f"gamma must be at least 0 and finite, but is {gamma}")
         if init not in get_args(Initialization):
             raise ValueError(f"init must be one of {get_args(Initialization)}, but is {init!r}")
         require_positive("n_init_samples", n_init_samples)

@@ -1,5 +1,6 @@
 """Projections and straight-through steps as differentiable functions of the pre-codes."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -13,7 +14,16 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
+# Up to this d_in, BLAS is up to seven times slower where the narrow side comes last, forward or backward: such
+# products are transposed. Half precision would not make them faster, only less exact, so autocast leaves them alone.
 _NARROW = 16
+
+
+def _exact(x: Tensor) -> AbstractContextManager[object]:
+    """Keep a product in the precision of its operands, also under autocast."""
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.autocast(x.device.type, enabled=False)
+    return nullcontext()
 
 
 def encode(x: Tensor, rows: Tensor) -> Tensor:
@@ -26,8 +36,10 @@ def encode(x: Tensor, rows: Tensor) -> Tensor:
     Returns:
         Products, `(..., d_sae)`.
     """
-    # BLAS is up to seven times slower where the narrow side is the last one, forward or backward
-    return x @ rows.T.contiguous() if rows.shape[-1] <= _NARROW else x @ rows.T
+    if rows.shape[-1] > _NARROW:
+        return x @ rows.T
+    with _exact(x):
+        return x @ rows.T.contiguous()
 
 
 def decode(codes: Tensor, atoms: Tensor) -> Tensor:
@@ -40,9 +52,10 @@ def decode(codes: Tensor, atoms: Tensor) -> Tensor:
     Returns:
         Products, `(..., d_in)`.
     """
-    if atoms.shape[-1] <= _NARROW:
+    if atoms.shape[-1] > _NARROW:
+        return codes @ atoms
+    with _exact(codes):
         return torch.nn.functional.linear(codes, atoms.T.contiguous())
-    return codes @ atoms
 
 
 def _above(v: Tensor, threshold: Tensor | float) -> Tensor:

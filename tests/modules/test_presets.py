@@ -259,8 +259,8 @@ def test_batches_silent_counts() -> None:
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: SpaDE(4, 8, gamma=-0.5), r"gamma must be at least 0, but is -0\.5"),
-        (lambda: ReLUSAE(4, 8, gamma=float("nan")), "gamma must be at least 0, but is nan"),
+        (lambda: SpaDE(4, 8, gamma=-0.5), r"gamma must be at least 0 and finite, but is -0\.5"),
+        (lambda: ReLUSAE(4, 8, gamma=float("nan")), "gamma must be at least 0 and finite, but is nan"),
         (lambda: TopKSAE(4, 8, k=9), "k must lie between 1 and d_sae = 8, but is 9"),
         (lambda: TopKSAE(4, 8, k=0), "k must lie between 1 and d_sae = 8, but is 0"),
         (lambda: TopKSAE(4, 8), "k must lie between 1 and d_sae = 8, but is 32"),
