@@ -74,8 +74,8 @@ class CodesWriter(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keep the nonzero codes."""
-        for name, codes in outputs.codes.items():
-            codes = codes.cpu()
+        for name, output in outputs.codes.items():
+            codes = output.cpu()
             nonzero = codes != 0
             self._rows[name].append(_Rows(codes[nonzero], nonzero.nonzero()[:, 1], nonzero.sum(-1)))
         self._concepts.append(outputs.concepts.cpu())
