@@ -1,16 +1,12 @@
 """The command line: LightningCLI's fit, validate, test and predict for SAEs."""
 
-import inspect
 import os
 import shutil
-import sys
 import time
 import warnings
-from argparse import HelpFormatter
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import docstring_parser
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
@@ -18,67 +14,13 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
-from sae_lightning import callbacks, data, modules
+from sae_lightning import callbacks, data
 from sae_lightning.loggers import RunCSVLogger, RunTensorBoardLogger
 from sae_lightning.modules.loading import read_checkpoint
 from sae_lightning.modules.module import CHECKPOINT_KEY, SAEModule
-
-MODELS = (modules.SpaDE, modules.ReLUSAE, modules.JumpReLUSAE, modules.TopKSAE, modules.ComposedSAE, modules.Comparison)
-DATA = (data.SeparabilityDataModule, data.TensorDataModule)
-OPTIONAL_CALLBACKS = (callbacks.ResampleDeadLatents,)
+from sae_lightning.parser import SAEParser, fail
 
 _RUN_DIR_VARIABLE = "SAE_LIGHTNING_RUN_DIR"  # how the first process tells the ones it launches
-
-
-class _Parser(LightningArgumentParser):
-    """Names the valid classes where a class is wrong, and every class's arguments in the help."""
-
-    def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
-        for key, classes in (("model", MODELS), ("data", DATA)):
-            if f'"{key}"' in message or f'"{key}.' in message:
-                names = ", ".join(cls.__name__ for cls in classes)
-                message += f"\n\nValid classes for --{key}: {names} (or the import path of your own)."
-        if "_ARGCOMPLETE" in os.environ or not self.exit_on_error:
-            super().error(message, ex)
-        _exit(f"{message}\n\n`{self.prog} --help` names every argument.")
-
-    def add_lightning_class_args(self, lightning_class: Any, nested_key: str, *args: Any, **kwargs: Any) -> list[str]:
-        if nested_key == "model":  # a checkpoint knows its own
-            kwargs["required"] = False
-        return super().add_lightning_class_args(lightning_class, nested_key, *args, **kwargs)
-
-    def format_help(self, formatter: HelpFormatter | None = None) -> str:
-        text: str = super().format_help(formatter)
-        if not any(action.dest == "model" for action in self._actions):
-            return text
-        sections = [_class_help(f"--model {cls.__name__}", "--model", cls) for cls in MODELS]
-        sections += [_class_help(f"--data {cls.__name__}", "--data", cls) for cls in DATA]
-        sections += [
-            _class_help(f"--trainer.callbacks+={cls.__name__}", "--trainer.callbacks", cls)
-            for cls in OPTIONAL_CALLBACKS
-        ]
-        return "\n".join([text, *sections])
-
-
-def _exit(message: str) -> NoReturn:
-    """End with a message and status 2, without the usage of hundreds of arguments."""
-    sys.stderr.write(f"error: {message}\n")
-    sys.exit(2)
-
-
-def _class_help(title: str, prefix: str, cls: type) -> str:
-    """The arguments of a class, from its signature and docstring."""
-    doc = docstring_parser.parse(inspect.getdoc(cls) or "")
-    meaning = {param.arg_name: " ".join((param.description or "").split()) for param in doc.params}
-    lines = [f"{title}: {doc.short_description}"]
-    for name, parameter in inspect.signature(cls).parameters.items():
-        if name == "d_in":  # linked to the data
-            continue
-        default = parameter.default
-        shown = getattr(default, "__name__", default)
-        note = "required" if default is inspect.Parameter.empty else f"default: {shown}"
-        lines.append(f"  {prefix}.{name}\n      {meaning.get(name, '')} ({note})")
-    return "\n".join(lines) + "\n"
 
 
 class SAECLI(LightningCLI):
@@ -101,7 +43,7 @@ class SAECLI(LightningCLI):
             load_from_checkpoint_support=False,  # SAEs describe themselves, also as members of a Comparison
             save_config_kwargs={"overwrite": True},  # the run folder as a whole is guarded instead
             trainer_defaults={"max_epochs": 1},
-            parser_class=_Parser,
+            parser_class=SAEParser,
             parser_kwargs={"description": "Train, test and compare sparse autoencoders."},
             args=args,
         )
@@ -150,21 +92,21 @@ class SAECLI(LightningCLI):
         path = given.get("ckpt_path")
         if path is None:
             if command != "fit" and not given.trainer.get("fast_dev_run"):
-                _exit(f"{command} needs trained weights: --ckpt_path, such as RUN_DIR/checkpoints/last.ckpt")
+                fail(f"{command} needs trained weights: --ckpt_path, such as RUN_DIR/checkpoints/last.ckpt")
             if given.get("model") is None:
-                _exit("a model is needed: --model, or the --ckpt_path of one")
+                fail("a model is needed: --model, or the --ckpt_path of one")
             return
         try:
             saved = read_checkpoint(path)[CHECKPOINT_KEY]
         except (OSError, ValueError) as error:
-            _exit(f"--ckpt_path: {error}")
+            fail(f"--ckpt_path: {error}")
         self._checkpoint_d_in = saved["init_args"]["d_in"]
         saved_args = {key: value for key, value in saved["init_args"].items() if key != "d_in"}
         model = given.model
         given_args = {} if model is None else model.get("init_args", {})
         if model is not None:
             if _short(model.class_path) != _short(saved["class_path"]):
-                _exit(
+                fail(
                     f"--ckpt_path is a checkpoint of {saved['class_path']}, but --model is {model.class_path}: "
                     f"use the config of its run, or leave --model out"
                 )
@@ -182,7 +124,7 @@ class SAECLI(LightningCLI):
         config = self.config[command]
         if config.num_threads is not None:
             if config.num_threads < 1:
-                _exit(f"num_threads must be at least 1, but is {config.num_threads}")
+                fail(f"num_threads must be at least 1, but is {config.num_threads}")
             torch.set_num_threads(config.num_threads)
         config.run_dir = self._run_dir(command, config)
         run_dir = Path(config.run_dir)
@@ -207,16 +149,16 @@ class SAECLI(LightningCLI):
     def _claim(self, run_dir: Path, overwrite: bool) -> None:
         """Make sure that the folder is new, or an earlier run that may be deleted."""
         if run_dir.exists() and not run_dir.is_dir():
-            _exit(f"run_dir must be a folder, but {str(run_dir)!r} is a file")
+            fail(f"run_dir must be a folder, but {str(run_dir)!r} is a file")
         if not run_dir.exists() or not any(run_dir.iterdir()):
             return
         if not overwrite:
-            _exit(
+            fail(
                 f"run_dir {str(run_dir)!r} exists already: choose another --run_dir, continue it with "
                 f"--ckpt_path {run_dir}/checkpoints/last.ckpt, or replace it with --overwrite true"
             )
         if not (run_dir / "config.yaml").is_file():
-            _exit(f"run_dir {str(run_dir)!r} holds no earlier run (no config.yaml), so it is not deleted")
+            fail(f"run_dir {str(run_dir)!r} holds no earlier run (no config.yaml), so it is not deleted")
         self._to_delete = run_dir
 
     # ------------------------------------------------------------------ building
@@ -237,7 +179,7 @@ class SAECLI(LightningCLI):
             cause: BaseException = error
             while cause.__cause__ is not None:  # the parser wraps what the constructor said
                 cause = cause.__cause__
-            _exit(str(cause))
+            fail(str(cause))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the run folder's loggers where the user named none."""

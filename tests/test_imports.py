@@ -21,7 +21,8 @@ ALLOWED = {
     "modules": {"modules", "nn", "data.batch", "metrics"},
     "callbacks": {"callbacks", "modules", "metrics", "nn", "plotting", "data", "loggers"},
     "loggers": set(),
-    "cli": {"callbacks", "data", "loggers", "modules"},
+    "parser": {"callbacks", "data", "modules"},
+    "cli": {"callbacks", "data", "loggers", "modules", "parser"},
     "__main__": {"cli"},
 }
 

@@ -1,0 +1,81 @@
+"""The command line's parser: errors that come to the point, and help that names every argument."""
+
+import inspect
+import os
+import sys
+from argparse import HelpFormatter
+from types import ModuleType
+from typing import Any, NoReturn
+
+import docstring_parser
+from lightning.pytorch.cli import LightningArgumentParser
+
+from sae_lightning import callbacks, data, modules
+from sae_lightning.data.datamodule import ActivationDataModule
+from sae_lightning.modules.module import SAEModule
+
+
+def _public(package: ModuleType, base: type) -> list[type]:
+    """The concrete classes of a kind that a package offers."""
+    offered = [getattr(package, name) for name in package.__all__]
+    bases = (SAEModule, modules.BaseSAE, ActivationDataModule)
+    return [cls for cls in offered if isinstance(cls, type) and issubclass(cls, base) and cls not in bases]
+
+
+MODELS = _public(modules, SAEModule)
+DATA = _public(data, ActivationDataModule)
+OPTIONAL_CALLBACKS = [callbacks.ResampleDeadLatents]
+
+
+class SAEParser(LightningArgumentParser):
+    """Names the valid classes where a class is wrong, and every class's arguments in the help."""
+
+    def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
+        """End with the message alone, and the classes that would have been valid."""
+        for key, classes in (("model", MODELS), ("data", DATA)):
+            if f'"{key}"' in message or f'"{key}.' in message:
+                names = ", ".join(cls.__name__ for cls in classes)
+                message += f"\n\nValid classes for --{key}: {names} (or the import path of your own)."
+        if "_ARGCOMPLETE" in os.environ or not self.exit_on_error:
+            super().error(message, ex)
+        fail(f"{message}\n\n`{self.prog} --help` names every argument.")
+
+    def add_lightning_class_args(self, lightning_class: Any, nested_key: str, *args: Any, **kwargs: Any) -> list[str]:
+        """Leave the model optional."""
+        if nested_key == "model":  # a checkpoint knows its own
+            kwargs["required"] = False
+        return super().add_lightning_class_args(lightning_class, nested_key, *args, **kwargs)
+
+    def format_help(self, formatter: HelpFormatter | None = None) -> str:
+        """Add the arguments of every model and data module."""
+        text: str = super().format_help(formatter)
+        if not any(action.dest == "model" for action in self._actions):
+            return text
+        sections = [_class_help(f"--model {cls.__name__}", "--model", cls) for cls in MODELS]
+        sections += [_class_help(f"--data {cls.__name__}", "--data", cls) for cls in DATA]
+        sections += [
+            _class_help(f"--trainer.callbacks+={cls.__name__}", "--trainer.callbacks", cls)
+            for cls in OPTIONAL_CALLBACKS
+        ]
+        return "\n".join([text, *sections])
+
+
+def fail(message: str) -> NoReturn:
+    """End with a message and status 2, without the usage of hundreds of arguments."""
+    sys.stderr.write(f"error: {message}\n")
+    sys.exit(2)
+
+
+def _class_help(title: str, prefix: str, cls: type) -> str:
+    """The arguments of a class, from its signature and docstring."""
+    doc = docstring_parser.parse(inspect.getdoc(cls) or "")
+    meaning = {param.arg_name: " ".join((param.description or "").split()) for param in doc.params}
+    lines = [f"{title}: {doc.short_description}"]
+    for name, parameter in inspect.signature(cls).parameters.items():
+        if name == "d_in":  # linked to the data
+            continue
+        default = parameter.default
+        shown = getattr(default, "__name__", default)
+        note = "required" if default is inspect.Parameter.empty else f"default: {shown}"
+        lines.append(f"  {prefix}.{name}\n      {meaning.get(name, '')} ({note})")
+    return "\n".join(lines) + "\n"
