@@ -3,6 +3,7 @@
 from typing import Any, Literal, NamedTuple
 
 import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from sae_lightning.data.batch import ActivationBatch
@@ -148,14 +149,14 @@ class ConceptRecovery(pl.Callback):
     Args:
         top_n: Over how many of the best latents the F1 of a concept is averaged, at least 1.
         similarity_max_latents: Stable ranks and similarities need memory and time that grow with the square of the
-            number of latents; above this number they are left out.
+            number of latents (and eigenvalues with its cube); above this number they are left out, with a message.
         discovery_samples: How many samples are clustered in test to score concept discovery, at least 2.
 
     Raises:
         ValueError: If an argument is out of range.
     """
 
-    def __init__(self, top_n: int = 5, similarity_max_latents: int = 4096, discovery_samples: int = 1024) -> None:
+    def __init__(self, top_n: int = 5, similarity_max_latents: int = 1024, discovery_samples: int = 1024) -> None:
         for name, value, least in (("top_n", top_n, 1), ("discovery_samples", discovery_samples, 2)):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, but is {value}")
@@ -169,6 +170,12 @@ class ConceptRecovery(pl.Callback):
         """Hang the metrics into the module, before it moves to its device."""
         assert isinstance(pl_module, SAEModule)
         self.concept_names = list(getattr(trainer.datamodule, "concept_names", []))  # type: ignore[attr-defined]
+        large = {name or "the SAE" for name, sae in pl_module.saes().items() if sae.d_sae > self.similarity_max_latents}
+        if large:
+            rank_zero_info(
+                f"Stable ranks and similarities are left out for {', '.join(sorted(large))}: more latents than "
+                f"recovery.similarity_max_latents = {self.similarity_max_latents}."
+            )
         pl_module.recovery_metrics = nn.ModuleList(
             RecoveryMetrics(
                 sae.d_in,

@@ -61,7 +61,7 @@ def decode(codes: Tensor, atoms: Tensor) -> Tensor:
 def _above(v: Tensor, threshold: Tensor | float) -> Tensor:
     """One where `v` exceeds the threshold, zero elsewhere, in the type of `v`."""
     # writing straight into floats is ten times faster on a CPU than a bool mask and its conversion
-    return torch.gt(v, torch.as_tensor(threshold, dtype=v.dtype), out=torch.empty_like(v))
+    return torch.gt(v, threshold, out=torch.empty_like(v))
 
 
 def squared_distance(x: Tensor, prototypes: Tensor) -> Tensor:
