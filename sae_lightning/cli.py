@@ -222,7 +222,7 @@ def _differences(given: Any, saved: Any, path: str = "model") -> Any:
     """Yield a sentence for each plain value in `given` that `saved` has otherwise."""
     given = given.as_dict() if hasattr(given, "as_dict") else given
     if isinstance(given, dict) and isinstance(saved, dict):
-        for key in given.keys() & saved.keys():
+        for key in sorted(given.keys() & saved.keys()):
             if key == "class_path":
                 if _short(given[key]) != _short(saved[key]):
                     yield f"{path} {given[key]} by {saved[key]}"

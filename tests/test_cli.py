@@ -115,7 +115,8 @@ def test_metrics_csv_has_rows_of_every_stage(name, experiment):
             assert sorted({int(row["step"]) for row in table if row[column]} - {0}) == steps or stage != "train"
             assert {int(row["step"]) for row in table if row[column]} <= {*steps, 0}
             assert all(np.isfinite(float(row[column])) for row in table if row[column])
-    assert len([row for row in table if row.get("train/lr")]) == 4
+        column = f"{member}/train/lr".removeprefix("/")
+        assert len([row for row in table if row.get(column)]) == 4
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

@@ -62,7 +62,8 @@ def test_both_precisions_were_used(runs):
 
 def test_top_5_f1_is_the_same(runs):
     plane, (exact, _), (mixed, _) = runs
-    # in 64 dimensions, which latents of a linear SAE serve which concept varies between runs as it does between seeds
+    # in 64 dimensions a concept of a linear SAE moves by up to 0.18 in bf16, and by up to 0.29 between seeds in fp32:
+    # the bar of 0.02 holds for SpaDE alone there
     for member in MEMBERS if plane else ("spade",):
         keys = [f"{member}/test/f1{concept}" for concept in ("", *(f"/C{i}" for i in range(6)))]
         before, after = exact["test"]["metrics"], mixed["test"]["metrics"]

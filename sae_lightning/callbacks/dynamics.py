@@ -4,6 +4,7 @@ import lightning.pytorch as pl
 from torch import Tensor
 
 from sae_lightning.modules.module import SAEModule, log_key
+from sae_lightning.modules.optimizers import own_optimizer
 
 
 class TrainingDynamics(pl.Callback):
@@ -31,5 +32,5 @@ class TrainingDynamics(pl.Callback):
             scalars: dict[str, Tensor] = {**sae.sae.dynamics(), "silent_latents": silent}
             for key, value in scalars.items():
                 pl_module.log(log_key(name, "train", key), value)
-        lr = trainer.optimizers[0].param_groups[0]["lr"]
-        pl_module.log("train/lr", float(lr))
+            lr = own_optimizer(trainer.optimizers[0], name).param_groups[0]["lr"]
+            pl_module.log(log_key(name, "train", "lr"), float(lr))

@@ -9,9 +9,8 @@ from torch import Tensor
 from sae_lightning.data.batch import ActivationBatch
 from sae_lightning.modules.base import BaseSAE
 from sae_lightning.modules.module import SAEModule, log_key
-from sae_lightning.modules.optimizers import OptimizerGroup
+from sae_lightning.modules.optimizers import own_optimizer
 from sae_lightning.nn import SquaredDistance
-from sae_lightning.nn.initialization import new_generator
 
 
 class ResampleDeadLatents(pl.Callback):
@@ -62,8 +61,7 @@ class ResampleDeadLatents(pl.Callback):
         x = self._whole_batch(trainer, pl_module, batch)
         optimizer = trainer.optimizers[0]
         for name, sae in pl_module.saes().items():
-            own = optimizer.optimizers[name] if isinstance(optimizer, OptimizerGroup) else optimizer
-            count = self.resample(sae, x, step, own)
+            count = self.resample(sae, x, step, own_optimizer(optimizer, name))
             pl_module.log(log_key(name, "train", "resampled_latents"), float(count))
 
     @staticmethod
@@ -86,7 +84,7 @@ class ResampleDeadLatents(pl.Callback):
         x = core.standardize(x)
         residual = x - core.autoencode(x).x_hat
         error = residual.square().sum(-1).double().cpu()
-        generator = new_generator().manual_seed((torch.initial_seed() + step) % 2**64)
+        generator = torch.Generator().manual_seed((torch.initial_seed() + step) % 2**64)
         chosen = torch.multinomial(error + 1e-30, len(dead), replacement=True, generator=generator).to(x.device)
         if isinstance(core.encoder, SquaredDistance):
             rows = atoms = x[chosen]

@@ -65,6 +65,11 @@ class OptimizerGroup(Optimizer):
         self.param_groups = [group for o in self.optimizers.values() for group in o.param_groups]
 
 
+def own_optimizer(optimizer: Optimizer, name: str) -> Optimizer:
+    """The optimizer of one SAE: its own within a group, else the only one there is."""
+    return optimizer.optimizers[name] if isinstance(optimizer, OptimizerGroup) else optimizer
+
+
 class SchedulerGroup(LRScheduler):
     """Steps a named set of learning-rate schedulers as one.
 

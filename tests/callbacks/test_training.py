@@ -23,6 +23,7 @@ from sae_lightning.callbacks import (
 )
 from sae_lightning.loggers import RunCSVLogger, RunTensorBoardLogger
 from sae_lightning.modules.module import log_key
+from sae_lightning.modules.optimizers import own_optimizer
 
 
 def adam(params):
@@ -73,9 +74,10 @@ class Watch(pl.Callback):
         self.seen = []
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-        scalars = {"train/lr": optimizer.param_groups[0]["lr"]}
+        scalars = {}
         for name, one in pl_module.saes().items():
             own = {**one.sae.dynamics(), "silent_latents": (one.sae.batches_silent >= 2).float().mean()}
+            own["lr"] = own_optimizer(optimizer, name).param_groups[0]["lr"]
             scalars |= {log_key(name, "train", key): float(value) for key, value in own.items()}
         self.seen.append(scalars)
 
@@ -106,13 +108,14 @@ def test_dynamics_are_logged_at_logging_steps_only(make, key, tmp_path):
 
     trainer(tmp_path, watch, Spy(silent_after=2), limit_val_batches=0).fit(module, data())
     assert [count > 0 for count in logged] == [step % 3 == 2 for step in range(12)]
-    found = {int(row["step"]): row for row in rows(tmp_path) if row["train/lr"]}
+    rates = [log_key(name, "train", "lr") for name in module.saes()]
+    found = {int(row["step"]): row for row in rows(tmp_path) if row[rates[0]]}
     assert sorted(found) == [2, 5, 8, 11]
     assert any(name.startswith(key) for name in watch.seen[0])
     for step, row in found.items():
         for name, value in watch.seen[step].items():
             assert float(row[name]) == pytest.approx(value, rel=1e-5), (step, name)
-    assert float(found[11]["train/lr"]) == pytest.approx(1e-2 * 0.5**11)
+    assert float(found[11][rates[0]]) == pytest.approx(1e-2 * 0.5**11)
 
 
 def test_the_share_of_silent_latents_is_counted(tmp_path):
