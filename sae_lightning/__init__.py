@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sae_lightning.callbacks import load_codes
-    from sae_lightning.data import ActivationBatch, SeparabilityDataModule, TensorDataModule
+    from sae_lightning.data import (
+        ActivationBatch,
+        HeterogeneityDataModule,
+        SeparabilityDataModule,
+        TensorDataModule,
+    )
     from sae_lightning.modules import (
         BaseSAE,
         Comparison,
@@ -35,7 +40,12 @@ _PUBLIC = {
         "load_module",
         "load_sae",
     ),
-    "sae_lightning.data": ("ActivationBatch", "SeparabilityDataModule", "TensorDataModule"),
+    "sae_lightning.data": (
+        "ActivationBatch",
+        "HeterogeneityDataModule",
+        "SeparabilityDataModule",
+        "TensorDataModule",
+    ),
     "sae_lightning.callbacks": ("load_codes",),
 }
 
@@ -44,6 +54,7 @@ __all__ = [
     "BaseSAE",
     "Comparison",
     "ComposedSAE",
+    "HeterogeneityDataModule",
     "JumpReLUSAE",
     "ReLUSAE",
     "SeparabilityDataModule",

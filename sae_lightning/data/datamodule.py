@@ -9,6 +9,7 @@ import torch
 from sae_lightning.data.loading import ActivationDataset, ActivationLoader, BatchIndices
 
 Split = Literal["train", "val", "test"]
+SPLIT_SEEDS: dict[Split, int] = {"train": 0, "val": 1, "test": 2}
 
 
 class ActivationDataModule(pl.LightningDataModule):
@@ -62,22 +63,9 @@ class ActivationDataModule(pl.LightningDataModule):
             self._splits[split] = self.make_split(split)
         return self._splits[split]
 
-    def _loader(self, split: Split, batch_size: int) -> ActivationLoader:
-        dataset = self.split(split)
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        training = split == "train"
-        per_step = batch_size * world_size
-        if training and len(dataset) < per_step:
-            raise ValueError(
-                f"the training split must hold at least one batch of batch_size * processes = {per_step} samples, "
-                f"but holds {len(dataset)}"
-            )
-        seed = self.seed if training else None
-        indices = BatchIndices(len(dataset), batch_size, rank, world_size, seed, drop_last=training)
-        return ActivationLoader.of(dataset, indices, pin_memory=torch.cuda.is_available())
-
     def train_dataloader(self) -> ActivationLoader:
         """Shuffled training batches; what does not fill a batch is left out of an epoch."""
+        self._steps_per_epoch(len(self.split("train")))  # refuses what makes no epoch
         return self._loader("train", self.batch_size)
 
     def val_dataloader(self) -> ActivationLoader:
@@ -91,3 +79,30 @@ class ActivationDataModule(pl.LightningDataModule):
     def predict_dataloader(self) -> ActivationLoader:
         """Every test sample once, in stored order."""
         return self._loader("test", self.eval_batch_size)
+
+    def _loader(self, split: Split, batch_size: int) -> ActivationLoader:
+        dataset = self.split(split)
+        training = split == "train"
+        seed = self.seed if training else None
+        indices = BatchIndices(len(dataset), batch_size, *self._processes(), seed, drop_last=training)
+        return ActivationLoader.of(dataset, indices, pin_memory=torch.cuda.is_available())
+
+    def _processes(self) -> tuple[int, int]:
+        """This process's rank, and the number of processes."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _steps_per_epoch(self, n: int) -> int:
+        """Full batches of `n` training samples, equally many on every rank."""
+        per_step = self.batch_size * self._processes()[1]
+        if n < per_step:
+            raise ValueError(
+                f"the training split must hold at least one batch of batch_size * processes = {per_step} samples, "
+                f"but holds {n}"
+            )
+        overfit_batches = getattr(self.trainer, "overfit_batches", 0)
+        if overfit_batches:
+            raise ValueError(
+                "trainer.overfit_batches must be 0, since it would replace the order of the batches, "
+                f"but is {overfit_batches}"
+            )
+        return n // per_step

@@ -1,6 +1,9 @@
-"""In-memory activations, read in whole batches that are disjoint across ranks."""
+"""Batches in an order that every rank knows, and a loader that goes on where a checkpoint stood."""
 
+from abc import abstractmethod
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from sae_lightning.data.batch import ActivationBatch
 from sae_lightning.data.seeding import seeded_generator
 
+_WORTH_A_THREAD = 2**16  # values of a batch
 _ORDER = 1000  # keeps the random streams of orders apart from those of the data
 
 
@@ -31,12 +35,43 @@ class ActivationDataset(Dataset[ActivationBatch]):
         return ActivationBatch(self.activations[index], self.concepts[index])
 
 
-class BatchIndices(DistributedSampler[Tensor]):
+class BatchSequence(DistributedSampler[Any]):
+    """The indices of a run's batches, one epoch at a time, and how far the run has come.
+
+    It derives from DistributedSampler so that Lightning leaves it in place.
+
+    Attributes:
+        position: Batches handed out so far, over all epochs; it says which batch comes next.
+        resumed: Whether the position came from a checkpoint, so that it holds whatever Lightning counts.
+    """
+
+    def __init__(self) -> None:
+        self.position = 0
+        self.resumed = False
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Any]:
+        """The indices of an epoch's batches, from `position` on."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begin an epoch where the last one ended.
+
+        The first one begins at the start, although batches may have been read already to initialise a model; and a
+        sequence that is made anew for a later epoch begins at that epoch.
+        """
+        if not self.resumed and (epoch == 0 or self.position == 0):
+            self.position = epoch * len(self)
+
+
+class BatchIndices(BatchSequence):
     """Yields the positions of one batch at a time; the ranks' batches are disjoint and never padded.
 
     All ranks walk through one order and take every `world_size`-th position of each global batch, so that the
-    ranks' batches together are the batch that one process of `world_size * batch_size` would see. (It derives from
-    DistributedSampler so that Lightning leaves it in place.)
+    ranks' batches together are the batch that one process of `world_size * batch_size` would see.
 
     Args:
         n: Number of samples.
@@ -45,67 +80,79 @@ class BatchIndices(DistributedSampler[Tensor]):
         world_size: Number of processes.
         shuffle_seed: Seed of the order, drawn anew every epoch; None keeps the stored order.
         drop_last: Whether to leave out what does not fill a batch on every rank.
-
-    Attributes:
-        position: Batches read so far, over all epochs; it says which batch comes next.
-        resumed: Whether the position came from a checkpoint, so that Lightning's count of epochs is ignored.
     """
 
     def __init__(
         self, n: int, batch_size: int, rank: int, world_size: int, shuffle_seed: int | None, drop_last: bool
     ) -> None:
+        super().__init__()
         self.n = n
         self.per_batch = batch_size * world_size
         self.rank = rank
         self.world_size = world_size
         self.shuffle_seed = shuffle_seed
         self.drop_last = drop_last
-        self.position = 0
-        self.resumed = False
 
     def __len__(self) -> int:
         return self.n // self.per_batch if self.drop_last else -(-self.n // self.per_batch)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Go to the start of an epoch; a resumed run goes on from where it is instead."""
-        if not self.resumed:
-            self.position = epoch * len(self)
-
     def __iter__(self) -> Iterator[Tensor]:
-        if self.shuffle_seed is None:  # stored order, always from its start
-            self.position = 0
+        start = 0 if self.shuffle_seed is None else self.position  # stored order: always from its start
         order, order_epoch = torch.arange(self.n), None
-        for _ in range(len(self)):
-            epoch, i = divmod(self.position, len(self))
+        for position in range(start, start + len(self)):
+            epoch, i = divmod(position, len(self))
             if self.shuffle_seed is not None and epoch != order_epoch:
                 order = torch.randperm(self.n, generator=seeded_generator(self.shuffle_seed, _ORDER, epoch))
                 order_epoch = epoch
-            self.position += 1
             yield order[i * self.per_batch : (i + 1) * self.per_batch][self.rank :: self.world_size]
+
+
+def _one_ahead(batches: Iterator[ActivationBatch]) -> Iterator[ActivationBatch]:
+    """Make each batch in a thread while the one before is used; small ones are not worth the hand-over."""
+    with ThreadPoolExecutor(1) as thread:
+        ahead: Future[ActivationBatch | None] | None = None
+        while True:
+            batch = next(batches, None) if ahead is None else ahead.result()
+            if batch is None:
+                return
+            ahead = thread.submit(next, batches, None) if batch.activations.numel() >= _WORTH_A_THREAD else None
+            yield batch
 
 
 class ActivationLoader(DataLoader[ActivationBatch]):
     """A DataLoader of whole batches whose position goes into checkpoints (Lightning asks for `state_dict`).
 
-    A resumed run so goes on with the next batch. (The constructor stays DataLoader's, since Lightning calls it anew.)
+    It counts the batches that it has handed out, not those that worker processes have prepared, so a resumed run goes
+    on with the next batch whatever the number of workers. (The constructor stays DataLoader's, since Lightning calls
+    it anew. torchdata's StatefulDataLoader keeps the state of the iterator made last: here that is the one that
+    initialises a model, not the one that trains it; and none once training has ended.)
     """
 
     @classmethod
-    def of(cls, dataset: ActivationDataset, indices: BatchIndices, pin_memory: bool) -> "ActivationLoader":
-        """Read the batches that `indices` names, in the process itself: indexing memory needs no workers."""
-        return cls(dataset, sampler=indices, batch_size=None, pin_memory=pin_memory)
+    def of(
+        cls, dataset: Dataset[ActivationBatch], sequence: BatchSequence, pin_memory: bool, num_workers: int = 0
+    ) -> "ActivationLoader":
+        """Read the batches that `sequence` names."""
+        return cls(dataset, sampler=sequence, batch_size=None, pin_memory=pin_memory, num_workers=num_workers)
 
     @property
-    def indices(self) -> BatchIndices:
+    def sequence(self) -> BatchSequence:
         """What decides on the batches."""
-        assert isinstance(self.sampler, BatchIndices)
+        assert isinstance(self.sampler, BatchSequence)
         return self.sampler
+
+    def __iter__(self) -> Iterator[ActivationBatch]:  # type: ignore[override]
+        """One epoch; a generator, so that reading starts with the first batch and at the position that then holds."""
+        batches: Iterator[ActivationBatch] = super().__iter__()
+        for batch in batches if self.num_workers else _one_ahead(batches):
+            self.sequence.position += 1
+            yield batch
 
     def state_dict(self) -> dict[str, int]:
         """Where reading stands."""
-        return {"position": self.indices.position}
+        return {"position": self.sequence.position}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on where reading stood."""
-        self.indices.position = state["position"]
-        self.indices.resumed = True
+        self.sequence.position = state["position"]
+        self.sequence.resumed = True

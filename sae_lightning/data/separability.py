@@ -4,32 +4,31 @@ import math
 
 import torch
 
-from sae_lightning.data.datamodule import ActivationDataModule, Split
-from sae_lightning.data.gaussian import sample_gaussian_concepts
-from sae_lightning.data.loading import ActivationDataset
-from sae_lightning.data.seeding import seeded_generator
-
-_SPLIT_SEEDS: dict[Split, int] = {"train": 0, "val": 1, "test": 2}
+from sae_lightning.data.gaussian import GaussianConcepts
+from sae_lightning.data.toy import GaussianDataModule
 
 
-class SeparabilityDataModule(ActivationDataModule):
+class SeparabilityDataModule(GaussianDataModule):
     """Gaussian concepts around a circle, at alternating radii: outer ones are linearly separable, inner ones not.
 
     Concept i has its centre at angle `360 * i / n_concepts` degrees and radius `radii[i % len(radii)]`. With the
-    defaults C0, C2 and C4 lie outside, C1, C3 and C5 inside. Every number is the paper's.
+    defaults C0, C2 and C4 lie outside, C1, C3 and C5 inside. Every number is the paper's. Training batches are drawn
+    as training goes, each sample of a random concept, and never repeat.
 
     Args:
         n_concepts: Number of concepts, at least 1.
         radii: Radii of the centres, taken in turn.
         variance: Variance along each axis, in raw units, positive.
         variance_floor: What is added to that variance.
-        n_per_concept: Points of each concept in all.
+        n_per_concept: Points of each concept in all; they only say how long an epoch is, and what is held out.
         train_fraction: Share of them that is for training, between 0 and 1.
         n_val_per_concept: Held-out points of each concept for validation.
         n_test_per_concept: Held-out points of each concept for test and prediction.
         batch_size: Training samples per step and process, at least 1.
         eval_batch_size: Samples per step and process in validation, test and prediction, at least 1.
-        seed: Seed of the points and their order; None takes the program's seed.
+        num_workers: Processes that draw training batches ahead; 0 draws them in the training process, and is the
+            faster for data this small.
+        seed: Seed of the points; None takes the program's seed.
 
     Raises:
         ValueError: If an argument is out of range, or the held-out points do not suffice.
@@ -49,39 +48,31 @@ class SeparabilityDataModule(ActivationDataModule):
         n_test_per_concept: int = 1_000,
         batch_size: int = 512,
         eval_batch_size: int = 6_000,
+        num_workers: int = 0,
         seed: int | None = None,
     ) -> None:
-        for name, value in {
-            "n_concepts": n_concepts,
-            "n_per_concept": n_per_concept,
-            "n_val_per_concept": n_val_per_concept,
-            "n_test_per_concept": n_test_per_concept,
-            "the number of radii": len(radii),
-        }.items():
+        for name, value in {"n_concepts": n_concepts, "the number of radii": len(radii)}.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, but is {value}")
-        if not variance > 0 or not variance_floor >= 0:
-            raise ValueError(
-                f"variance must be positive and its floor at least 0, but are {variance}, {variance_floor}"
-            )
-        if not 0 < train_fraction < 1:
-            raise ValueError(f"train_fraction must lie between 0 and 1, but is {train_fraction}")
-        n_train = int(n_per_concept * train_fraction)
-        held_out = n_per_concept - n_train
-        if n_train < 1 or n_val_per_concept + n_test_per_concept > held_out:
-            raise ValueError(
-                f"n_val_per_concept + n_test_per_concept must be at most the {held_out} of {n_per_concept} points per "
-                f"concept that train_fraction = {train_fraction} holds out (and leave one for training), "
-                f"but is {n_val_per_concept} + {n_test_per_concept}"
-            )
-        super().__init__(2, [f"C{i}" for i in range(n_concepts)], batch_size, eval_batch_size, seed)
+        super().__init__(
+            2,
+            [f"C{i}" for i in range(n_concepts)],
+            variance,
+            variance_floor,
+            n_per_concept,
+            train_fraction,
+            n_val_per_concept,
+            n_test_per_concept,
+            batch_size,
+            eval_batch_size,
+            num_workers,
+            seed,
+        )
         angles = 2 * math.pi * torch.arange(n_concepts) / n_concepts
         radius = torch.tensor([radii[i % len(radii)] for i in range(n_concepts)])
         self.centres = torch.stack([radius * angles.cos(), radius * angles.sin()], dim=-1)
         self.std = torch.full((n_concepts, 2), math.sqrt(variance + variance_floor))
-        self._n: dict[Split, int] = {"train": n_train, "val": n_val_per_concept, "test": n_test_per_concept}
 
-    def make_split(self, split: Split) -> ActivationDataset:
-        """Draw one split; the splits are independent draws from the same concepts."""
-        generator = seeded_generator(self.seed, _SPLIT_SEEDS[split])
-        return ActivationDataset(*sample_gaussian_concepts(self.centres, self.std, self._n[split], generator))
+    def concepts(self) -> GaussianConcepts:
+        """The concepts; they do not depend on the seed."""
+        return GaussianConcepts(self.centres, self.std)

@@ -6,7 +6,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from sae_lightning.data import ActivationBatch, SeparabilityDataModule, separability
+from sae_lightning.data import ActivationBatch, SeparabilityDataModule
 from sae_lightning.nn import Standardizer
 
 SMALL: dict[str, Any] = {"n_per_concept": 200, "n_val_per_concept": 30, "n_test_per_concept": 20, "batch_size": 64}
@@ -18,7 +18,7 @@ def global_rng() -> Iterator[None]:
         yield
 
 
-def points(data: SeparabilityDataModule, split: Any = "train") -> torch.Tensor:
+def points(data: SeparabilityDataModule, split: Any = "val") -> torch.Tensor:
     return data.split(split).activations
 
 
@@ -31,7 +31,8 @@ def test_defaults_are_the_papers() -> None:
     assert (data.d_in, data.n_concepts) == (2, 6)
     assert data.concept_names == ["C0", "C1", "C2", "C3", "C4", "C5"]
     assert (data.batch_size, data.eval_batch_size) == (512, 6000)
-    assert data._n == {"train": 700_000, "val": 1_000, "test": 1_000}  # what make_split draws; see the next test
+    assert len(data.train_dataloader()) == 6 * 700_000 // 512 == 8203
+    assert [len(data.split(split).concepts) for split in ("val", "test")] == [6_000, 6_000]  # type: ignore[arg-type]
     for i, centre in enumerate(data.centres):
         radius, angle = (1.5, 0.5)[i % 2], math.radians(60 * i)
         wanted = torch.tensor([radius * math.cos(angle), radius * math.sin(angle)])
@@ -41,7 +42,8 @@ def test_defaults_are_the_papers() -> None:
 
 def test_counts() -> None:
     data = SeparabilityDataModule(**SMALL)
-    counts = {"train": 140, "val": 30, "test": 20}
+    counts = {"val": 30, "test": 20}
+    split: Any
     for split, n in counts.items():
         assert points(data, split).shape == (6 * n, 2)
         assert data.split(split).concepts.bincount().tolist() == [n] * 6
@@ -53,9 +55,9 @@ def test_counts() -> None:
 
 
 def test_concepts_have_their_centres_and_variances() -> None:
-    data = SeparabilityDataModule(n_per_concept=30_000, seed=1)
+    data = SeparabilityDataModule(n_per_concept=30_000, n_val_per_concept=8_000, seed=1)
     x = points(data).view(6, -1, 2)
-    # deviations of a mean and of a variance over 21,000 draws: 0.001 and 0.0002
+    # deviations of a mean and of a variance over 8,000 draws: 0.0017 and 0.0004
     torch.testing.assert_close(x.mean(1), data.centres, rtol=0, atol=0.006)
     torch.testing.assert_close(x.var(1), torch.full((6, 2), 2**-4.5 / 2 + 1e-6), rtol=0, atol=0.0012)
     correlation = torch.stack([torch.corrcoef(concept.T)[0, 1] for concept in x])
@@ -63,7 +65,7 @@ def test_concepts_have_their_centres_and_variances() -> None:
 
 
 def test_standardised_as_in_the_paper() -> None:
-    data = SeparabilityDataModule(n_per_concept=100_000, seed=1)
+    data = SeparabilityDataModule(n_per_concept=100_000, n_val_per_concept=29_000, seed=1)
     standardizer = Standardizer(2)
     standardizer.fit(points(data))
     x = standardizer(points(data)).view(6, -1, 2)
@@ -75,11 +77,20 @@ def test_standardised_as_in_the_paper() -> None:
     assert norms[1::2] == pytest.approx(torch.full((3,), 0.4547), abs=0.01)
 
 
+def test_training_samples_are_those_of_the_held_out_splits() -> None:
+    data = SeparabilityDataModule(n_per_concept=30_000, batch_size=100_000, seed=1)
+    x, concepts = next(iter(data.train_dataloader()))
+    assert concepts.bincount() / 100_000 == pytest.approx(torch.full((6,), 1 / 6), abs=0.006)
+    for i, centre in enumerate(data.centres):
+        torch.testing.assert_close(x[concepts == i].mean(0), centre, rtol=0, atol=0.006)
+        torch.testing.assert_close(x[concepts == i].var(0), data.std[i].square(), rtol=0, atol=0.0012)
+
+
 def test_seed_decides() -> None:
     first = SeparabilityDataModule(**SMALL, seed=3)
     torch.randn(1000)  # nothing depends on what others draw
     second, other = SeparabilityDataModule(**SMALL, seed=3), SeparabilityDataModule(**SMALL, seed=4)
-    for split in ("train", "val", "test"):
+    for split in ("val", "test"):
         assert torch.equal(points(first, split), points(second, split))
         assert not torch.equal(points(first, split), points(other, split))
     torch.rand(10)
@@ -89,8 +100,9 @@ def test_seed_decides() -> None:
 
 def test_splits_are_disjoint_draws() -> None:
     data = SeparabilityDataModule(**SMALL, seed=3)
-    rows = [set(map(tuple, points(data, split).tolist())) for split in ("train", "val", "test")]
-    assert len(set.union(*rows)) == sum(map(len, rows)) == 6 * 190
+    drawn = [stream(data), points(data, "val"), points(data, "test")]
+    rows = [set(map(tuple, x.tolist())) for x in drawn]
+    assert len(set.union(*rows)) == sum(map(len, rows)) == 13 * 64 + 6 * 50
 
 
 def test_without_a_seed_the_programs_seed_counts() -> None:
@@ -105,36 +117,16 @@ def test_without_a_seed_the_programs_seed_counts() -> None:
 
 def test_making_data_leaves_the_global_generator_alone() -> None:
     state = torch.get_rng_state()
-    SeparabilityDataModule(**SMALL, seed=3).split("train")
-    assert torch.equal(state, torch.get_rng_state())
-
-
-def test_points_and_their_order_come_from_different_streams(monkeypatch: pytest.MonkeyPatch) -> None:
-    states: list[tuple[int, ...]] = []
-    original = separability.seeded_generator
-
-    def record(*parts: int) -> torch.Generator:
-        generator = original(*parts)
-        states.append(tuple(generator.get_state().tolist()))
-        return generator
-
-    monkeypatch.setattr(separability, "seeded_generator", record)
-    monkeypatch.setattr("sae_lightning.data.loading.seeded_generator", record)
     data = SeparabilityDataModule(**SMALL, seed=3)
-    for split in ("train", "val", "test"):
-        data.split(split)
-    loader = data.train_dataloader()
-    for epoch in range(3):
-        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
-        next(iter(loader))
-    assert len(states) == 6
-    assert len(set(states)) == 6
+    data.split("val")
+    data.train_dataloader().dataset[0]
+    assert torch.equal(state, torch.get_rng_state())
 
 
 def test_a_split_is_made_once() -> None:
     data = SeparabilityDataModule(**SMALL)
-    assert data.split("train") is data.split("train")
-    assert data.train_dataloader().dataset is data.split("train")
+    assert data.split("val") is data.split("val")
+    assert data.val_dataloader().dataset is data.split("val")
 
 
 @pytest.mark.parametrize(
@@ -147,7 +139,7 @@ def test_a_split_is_made_once() -> None:
         ({"radii": ()}, "the number of radii must be at least 1, but is 0"),
         ({"variance": 0.0}, "variance must be positive .*, but are 0.0"),
         ({"variance": math.nan}, "variance must be positive .*, but are nan"),
-        ({"variance_floor": -1e-6}, "variance must be positive and its floor at least 0, but are .*, -1e-06"),
+        ({"variance_floor": -1e-6}, "variance must be positive and its floor at least 0.*, but are .*, -1e-06"),
         ({"train_fraction": 0.0}, "train_fraction must lie between 0 and 1, but is 0.0"),
         ({"train_fraction": 1.0}, "train_fraction must lie between 0 and 1, but is 1.0"),
         ({"train_fraction": math.nan}, "train_fraction must lie between 0 and 1, but is nan"),
@@ -155,6 +147,7 @@ def test_a_split_is_made_once() -> None:
         ({"train_fraction": 0.004}, "and leave one for training"),
         ({"batch_size": 0}, "batch_size must be at least 1, but is 0"),
         ({"eval_batch_size": 0}, "eval_batch_size must be at least 1, but is 0"),
+        ({"num_workers": -1}, "num_workers must be at least 0, but is -1"),
     ],
 )
 def test_bad_arguments(changes: dict[str, Any], message: str) -> None:
