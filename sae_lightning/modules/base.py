@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sae_lightning.modules.module import Evaluation, SAEModule
+from sae_lightning.modules.module import Evaluation, Learned, SAEModule
 from sae_lightning.modules.optimizers import LRSchedulerCallable, OptimizerCallable, adam, make_scheduler
 from sae_lightning.nn import (
     Decoder,
@@ -16,6 +16,7 @@ from sae_lightning.nn import (
     Regularizer,
     SAEOutput,
     SparseAutoencoder,
+    SparseOutput,
     SquaredDistance,
 )
 from sae_lightning.nn.initialization import (
@@ -44,6 +45,8 @@ class BaseSAE(SAEModule):
         subtract_decoder_bias: Whether the encoder sees `x - b_dec`.
         init: Initial rows of both matrices.
         l0_init: Mean L0 on the first samples to which lambda is calibrated, or None.
+        chunk_size: Samples whose dense pre-codes are held at a time in a training step, or None for the whole batch.
+        dense_above: Codes per sample above which training uses dense products; None takes a measured share of `d_sae`.
         n_init_samples: Training samples from which standardisation and initial values are taken.
         optimizer: Makes the optimizer from the parameters.
         lr_scheduler: Makes the learning-rate schedule, which steps once per training step.
@@ -68,6 +71,8 @@ class BaseSAE(SAEModule):
         init: Initialization,
         n_init_samples: int,
         l0_init: float | None = None,
+        chunk_size: int | None = None,
+        dense_above: int | None = None,
         optimizer: OptimizerCallable = adam,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
@@ -81,9 +86,14 @@ class BaseSAE(SAEModule):
             raise ValueError(f"l0_init must lie between 1 and d_sae = {encoder.d_sae}, but is {l0_init}")
         if l0_init is not None and not isinstance(encoder, SquaredDistance):
             raise ValueError(f"l0_init needs the encoder SquaredDistance, but got {type(encoder).__name__}")
-        self.sae = SparseAutoencoder(encoder, projection, decoder, standardize, subtract_decoder_bias)
+        self.sae = SparseAutoencoder(
+            encoder, projection, decoder, standardize, subtract_decoder_bias, chunk_size, dense_above
+        )
         if regularizer is not None:
             regularizer.check(self.sae)
+            if chunk_size is not None and not regularizer.sparse:
+                got = type(regularizer).__name__
+                raise ValueError(f"chunk_size must be None where a part has no sparse form, as {got} has not")
         self.regularizer = regularizer
         self.d_sae = encoder.d_sae
         self.gamma = gamma
@@ -129,17 +139,21 @@ class BaseSAE(SAEModule):
         """Return reconstructions in raw units: `(..., d_sae)` to `(..., d_in)`."""
         return self.sae.decode(codes)
 
-    def learn(self, x: Tensor) -> Evaluation:
-        """Evaluate a training batch of raw inputs, and count which latents stayed silent in it."""
+    def learn(self, x: Tensor) -> Learned:
+        """Evaluate a training batch of raw inputs, and count which latents stayed silent in it.
+
+        The codes are sparse where that is the cheaper way.
+        """
         x = self.sae.standardize(x)
-        out = self.sae.autoencode(x)
+        understood = self.regularizer is None or self.gamma == 0 or self.regularizer.sparse
+        out = self.sae.autoencode_cheaply(x) if understood else self.sae.autoencode(x)
         fired = self.sae.fired(out.codes)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             counts = fired.to(torch.int32)
             torch.distributed.all_reduce(counts, op=torch.distributed.ReduceOp.MAX)
             fired = counts.bool()
         self.sae.count_silence(fired)
-        return Evaluation(x, out, self._terms(x, out))
+        return Learned(x, out, self._terms(x, out))
 
     def evaluate(self, x: Tensor) -> Evaluation:
         """Standardised inputs, outputs and loss terms of a batch of raw inputs; changes nothing."""
@@ -147,7 +161,7 @@ class BaseSAE(SAEModule):
         out = self.sae.autoencode(x)
         return Evaluation(x, out, self._terms(x, out))
 
-    def _terms(self, x: Tensor, out: SAEOutput) -> dict[str, Tensor]:
+    def _terms(self, x: Tensor, out: SAEOutput | SparseOutput) -> dict[str, Tensor]:
         mse = (x - out.x_hat).square().sum(-1).mean()
         terms = {"loss": mse, "mse": mse.detach()}
         if self.regularizer is not None and self.gamma > 0:

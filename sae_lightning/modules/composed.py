@@ -25,6 +25,10 @@ class ComposedSAE(BaseSAE):
         init: Initial rows of both matrices.
         standardize: Whether the SAE standardises its inputs.
         n_init_samples: Training samples from which standardisation and initial values are taken.
+        chunk_size: Samples whose dense pre-codes are held at a time in a training step, at least 1, which bounds its
+            memory for many latents; None holds those of the whole batch.
+        dense_above: Codes per sample, at least 1, above which training uses dense products; None takes the share of
+            `d_sae` at which they were measured to become faster.
         optimizer: Makes the optimizer from the parameters.
         lr_scheduler: Makes the learning-rate schedule, which steps once per training step.
 
@@ -54,6 +58,8 @@ class ComposedSAE(BaseSAE):
         init: Initialization = "unit",
         standardize: bool = True,
         n_init_samples: int = 32_768,
+        chunk_size: int | None = None,
+        dense_above: int | None = None,
         optimizer: OptimizerCallable = adam,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
@@ -73,6 +79,8 @@ class ComposedSAE(BaseSAE):
             init=init,
             l0_init=l0_init,
             n_init_samples=n_init_samples,
+            chunk_size=chunk_size,
+            dense_above=dense_above,
             optimizer=optimizer,
             lr_scheduler=lr_scheduler,
         )

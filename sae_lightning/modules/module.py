@@ -9,7 +9,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sae_lightning.data.batch import ActivationBatch, as_batch
-from sae_lightning.nn import FIRING_THRESHOLD, SAEOutput
+from sae_lightning.modules.allocator import keep_freed_memory
+from sae_lightning.modules.clipping import clip_grad_norms
+from sae_lightning.nn import FIRING_THRESHOLD, SAEOutput, SparseCodes, SparseOutput
 from sae_lightning.nn.parts import Recorded
 
 if TYPE_CHECKING:
@@ -18,8 +20,25 @@ if TYPE_CHECKING:
 CHECKPOINT_KEY = "sae_lightning"
 
 
+class Learned(NamedTuple):
+    """What one SAE made of one training batch."""
+
+    x: Tensor
+    """Standardised inputs, `(batch, d_in)`."""
+    out: SAEOutput | SparseOutput
+    """Standardised reconstructions, codes and pre-codes; the codes may be sparse."""
+    terms: dict[str, Tensor]
+    """Named scalars: `loss`, `mse` and, where there is one, `regularizer`."""
+
+    def l0(self) -> Tensor:
+        """Mean number of latents that fire per sample."""
+        codes = self.out.codes
+        values = codes.values if isinstance(codes, SparseCodes) else codes
+        return (values > FIRING_THRESHOLD).sum().double().div(len(self.x)).float()
+
+
 class Evaluation(NamedTuple):
-    """What one SAE made of one batch."""
+    """What one SAE made of one batch of validation or test."""
 
     x: Tensor
     """Standardised inputs, `(batch, d_in)`."""
@@ -81,6 +100,8 @@ class SAEModule(Recorded, pl.LightningModule):
 
     def on_fit_start(self) -> None:
         """Fit standardisation and initial values to training data, once; a resumed run keeps its own."""
+        if self.device.type == "cpu":
+            keep_freed_memory()
         pending = [sae for sae in self.saes().values() if not sae.initialized]
         if pending:
             sample = self._sample_training_data(max(sae.n_init_samples for sae in pending))
@@ -160,7 +181,7 @@ class SAEModule(Recorded, pl.LightningModule):
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         return bool(every) and (self.global_step + 1) % every == 0
 
-    def _log_terms(self, name: str, stage: str, result: Evaluation) -> None:
+    def _log_terms(self, name: str, stage: str, result: Evaluation | Learned) -> None:
         training = stage == "train"
         scalars = {**result.terms, "l0": result.l0()}
         if len(result.x) == 0:  # a rank's share of the last evaluation batch: its weight is 0, but 0 * nan is nan
@@ -208,11 +229,10 @@ class SAEModule(Recorded, pl.LightningModule):
         """Clip each SAE's gradients by themselves, as if it were trained alone."""
         if not gradient_clip_val:
             return
-        for sae in self.saes().values():
-            if gradient_clip_algorithm == "value":
-                torch.nn.utils.clip_grad_value_(sae.parameters(), gradient_clip_val)
-            else:
-                torch.nn.utils.clip_grad_norm_(sae.parameters(), gradient_clip_val)
+        if gradient_clip_algorithm == "value":
+            torch.nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
+        else:
+            clip_grad_norms((sae.parameters() for sae in self.saes().values()), gradient_clip_val)
 
     # ------------------------------------------------------------------ checkpoints
 

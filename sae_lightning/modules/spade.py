@@ -25,6 +25,10 @@ class SpaDE(BaseSAE):
         init: Initial prototypes and atoms: data points, unit vectors, or standard normals (the authors' choice).
         standardize: Whether the SAE standardises its inputs.
         n_init_samples: Training samples from which standardisation and initial values are taken (at least `d_sae`).
+        chunk_size: Samples whose dense pre-codes are held at a time in a training step, at least 1, which bounds its
+            memory for many latents; None holds those of the whole batch.
+        dense_above: Codes per sample, at least 1, above which training uses dense products; None takes the share of
+            `d_sae` at which they were measured to become faster.
         optimizer: Makes the optimizer from the parameters.
         lr_scheduler: Makes the learning-rate schedule, which steps once per training step.
 
@@ -46,6 +50,8 @@ class SpaDE(BaseSAE):
         init: Initialization = "data",
         standardize: bool = True,
         n_init_samples: int = 32_768,
+        chunk_size: int | None = None,
+        dense_above: int | None = None,
         optimizer: OptimizerCallable = adam,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
@@ -64,6 +70,8 @@ class SpaDE(BaseSAE):
             init=init,
             l0_init=l0_init,
             n_init_samples=n_init_samples,
+            chunk_size=chunk_size,
+            dense_above=dense_above,
             optimizer=optimizer,
             lr_scheduler=lr_scheduler,
         )

@@ -1,12 +1,13 @@
 """The mathematics of sparse autoencoders, in torch alone: encoder, projection, regularizer, decoder."""
 
-from sae_lightning.nn.autoencoder import SAEOutput, SparseAutoencoder
+from sae_lightning.nn.autoencoder import SAEOutput, SparseAutoencoder, SparseOutput
 from sae_lightning.nn.decoder import Decoder
 from sae_lightning.nn.encoders import Affine, Encoder, SquaredDistance
 from sae_lightning.nn.firing import FIRING_THRESHOLD
 from sae_lightning.nn.initialization import Initialization
 from sae_lightning.nn.projections import Jump, KSparse, Orthant, Projection, Simplex
 from sae_lightning.nn.regularizers import L0, L1, AuxK, DistanceWeightedL1, Regularizer
+from sae_lightning.nn.sparse import Pattern, SparseCodes
 from sae_lightning.nn.standardizer import Standardizer
 
 __all__ = [
@@ -22,11 +23,14 @@ __all__ = [
     "Jump",
     "KSparse",
     "Orthant",
+    "Pattern",
     "Projection",
     "Regularizer",
     "SAEOutput",
     "Simplex",
     "SparseAutoencoder",
+    "SparseCodes",
+    "SparseOutput",
     "SquaredDistance",
     "Standardizer",
 ]

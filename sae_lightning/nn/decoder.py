@@ -4,10 +4,13 @@ import torch
 from torch import Tensor, nn
 
 from sae_lightning.nn.functional import at_least_float32, decode
-from sae_lightning.nn.parts import Recorded, require_positive
+from sae_lightning.nn.parts import Part, require_positive
+from sae_lightning.nn.sparse import SparseCodes, decode_sparse
+
+_EPSILON = 1e-6  # added to norms that divide
 
 
-class Decoder(Recorded, nn.Module):
+class Decoder(Part, nn.Module):
     r"""Linear decoder: $\hat x = z W + b$, where row i of $W$ is the atom of latent i.
 
     Args:
@@ -22,6 +25,9 @@ class Decoder(Recorded, nn.Module):
         ValueError: If a size is below 1.
     """
 
+    sparse = True
+    dense_form = frozenset({"forward", "combine", "atoms"})
+
     def __init__(self, d_in: int, d_sae: int, bias: bool = True, unit_norm: bool = False) -> None:
         super().__init__()
         require_positive("d_in", d_in)
@@ -35,14 +41,22 @@ class Decoder(Recorded, nn.Module):
         """The dictionary that is used, `(d_sae, d_in)`: the weight, of unit norm where that was asked for."""
         if not self.unit_norm:
             return self.weight
-        normed: Tensor = self.weight / (self.weight.norm(dim=-1, keepdim=True) + 1e-6)
+        normed: Tensor = self.weight / (self.weight.norm(dim=-1, keepdim=True) + _EPSILON)
         return normed
 
-    def combine(self, codes: Tensor) -> Tensor:
-        """Sum the atoms weighted by the codes, without the bias."""
-        return at_least_float32(decode(codes.to(self.weight.dtype), self.atoms))
+    def combine(self, codes: Tensor | SparseCodes, latents: Tensor | None = None) -> Tensor:
+        """Sum the atoms weighted by the codes, without the bias.
 
-    def forward(self, codes: Tensor) -> Tensor:
+        Args:
+            codes: Sparse codes, or dense ones `(..., d_sae)`.
+            latents: Where dense codes are those of some latents only, `(..., n_latents)`: which ones.
+        """
+        if isinstance(codes, SparseCodes):
+            return at_least_float32(decode_sparse(codes, self.weight, _EPSILON if self.unit_norm else None))
+        atoms = self.atoms if latents is None else self.atoms.index_select(0, latents)
+        return at_least_float32(decode(codes.to(self.weight.dtype), atoms))
+
+    def forward(self, codes: Tensor | SparseCodes) -> Tensor:
         """Return reconstructions in float32 (or float64), `(..., d_in)`."""
         x_hat = self.combine(codes)
         return x_hat if self.bias is None else x_hat + self.bias

@@ -1,17 +1,21 @@
 """Encoders: from an input to one pre-code per latent."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  (the usual name)
 
-from sae_lightning.nn.functional import at_least_float32, encode, squared_distance
-from sae_lightning.nn.parts import Recorded, require_finite_positive, require_positive
+from sae_lightning.nn.functional import affine, at_least_float32, negative_squared_distance
+from sae_lightning.nn.parts import Part, require_finite_positive, require_positive
+from sae_lightning.nn.sparse import Pattern, affine_at, distance_at
 
 
-class Encoder(Recorded, nn.Module):
+class Encoder(Part, nn.Module):
     """Base of all encoders: `weight` is latent-major, row i belongs to latent i.
+
+    A subclass whose `at` costs only what it touches says so with `sparse = True`; without it training is dense.
 
     Args:
         d_in: Size of an input.
@@ -23,7 +27,16 @@ class Encoder(Recorded, nn.Module):
 
     weight: nn.Parameter
     undescribed = frozenset({"d_in", "d_sae"})
+    takes_centre: bool = False  # True where the methods take the centre of the inputs as a further argument
     nonpositive: bool = False  # True where pre-codes never exceed zero, so that only Simplex can use them
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Keep the methods that follow `forward` from following a parent's."""
+        changed = "forward" in cls.__dict__ and "sparse" not in cls.__dict__  # looked at first: the base sets `sparse`
+        super().__init_subclass__(**kwargs)
+        if changed:
+            for name in {"at", "among", "takes_centre"} - cls.__dict__.keys():
+                setattr(cls, name, getattr(Encoder, name))
 
     def __init__(self, d_in: int, d_sae: int) -> None:
         super().__init__()
@@ -32,6 +45,28 @@ class Encoder(Recorded, nn.Module):
         self.d_in = d_in
         self.d_sae = d_sae
         self.weight = nn.Parameter(torch.zeros(d_sae, d_in))
+
+    def at(self, x: Tensor, pattern: Pattern, values: Tensor, centre: Tensor | None = None) -> Tensor:
+        """Pre-codes at some positions, `(nnz,)`, with their gradient.
+
+        Args:
+            x: Inputs, `(n, d_in)`.
+            pattern: The positions.
+            values: The pre-codes there, as `forward` or `among` gave them without a gradient.
+            centre: What is subtracted from the inputs, for encoders that take it.
+        """
+        return pattern.of(self(x) if centre is None else self(x, centre))
+
+    def among(self, x: Tensor, latents: Tensor, centre: Tensor | None = None) -> Tensor:
+        """Pre-codes of some latents only, `(n, n_latents)`.
+
+        Args:
+            x: Inputs, `(n, d_in)`.
+            latents: Which latents, int64 `(n_latents,)`.
+            centre: What is subtracted from the inputs, for encoders that take it.
+        """
+        pre_codes: Tensor = self(x) if centre is None else self(x, centre)
+        return pre_codes.index_select(-1, latents)
 
     def dynamics(self) -> dict[str, Tensor]:
         """Scalars worth watching during training, by name."""
@@ -50,8 +85,11 @@ class Affine(Encoder):
         bias: Whether latents have a bias of their own.
         pre_code_scale: Frozen factor $s$ of the pre-codes; 1 works best, the authors used `1 / (2 * d_in)`.
 
-    Shapes: input `(..., d_in)`, output `(..., d_sae)`.
+    Shapes: input `(..., d_in)`, output `(..., d_sae)`; `centre` `(d_in,)` is subtracted from the inputs.
     """
+
+    sparse = True
+    takes_centre = True
 
     def __init__(self, d_in: int, d_sae: int, bias: bool = True, pre_code_scale: float = 1.0) -> None:
         super().__init__(d_in, d_sae)
@@ -59,12 +97,18 @@ class Affine(Encoder):
         self.pre_code_scale = pre_code_scale
         self.bias = nn.Parameter(torch.zeros(d_sae)) if bias else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, centre: Tensor | None = None) -> Tensor:
         """Return pre-codes in float32 (or float64), `(..., d_sae)`."""
-        pre_codes = at_least_float32(encode(x.to(self.weight.dtype), self.weight))
-        if self.bias is not None:
-            pre_codes = pre_codes + self.bias
-        return pre_codes if self.pre_code_scale == 1.0 else pre_codes * self.pre_code_scale
+        return affine(x, centre, self.weight, self.bias, self.pre_code_scale)
+
+    def at(self, x: Tensor, pattern: Pattern, values: Tensor, centre: Tensor | None = None) -> Tensor:
+        """Pre-codes at some positions, `(nnz,)`, with their gradient at O(nnz * d_in)."""
+        return affine_at(x, centre, self.weight, self.bias, self.pre_code_scale, pattern, values)
+
+    def among(self, x: Tensor, latents: Tensor, centre: Tensor | None = None) -> Tensor:
+        """Pre-codes of some latents only, `(n, n_latents)`."""
+        bias = None if self.bias is None else self.bias.index_select(0, latents)
+        return affine(x, centre, self.weight.index_select(0, latents), bias, self.pre_code_scale)
 
 
 class SquaredDistance(Encoder):
@@ -83,6 +127,7 @@ class SquaredDistance(Encoder):
     Source: Hindupur, Lubana, Fel and Ba (2025), arXiv 2503.01822.
     """
 
+    sparse = True
     nonpositive = True
 
     def __init__(self, d_in: int, d_sae: int, lambda_init: float = 1.0) -> None:
@@ -104,7 +149,15 @@ class SquaredDistance(Encoder):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return pre-codes in float32 (or float64), `(..., d_sae)`; none exceeds zero (up to rounding)."""
-        return squared_distance(x.to(self.weight.dtype), self.weight) * -self.scale
+        return negative_squared_distance(x, self.weight, self.scale)
+
+    def at(self, x: Tensor, pattern: Pattern, values: Tensor, centre: Tensor | None = None) -> Tensor:
+        """Pre-codes at some positions, `(nnz,)`, with their gradient at O(nnz * d_in)."""
+        return distance_at(x, self.weight, self.scale, pattern, values)
+
+    def among(self, x: Tensor, latents: Tensor, centre: Tensor | None = None) -> Tensor:
+        """Pre-codes of some latents only, `(n, n_latents)`."""
+        return negative_squared_distance(x, self.weight.index_select(0, latents), self.scale)
 
     def distances(self, pre_codes: Tensor) -> Tensor:
         """Recover the squared distances from pre-codes (or from sums of them, weighted by the codes)."""

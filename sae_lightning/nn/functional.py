@@ -8,6 +8,9 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from sae_lightning.nn.sparse import Pattern, SparseCodes
+from sae_lightning.nn.support import at_least_kth, largest, simplex_threshold
+
 
 def at_least_float32(x: Tensor) -> Tensor:
     """Return `x` in float32, or unchanged where it is float32 or float64 already."""
@@ -27,20 +30,124 @@ def _exact(x: Tensor) -> AbstractContextManager[object]:
     return nullcontext()
 
 
-def encode(x: Tensor, rows: Tensor) -> Tensor:
-    r"""The encoder's product $x W^T$, whose backward pass is fast for any `d_in`.
+def _lowered(x: Tensor) -> Tensor:
+    """The operand of a product in the precision that autocast asks for."""
+    device = x.device.type
+    if torch.is_autocast_enabled(device) and x.shape[-1] > _NARROW and x.dtype == torch.float32:
+        return x.to(torch.get_autocast_dtype(device))
+    return x
+
+
+def _by_rows(x: Tensor, rows: Tensor) -> Tensor:
+    """The product X W^T of inputs `(..., d_in)` with rows `(d_sae, d_in)`, in at least float32."""
+    with _exact(x):
+        return at_least_float32(x @ (rows.T if rows.shape[-1] > _NARROW else rows.T.contiguous()))
+
+
+def _to_rows(grad: Tensor, x: Tensor) -> Tensor:
+    """Its gradient for the rows, G^T X, `(d_sae, d_in)`."""
+    grad, x = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
+    grad = grad.to(x.dtype)
+    return grad.T @ x if x.shape[-1] > _NARROW else (x.T @ grad).T
+
+
+class _Affine(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, centre: Tensor | None, weight: Tensor, bias: Tensor | None, scale: float
+    ) -> Tensor:
+        ctx.scale = scale
+        x = x if centre is None else x - centre
+        # the scale goes to the smallest of the arrays, and the bias is added in place: each pass over the result costs
+        x = _lowered((x if scale == 1.0 else x * scale).to(weight.dtype))
+        lowered = _lowered(weight)
+        ctx.save_for_backward(x, weight, lowered if lowered is not weight else None)
+        v = _by_rows(x, lowered)
+        if bias is not None:
+            v += bias if scale == 1.0 else bias * scale
+        return v
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, lowered = ctx.saved_tensors
+        needs_x, needs_centre, needs_weight, needs_bias = ctx.needs_input_grad[:4]
+        to_x = by_latent = None
+        if needs_x:
+            to_x = decode(grad.to(x.dtype), weight if lowered is None else lowered).to(grad.dtype) * ctx.scale
+        if needs_centre or needs_bias:
+            by_latent = grad.reshape(-1, grad.shape[-1]).sum(0) * ctx.scale
+        return (
+            to_x,
+            # summed over the batch first: one product fewer than through the gradient of every input
+            -(by_latent @ weight.to(grad.dtype)) if needs_centre and by_latent is not None else None,
+            _to_rows(grad, x) if needs_weight else None,
+            by_latent if needs_bias else None,
+            None,
+        )
+
+
+def affine(x: Tensor, centre: Tensor | None, weight: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    r"""Affine pre-codes, $s (W (x - c) + b)$.
 
     Args:
         x: Inputs, `(..., d_in)`.
-        rows: Encoder rows, `(d_sae, d_in)`.
+        centre: What is subtracted from each input, `(d_in,)`, or None.
+        weight: Encoder rows, `(d_sae, d_in)`.
+        bias: `(d_sae,)` or None.
+        scale: The factor $s$.
 
     Returns:
-        Products, `(..., d_sae)`.
+        Pre-codes `(..., d_sae)` in float32 or float64; only the product follows autocast.
     """
-    if rows.shape[-1] > _NARROW:
-        return x @ rows.T
-    with _exact(x):
-        return x @ rows.T.contiguous()
+    arguments = (x, centre, weight, bias, scale)
+    return cast("Tensor", _Affine.apply(*arguments))  # type: ignore[no-untyped-call]
+
+
+class _NegativeSquaredDistance(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, prototypes: Tensor, scale: Tensor) -> Tensor:
+        # ten times as fast as the sum of the squares, which would be an array of their own
+        x_norm = torch.linalg.vector_norm(at_least_float32(x), dim=-1, keepdim=True).square()
+        w_norm = torch.linalg.vector_norm(at_least_float32(prototypes), dim=-1).square()
+        # the scale goes to the smallest of the arrays, and the sums happen in place: each pass over the result costs
+        v = _by_rows(_lowered((x * (2 * scale)).to(prototypes.dtype)), _lowered(prototypes))
+        v.sub_(scale * w_norm).sub_(scale * x_norm)
+        ctx.save_for_backward(_lowered(x.to(prototypes.dtype)), prototypes, scale, v)
+        return v
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, prototypes, scale, v = ctx.saved_tensors
+        needs_x, needs_weight, needs_scale = ctx.needs_input_grad
+        to_x = to_weight = None
+        pull = grad * (2 * scale) if needs_x or needs_weight else grad
+        if needs_x:
+            to_x = decode(pull.to(prototypes.dtype), prototypes).to(pull.dtype) - x * pull.sum(-1, keepdim=True)
+        if needs_weight:
+            to_weight = at_least_float32(_to_rows(pull, x))
+            to_weight -= prototypes * pull.reshape(-1, pull.shape[-1]).sum(0)[:, None]
+        tiny = torch.finfo(scale.dtype).tiny
+        to_scale = torch.dot(grad.flatten(), v.flatten()) / scale.clamp_min(tiny) if needs_scale else None
+        return to_x, to_weight, to_scale
+
+
+def negative_squared_distance(x: Tensor, prototypes: Tensor, scale: Tensor) -> Tensor:
+    r"""Scaled squared Euclidean distances by one matrix product: $-\lambda (\|x\|^2 - 2 x \cdot w + \|w\|^2)$.
+
+    Only the product follows autocast; the norms and the sum stay in float32. The difference of large terms
+    may come out slightly positive, by about the rounding error of the norms.
+
+    Args:
+        x: Inputs, `(..., d_in)`.
+        prototypes: Prototypes, `(d_sae, d_in)`.
+        scale: The positive scalar $\lambda$.
+
+    Returns:
+        Scaled distances, `(..., d_sae)`.
+    """
+    return cast("Tensor", _NegativeSquaredDistance.apply(x, prototypes, scale))  # type: ignore[no-untyped-call]
 
 
 def decode(codes: Tensor, atoms: Tensor) -> Tensor:
@@ -65,25 +172,6 @@ def _above(v: Tensor, threshold: Tensor | float) -> Tensor:
     return torch.gt(v, threshold, out=torch.empty_like(v))
 
 
-def squared_distance(x: Tensor, prototypes: Tensor) -> Tensor:
-    r"""Squared Euclidean distances by one matrix product: $\|x\|^2 - 2 x \cdot w + \|w\|^2$.
-
-    Only the product follows autocast; the norms and the sum stay in float32. The difference of large terms
-    may come out slightly negative, by about the rounding error of the norms.
-
-    Args:
-        x: Inputs, `(..., d_in)`.
-        prototypes: Prototypes, `(d_sae, d_in)`.
-
-    Returns:
-        Distances, `(..., d_sae)`.
-    """
-    product = at_least_float32(encode(x, prototypes))
-    x_norm = at_least_float32(x).square().sum(-1, keepdim=True)
-    w_norm = at_least_float32(prototypes).square().sum(-1)
-    return torch.add(w_norm + x_norm, product, alpha=-2.0)
-
-
 def _apply(function: type[Function], *args: Any) -> Tensor:
     """Call an autograd function with its tensors in at least float32."""
     args = tuple(at_least_float32(a) if isinstance(a, Tensor) else a for a in args)
@@ -93,30 +181,21 @@ def _apply(function: type[Function], *args: Any) -> Tensor:
 class _Sparsemax(Function):
     @staticmethod
     def forward(ctx: Any, v: Tensor) -> Tensor:
-        shifted = v - v.amax(-1, keepdim=True)
-        # sum(relu(v - tau)) - 1 is convex, decreasing and piecewise linear in tau. Both max - 1 and the threshold of
-        # the full support lie below its root: Newton's steps from there rise to it, and the support only shrinks.
-        tau = ((shifted.sum(-1, keepdim=True) - 1) / shifted.shape[-1]).clamp_min_(-1.0)
-        codes, support = torch.empty_like(shifted), torch.empty_like(shifted)
-        least = None  # the smallest support of each row so far
-        while True:
-            torch.sub(shifted, tau, out=codes).clamp_min_(0)
-            count = torch.gt(codes, 0.0, out=support).sum(-1, keepdim=True)
-            # a pre-code within rounding of tau may come back: only a support that shrank asks for another step
-            if least is not None and not bool((count < least).any()):
-                break
-            least = count if least is None else torch.minimum(count, least)
-            tau = tau + (codes.sum(-1, keepdim=True) - 1) / count
-        ctx.save_for_backward(support, count)
+        rows = v.reshape(-1, v.shape[-1])
+        shifted = rows - rows.amax(-1, keepdim=True)
+        codes = shifted.sub_(simplex_threshold(shifted)).clamp_min_(0).view(v.shape)
+        ctx.save_for_backward(codes)
         return codes
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        support, count = ctx.saved_tensors
+        (codes,) = ctx.saved_tensors
+        support = _above(codes, 0.0)
+        count = support.sum(-1, keepdim=True)
         grad = grad * support
         mean = grad.sum(-1, keepdim=True) / count
-        return grad.sub_(support * mean)
+        return grad.sub_(support.mul_(mean))
 
 
 def sparsemax(v: Tensor) -> Tensor:
@@ -136,19 +215,62 @@ def sparsemax(v: Tensor) -> Tensor:
     return _apply(_Sparsemax, v)
 
 
+class _SparsemaxOn(Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, pattern: Pattern) -> Tensor:
+        ctx.pattern = pattern
+        ctx.counts = pattern.offsets.diff().to(values.dtype)
+        # sums of large pre-codes would lose digits of the small codes
+        top = values.new_full((pattern.n,), -torch.inf).scatter_reduce_(0, pattern.samples, values, "amax")
+        shifted = values - top.index_select(0, pattern.samples)
+        tau = (_total(shifted, pattern) - 1) / ctx.counts
+        return shifted.sub_(tau.index_select(0, pattern.samples)).clamp_min_(0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        mean = _total(grad, ctx.pattern) / ctx.counts
+        return grad - mean.index_select(0, ctx.pattern.samples), None
+
+
+def _total(values: Tensor, pattern: Pattern) -> Tensor:
+    return values.new_zeros(pattern.n).index_add_(0, pattern.samples, values)
+
+
+def sparsemax_on(v: SparseCodes) -> Tensor:
+    r"""Sparsemax where its support is known already, $z_i = v_i - (\sum_{j \in S} v_j - 1) / |S|$.
+
+    Args:
+        v: Pre-codes at the positions of the support.
+
+    Returns:
+        Codes at these positions, `(nnz,)`.
+    """
+    return cast("Tensor", _SparsemaxOn.apply(*v))  # type: ignore[no-untyped-call]
+
+
 class _KSparse(Function):
     @staticmethod
     def forward(ctx: Any, v: Tensor, k: int) -> Tensor:
-        values, indices = v.topk(k, dim=-1, sorted=False)
-        codes = torch.zeros_like(v).scatter_(-1, indices, values.clamp_min_(0))
-        ctx.save_for_backward(_above(codes, 0.0))
+        rows = v.reshape(-1, v.shape[-1])
+        at_least = at_least_kth(rows, k)
+        if rows.device.type != "cpu":  # without a look at the values, for which an accelerator would have to stop
+            values, latents = rows.topk(k, dim=-1, sorted=False)
+            codes = torch.zeros_like(rows).scatter_(-1, latents, values.clamp_min_(0))
+        elif at_least is None:
+            pattern = largest(rows, k)
+            codes = SparseCodes(pattern.of(rows), pattern).dense()
+        else:
+            codes = at_least.mul_(rows.clamp_min(0))  # zero times -inf would be NaN
+        codes = codes.view(v.shape)
+        ctx.save_for_backward(codes)
         return codes
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (support,) = ctx.saved_tensors
-        return grad * support, None
+        (codes,) = ctx.saved_tensors
+        return _above(codes, 0.0).mul_(grad), None
 
 
 def k_sparse(v: Tensor, k: int) -> Tensor:
@@ -200,8 +322,8 @@ def jump(v: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
     `bandwidth`: $-\theta / \epsilon$ where $|v - \theta| < \epsilon / 2$, zero elsewhere.
 
     Args:
-        v: Pre-codes, `(..., d_sae)`.
-        threshold: Positive thresholds, `(d_sae,)`.
+        v: Pre-codes, `(..., d_sae)` or in any shape.
+        threshold: Positive thresholds, `(d_sae,)` or in the shape of the pre-codes.
         bandwidth: Width $\epsilon$ of the kernel, in units of the pre-codes.
 
     Returns:
@@ -212,34 +334,34 @@ def jump(v: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
     return _apply(_Jump, v, threshold, bandwidth)
 
 
-class _CountAbove(Function):
+class _Step(Function):
     @staticmethod
     def forward(ctx: Any, v: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
         ctx.save_for_backward(v, threshold)
         ctx.bandwidth = bandwidth
-        return _above(v, threshold).sum(-1)
+        return _above(v, threshold)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None]:
         v, threshold = ctx.saved_tensors
         near = _near(v, threshold, ctx.bandwidth)
-        return None, _sum_to(near.mul_(grad.unsqueeze(-1)), threshold) / -ctx.bandwidth, None
+        return None, _sum_to(near.mul_(grad), threshold) / -ctx.bandwidth, None
 
 
-def count_above(v: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
-    r"""Number of pre-codes above their thresholds, $\sum_i H(v_i - \theta_i)$, with a straight-through gradient.
+def step(v: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+    r"""Whether a pre-code exceeds its threshold, $H(v_i - \theta_i)$, with a straight-through gradient.
 
     The gradient reaches the thresholds only: $-1 / \epsilon$ where $|v - \theta| < \epsilon / 2$.
 
     Args:
-        v: Pre-codes, `(..., d_sae)`.
-        threshold: Positive thresholds, `(d_sae,)`.
+        v: Pre-codes, `(..., d_sae)` or in any shape.
+        threshold: Positive thresholds, `(d_sae,)` or in the shape of the pre-codes.
         bandwidth: Width $\epsilon$ of the kernel, in units of the pre-codes.
 
     Returns:
-        Counts, `(...)`.
+        Ones and zeros, in the shape of the pre-codes.
 
     Source: Rajamanoharan et al. (2024), arXiv 2407.14435.
     """
-    return _apply(_CountAbove, v, threshold, bandwidth)
+    return _apply(_Step, v, threshold, bandwidth)

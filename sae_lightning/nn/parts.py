@@ -45,6 +45,23 @@ class Recorded:
         return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": init_args}
 
 
+class Part(Recorded):
+    """What encoders, projections, regularizers and decoders have in common: they may have a sparse form.
+
+    A class says that it has one with `sparse = True`. A subclass that changes what `dense_form` names, but not
+    `sparse`, has none, whatever its parent has: it is then trained by its dense form.
+    """
+
+    sparse: ClassVar[bool] = False
+    dense_form: ClassVar[frozenset[str]] = frozenset({"forward"})
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """See whether the inherited sparse form still says the same as the dense one."""
+        super().__init_subclass__(**kwargs)
+        if cls.dense_form & cls.__dict__.keys() and "sparse" not in cls.__dict__:
+            cls.sparse = False
+
+
 def build(description: dict[str, Any], base: type[T], *args: Any) -> T:
     """Build the object that `describe` described.
 

@@ -6,11 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from sae_lightning.nn import functional
-from sae_lightning.nn.parts import Recorded, require_finite_positive, require_positive
+from sae_lightning.nn.parts import Part, require_finite_positive, require_positive
+from sae_lightning.nn.sparse import Pattern, SparseCodes
+from sae_lightning.nn.support import above, largest, simplex_support
 
 
-class Projection(Recorded, nn.Module):
-    """Base of all projections.
+class Projection(Part, nn.Module):
+    """Base of all projections: `forward` gives dense codes, `support` and `at` give the same codes sparsely.
+
+    A subclass that has `support` and `at` says so with `sparse = True`; without them training is dense.
 
     Args:
         d_sae: Number of latents.
@@ -19,6 +23,9 @@ class Projection(Recorded, nn.Module):
         ValueError: If `d_sae` is below 1.
     """
 
+    l0: int | None = None
+    """Nonzero codes per sample where the set itself bounds them; None where they must be counted."""
+
     undescribed = frozenset({"d_in", "d_sae"})
     shift_invariant: bool = False  # True where adding a constant to all pre-codes of a row changes nothing
 
@@ -26,6 +33,14 @@ class Projection(Recorded, nn.Module):
         super().__init__()
         require_positive("d_sae", d_sae)
         self.d_sae = d_sae
+
+    def support(self, pre_codes: Tensor) -> Pattern:
+        """Where codes, or what trains them, can differ from zero, for pre-codes `(n, d_sae)`; no gradient."""
+        raise NotImplementedError(f"{type(self).__name__} has no sparse form")
+
+    def at(self, pre_codes: Tensor, pattern: Pattern) -> Tensor:
+        """Codes at the positions of `support`, from the pre-codes there; both `(nnz,)`."""
+        raise NotImplementedError(f"{type(self).__name__} has no sparse form")
 
     def dynamics(self) -> dict[str, Tensor]:
         """Scalars worth watching during training, by name."""
@@ -38,9 +53,19 @@ class Orthant(Projection):
     Shapes: `(..., d_sae)` to the same.
     """
 
+    sparse = True
+
     def forward(self, pre_codes: Tensor) -> Tensor:
         """Return the codes."""
         return functional.at_least_float32(pre_codes).relu()
+
+    def support(self, pre_codes: Tensor) -> Pattern:
+        """Where pre-codes are positive."""
+        return above(pre_codes, 0.0)
+
+    def at(self, pre_codes: Tensor, pattern: Pattern) -> Tensor:
+        """The pre-codes themselves."""
+        return pre_codes
 
 
 class Jump(Projection):
@@ -55,6 +80,8 @@ class Jump(Projection):
 
     Source: Rajamanoharan et al. (2024), arXiv 2407.14435.
     """
+
+    sparse = True
 
     def __init__(self, d_sae: int, threshold_init: float = 1e-3, bandwidth: float = 1e-3) -> None:
         super().__init__(d_sae)
@@ -71,6 +98,16 @@ class Jump(Projection):
     def forward(self, pre_codes: Tensor) -> Tensor:
         """Return the codes."""
         return functional.jump(pre_codes, self.threshold, self.bandwidth)
+
+    def support(self, pre_codes: Tensor) -> Pattern:
+        """Where pre-codes exceed their threshold, or lie so close below it that they train it."""
+        threshold = self.threshold
+        # a little lower, so that rounding leaves out none
+        return above(pre_codes, threshold - self.bandwidth / 2 - 1e-6 * (threshold + self.bandwidth))
+
+    def at(self, pre_codes: Tensor, pattern: Pattern) -> Tensor:
+        """Codes at the pattern's positions."""
+        return functional.jump(pre_codes, self.threshold.index_select(0, pattern.latents), self.bandwidth)
 
     def dynamics(self) -> dict[str, Tensor]:
         """Mean and maximum of the thresholds."""
@@ -93,15 +130,25 @@ class KSparse(Projection):
     Source: Gao et al. (2024), arXiv 2406.04093.
     """
 
+    sparse = True
+
     def __init__(self, d_sae: int, k: int) -> None:
         super().__init__(d_sae)
         if not 1 <= k <= d_sae:
             raise ValueError(f"k must lie between 1 and d_sae = {d_sae}, but is {k}")
-        self.k = k
+        self.k = self.l0 = k
 
     def forward(self, pre_codes: Tensor) -> Tensor:
         """Return the codes."""
         return functional.k_sparse(pre_codes, self.k)
+
+    def support(self, pre_codes: Tensor) -> Pattern:
+        """The k largest pre-codes of each sample, where positive."""
+        return largest(pre_codes, self.k)
+
+    def at(self, pre_codes: Tensor, pattern: Pattern) -> Tensor:
+        """The pre-codes themselves."""
+        return pre_codes
 
 
 class Simplex(Projection):
@@ -115,7 +162,16 @@ class Simplex(Projection):
     """
 
     shift_invariant = True
+    sparse = True
 
     def forward(self, pre_codes: Tensor) -> Tensor:
         """Return the codes."""
         return functional.sparsemax(pre_codes)
+
+    def support(self, pre_codes: Tensor) -> Pattern:
+        """Where codes are positive."""
+        return simplex_support(pre_codes)
+
+    def at(self, pre_codes: Tensor, pattern: Pattern) -> Tensor:
+        """Codes on the support, where they are the pre-codes minus one threshold per sample."""
+        return functional.sparsemax_on(SparseCodes(pre_codes, pattern))

@@ -6,16 +6,19 @@ import torch
 from torch import Tensor, nn
 
 from sae_lightning.nn.encoders import SquaredDistance
-from sae_lightning.nn.functional import count_above
-from sae_lightning.nn.parts import Recorded, require_positive
+from sae_lightning.nn.functional import k_sparse, step
+from sae_lightning.nn.parts import Part, require_positive
 from sae_lightning.nn.projections import Jump
+from sae_lightning.nn.sparse import SparseCodes
 
 if TYPE_CHECKING:
-    from sae_lightning.nn.autoencoder import SAEOutput, SparseAutoencoder
+    from sae_lightning.nn.autoencoder import SAEOutput, SparseAutoencoder, SparseOutput
 
 
-class Regularizer(Recorded, nn.Module):
+class Regularizer(Part, nn.Module):
     """Base of all regularizers: called as `regularizer(sae, x, out)`, returns one value per sample, `(batch,)`.
+
+    A subclass that can read a SparseOutput too says so with `sparse = True`; without it training is dense.
 
     Args:
         d_sae: Number of latents.
@@ -38,9 +41,11 @@ class Regularizer(Recorded, nn.Module):
 class L1(Regularizer):
     r"""L1 norm of the codes, $\sum_i |z_i|$ (codes are nonnegative)."""
 
-    def forward(self, sae: "SparseAutoencoder", x: Tensor, out: "SAEOutput") -> Tensor:
+    sparse = True
+
+    def forward(self, sae: "SparseAutoencoder", x: Tensor, out: "SAEOutput | SparseOutput") -> Tensor:
         """Return the norm per sample, `(batch,)`."""
-        return out.codes.sum(-1)
+        return out.codes.total() if isinstance(out.codes, SparseCodes) else out.codes.sum(-1)
 
 
 class L0(Regularizer):
@@ -49,17 +54,23 @@ class L0(Regularizer):
     Source: Rajamanoharan et al. (2024), arXiv 2407.14435.
     """
 
+    sparse = True
+
     def check(self, sae: "SparseAutoencoder") -> None:
         """Require the projection with thresholds."""
         if not isinstance(sae.projection, Jump):
             got = type(sae.projection).__name__
             raise ValueError(f"the regularizer L0 needs the projection Jump (it trains thresholds), but got {got}")
 
-    def forward(self, sae: "SparseAutoencoder", x: Tensor, out: "SAEOutput") -> Tensor:
+    def forward(self, sae: "SparseAutoencoder", x: Tensor, out: "SAEOutput | SparseOutput") -> Tensor:
         """Return the count per sample, `(batch,)`."""
         projection = sae.projection
         assert isinstance(projection, Jump)
-        return count_above(out.pre_codes, projection.threshold, projection.bandwidth)
+        v, threshold = out.pre_codes, projection.threshold
+        if isinstance(v, SparseCodes):
+            threshold = threshold.index_select(0, v.pattern.latents)
+            return v.total(step(v.values, threshold, projection.bandwidth))
+        return step(v, threshold, projection.bandwidth).sum(-1)
 
 
 class DistanceWeightedL1(Regularizer):
@@ -70,17 +81,24 @@ class DistanceWeightedL1(Regularizer):
     Source: Tasissa et al. (2023), K-deep simplex, arXiv 2012.02134; used for SpaDE in arXiv 2503.01822.
     """
 
+    sparse = True
+
     def check(self, sae: "SparseAutoencoder") -> None:
         """Require the encoder with prototypes."""
         if not isinstance(sae.encoder, SquaredDistance):
             got = type(sae.encoder).__name__
             raise ValueError(f"DistanceWeightedL1 needs the encoder SquaredDistance (it has prototypes), but got {got}")
 
-    def forward(self, sae: "SparseAutoencoder", x: Tensor, out: "SAEOutput") -> Tensor:
+    def forward(self, sae: "SparseAutoencoder", x: Tensor, out: "SAEOutput | SparseOutput") -> Tensor:
         """Return the weighted norm per sample, `(batch,)`."""
         encoder = sae.encoder
         assert isinstance(encoder, SquaredDistance)
-        return encoder.distances((out.codes * out.pre_codes).sum(-1))
+        z, v = out.codes, out.pre_codes
+        if isinstance(z, SparseCodes) and isinstance(v, SparseCodes):
+            return encoder.distances(z.total(z.values * v.values))
+        assert isinstance(z, Tensor)
+        assert isinstance(v, Tensor)
+        return encoder.distances((z * v).sum(-1))
 
 
 class AuxK(Regularizer):
@@ -100,6 +118,8 @@ class AuxK(Regularizer):
     Source: Gao et al. (2024), arXiv 2406.04093.
     """
 
+    sparse = True
+
     def __init__(self, d_sae: int, k_aux: int | None = None, dead_after: int = 20) -> None:
         super().__init__(d_sae)
         if k_aux is not None:
@@ -108,13 +128,15 @@ class AuxK(Regularizer):
         self.k_aux = k_aux
         self.dead_after = dead_after
 
-    def forward(self, sae: "SparseAutoencoder", x: Tensor, out: "SAEOutput") -> Tensor:
+    def forward(self, sae: "SparseAutoencoder", x: Tensor, out: "SAEOutput | SparseOutput") -> Tensor:
         """Return the squared error of the residual's reconstruction per sample, `(batch,)`."""
         dead = (sae.batches_silent >= self.dead_after).nonzero().squeeze(-1)
         if len(dead) == 0:
             return torch.zeros_like(x[..., 0])
         k = min(self.k_aux or max(1, sae.d_in // 2), len(dead))
-        values, chosen = out.pre_codes.index_select(-1, dead).topk(k, dim=-1, sorted=False)
-        codes = torch.zeros_like(out.pre_codes).scatter(-1, dead[chosen], values.relu())
         residual = (x - out.x_hat).detach()
-        return (residual - sae.decoder.combine(codes)).square().sum(-1)
+        if isinstance(out.codes, SparseCodes):
+            explained = sae.decoder.combine(sae.codes_among(x, dead, k))
+        else:
+            explained = sae.decoder.combine(k_sparse(sae.pre_codes_among(x, dead), k), dead)
+        return (residual - explained).square().sum(-1)

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ class LargestTensor(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor):
-                self.numel = max(self.numel, leaf.numel())
+                self.numel = max(self.numel, leaf.numel() if leaf.layout == torch.strided else leaf._nnz())
         self.operations.add(str(func))
         return result
 
@@ -45,6 +46,48 @@ def test_nothing_is_larger_than_codes_or_weights(name: str, dead: bool) -> None:
     assert any("mm" in operation for operation in largest.operations)
     assert all(p.grad is not None for p in sae.parameters())  # the backward pass was seen, too
     assert BATCH * D_SAE <= largest.numel <= max(BATCH * D_SAE, D_SAE * D_IN, BATCH * D_IN)
+
+
+@pytest.mark.parametrize("dead", [False, True], ids=["alive", "with dead latents"])
+@pytest.mark.parametrize("chunk_size", [None, 8])
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_sparse_step_holds_one_chunk_of_pre_codes(name: str, chunk_size: int | None, dead: bool) -> None:
+    # wide enough that codes are few, so that what belongs to them is smaller than a dense chunk
+    batch, d_in, d_sae = 64, 4, 2048
+    options = {"l0_init": 8} if "spade" in name or "distance" in name else {}
+    sae = make(name, d_in=d_in, d_sae=d_sae, chunk_size=chunk_size or batch, **options)
+    x = 3 + 2 * torch.randn(batch, d_in)
+    sae.initialize(x)
+    if name in ("relu", "jumprelu"):
+        with torch.no_grad():
+            sae.sae.encoder.bias.copy_(-0.95 * sae.sae.pre_codes(sae.sae.standardize(x)).amax(0))
+    if dead:
+        sae.sae.batches_silent[::2] = 1000
+    largest = step(sae, x)
+    chunk, whole = (chunk_size or batch) * d_sae, batch * d_sae
+    assert chunk <= largest.numel <= max(chunk, d_sae * d_in)
+    assert all(p.grad is not None for p in sae.parameters())
+    # at no time does it hold what a dense step cannot do without: pre-codes, codes and a gradient of the whole batch
+    assert peak_memory(lambda: step(sae, x)) < 4 * (whole if chunk_size else 3 * whole)
+
+
+def peak_memory(call: Callable[[], object]) -> int:
+    """By how many bytes of tensors the memory grows during a call, at most."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    assert profiler.profiler is not None
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = torch.tensor([event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]).cumsum(0)
+    return int(held.max())
+
+
+def test_the_peak_is_seen() -> None:
+    def call() -> None:
+        x = torch.zeros(1000)
+        del x
+        (torch.zeros(3000) + torch.ones(3000)).sum()
+
+    assert 36_000 <= peak_memory(call) < 40_000
 
 
 def test_the_check_sees_large_tensors_forward_and_backward() -> None:

@@ -7,7 +7,14 @@ from scipy.spatial.distance import cdist
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from sae_lightning.nn.functional import at_least_float32, count_above, jump, k_sparse, sparsemax, squared_distance
+from sae_lightning.nn.functional import (
+    at_least_float32,
+    jump,
+    k_sparse,
+    negative_squared_distance,
+    sparsemax,
+    step,
+)
 
 from . import reference
 from .helpers import LEADING_SHAPES, deadline, numpy, randn
@@ -43,39 +50,49 @@ def test_at_least_float32(dtype: torch.dtype) -> None:
         assert y.dtype == torch.float32
 
 
-# -- squared_distance -----------------------------------------------------------------------------------------------
+# -- negative_squared_distance --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 1e-5)], ids=str)
+@pytest.mark.parametrize("scale", [1.0, 0.3, 1e-6, 1e6])
 @pytest.mark.parametrize("leading", LEADING_SHAPES, ids=str)
-def test_squared_distance_is_cdist(leading: tuple[int, ...], dtype: torch.dtype, tolerance: float) -> None:
+def test_negative_squared_distance_is_cdist(
+    leading: tuple[int, ...], scale: float, dtype: torch.dtype, tolerance: float
+) -> None:
     x, w = randn(*leading, 7, dtype=dtype), randn(11, 7, seed=1, dtype=dtype)
     expected = cdist(numpy(x).reshape(-1, 7), numpy(w), "sqeuclidean").reshape(*leading, 11)
-    actual = squared_distance(x, w)
+    actual = negative_squared_distance(x, w, torch.tensor(scale, dtype=dtype))
     assert actual.dtype == dtype
-    np.testing.assert_allclose(numpy(actual), expected, rtol=tolerance, atol=20 * tolerance)
+    np.testing.assert_allclose(numpy(actual), -scale * expected, rtol=tolerance, atol=20 * scale * tolerance)
 
 
-def test_squared_distance_gradient() -> None:
+def test_negative_squared_distance_gradient() -> None:
     x, w = randn(3, 4).requires_grad_(), randn(5, 4, seed=1).requires_grad_()
-    assert gradcheck(squared_distance, (x, w))
+    scale = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    assert gradcheck(negative_squared_distance, (x, w, scale))
 
 
 def test_squared_distance_to_itself_is_zero_up_to_rounding() -> None:
     x = 100 * randn(50, 16, dtype=torch.float32)
-    own = squared_distance(x, x).diagonal()
+    own = negative_squared_distance(x, x, torch.tensor(1.0)).diagonal()
     assert (own.abs() <= 50 * torch.finfo(torch.float32).eps * x.square().sum(-1)).all()
 
 
 def test_squared_distance_under_autocast_keeps_norms_in_float32() -> None:
     x, w = randn(20, 32, dtype=torch.float32), randn(10, 32, seed=1, dtype=torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        half = squared_distance(x, w)
+        half = negative_squared_distance(x, w, torch.tensor(0.5))
     assert half.dtype == torch.float32
     # what is left when the product's own rounding is taken away is as exact as in float32
     product = (x.bfloat16() @ w.bfloat16().T).float()
     norms = x.square().sum(-1, keepdim=True) + w.square().sum(-1)
-    torch.testing.assert_close(half, norms - 2 * product, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(half, product - 0.5 * norms, rtol=1e-5, atol=1e-4)
+
+
+def test_squared_distance_of_float64_inputs_to_float32_prototypes() -> None:
+    x, w = randn(6, 7), randn(11, 7, seed=1, dtype=torch.float32)
+    actual = negative_squared_distance(x, w, torch.tensor(0.3))
+    np.testing.assert_allclose(numpy(actual), -0.3 * cdist(numpy(x), numpy(w), "sqeuclidean"), rtol=1e-5, atol=1e-5)
 
 
 # -- sparsemax ------------------------------------------------------------------------------------------------------
@@ -249,14 +266,14 @@ def test_k_sparse_gradient(shape: tuple[int, ...], k: int) -> None:
     assert gradcheck(lambda v: k_sparse(v, k), (v.requires_grad_(),))
 
 
-# -- jump and count_above -------------------------------------------------------------------------------------------
+# -- jump and step --------------------------------------------------------------------------------------------------
 
 
 def by_hand(v: Tensor, threshold: Tensor, bandwidth: float, grad: Tensor) -> tuple[np.ndarray, ...]:
-    """Codes, counts and the three gradients, one entry at a time; `grad` is that of the codes."""
+    """Codes, steps and the three gradients, one entry at a time; `grad` is that of the codes."""
     codes, to_v = np.zeros(v.shape), np.zeros(v.shape)
     jump_to_threshold = np.zeros(len(threshold))
-    count_to_threshold = np.zeros(len(threshold))
+    step_to_threshold = np.zeros(len(threshold))
     for at in np.ndindex(*v.shape):
         value, theta = v[at].item(), threshold[at[-1]].item()
         if value > theta:
@@ -264,17 +281,17 @@ def by_hand(v: Tensor, threshold: Tensor, bandwidth: float, grad: Tensor) -> tup
             to_v[at] = grad[at].item()
         if abs((value - theta) / bandwidth) < 0.5:
             jump_to_threshold[at[-1]] -= grad[at].item() * theta / bandwidth
-            count_to_threshold[at[-1]] -= 1 / bandwidth
-    return codes, (codes > 0).sum(-1), to_v, jump_to_threshold, count_to_threshold
+            step_to_threshold[at[-1]] -= grad[at].item() / bandwidth
+    return codes, codes > 0, to_v, jump_to_threshold, step_to_threshold
 
 
 @pytest.mark.parametrize("leading", LEADING_SHAPES, ids=str)
 @pytest.mark.parametrize("bandwidth", [1e-3, 0.4, 2.0])
-def test_jump_and_count_above(bandwidth: float, leading: tuple[int, ...]) -> None:
+def test_jump_and_step(bandwidth: float, leading: tuple[int, ...]) -> None:
     v = randn(*leading, 8).requires_grad_()
     threshold = (0.5 + torch.rand(8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)).requires_grad_()
     grad = randn(*leading, 8, seed=2)
-    codes, counts, to_v, to_threshold, count_to_threshold = by_hand(v, threshold, bandwidth, grad)
+    codes, steps, to_v, to_threshold, step_to_threshold = by_hand(v, threshold, bandwidth, grad)
 
     actual = jump(v, threshold, bandwidth)
     np.testing.assert_array_equal(numpy(actual), codes)
@@ -283,19 +300,35 @@ def test_jump_and_count_above(bandwidth: float, leading: tuple[int, ...]) -> Non
     np.testing.assert_allclose(numpy(threshold.grad), to_threshold, rtol=1e-12, atol=1e-12)
 
     v.grad = threshold.grad = None
-    actual = count_above(v, threshold, bandwidth)
-    np.testing.assert_array_equal(numpy(actual), counts)
+    actual = step(v, threshold, bandwidth)
+    np.testing.assert_array_equal(numpy(actual), steps)
     assert actual.dtype == torch.float64
-    actual.sum().backward()
-    assert v.grad is None  # the count pulls on thresholds only
-    np.testing.assert_allclose(numpy(threshold.grad), count_to_threshold, rtol=1e-12)
+    actual.backward(grad)
+    assert v.grad is None  # the step pulls on thresholds only
+    np.testing.assert_allclose(numpy(threshold.grad), step_to_threshold, rtol=1e-12, atol=1e-12)
 
 
-def test_count_above_weighs_the_gradient_of_each_sample() -> None:
+def test_the_sum_of_steps_weighs_the_gradient_of_each_sample() -> None:
     v = torch.tensor([[1.1, 5.0], [0.9, 1.0]], dtype=torch.float64)
     threshold = torch.ones(2, dtype=torch.float64, requires_grad=True)
-    count_above(v, threshold, 0.5).backward(torch.tensor([3.0, 5.0], dtype=torch.float64))
+    step(v, threshold, 0.5).sum(-1).backward(torch.tensor([3.0, 5.0], dtype=torch.float64))
     assert threshold.grad.tolist() == [-16.0, -10.0]
+
+
+@pytest.mark.parametrize("bandwidth", [1e-3, 0.4, 2.0])
+def test_jump_and_step_with_a_threshold_for_each_pre_code(bandwidth: float) -> None:
+    v, threshold = randn(40), randn(40, seed=1).abs()
+    latents = torch.arange(40) % 8
+    shared = threshold[:8].clone().requires_grad_()
+    own = shared.detach()[latents].requires_grad_()
+    grad = randn(40, seed=2)
+    for function in (jump, step):
+        by_row = function(v.view(5, 8), shared, bandwidth)
+        by_position = function(v, own, bandwidth)
+        assert torch.equal(by_position, by_row.flatten())
+        (to_shared,) = torch.autograd.grad(by_row, shared, grad.view(5, 8))
+        (to_own,) = torch.autograd.grad(by_position, own, grad)
+        torch.testing.assert_close(to_own.view(5, 8).sum(0), to_shared, rtol=1e-12, atol=1e-12)
 
 
 def test_jump_is_a_shifted_relu_and_a_step() -> None:
@@ -308,7 +341,7 @@ def test_at_the_threshold_nothing_passes() -> None:
     theta = torch.tensor([0.5, 0.5, 0.5])
     v = torch.tensor([0.5, 0.5 + 1e-6, 0.5 - 1e-6])
     assert (jump(v, theta, 0.1) > 0).tolist() == [False, True, False]
-    assert count_above(v, theta, 0.1).item() == 1
+    assert step(v, theta, 0.1).tolist() == [0, 1, 0]
 
 
 @pytest.mark.parametrize("shape", [(8,), (5, 8), (2, 3, 8)], ids=str)
@@ -324,10 +357,14 @@ def test_jump_of_half_precision(dtype: torch.dtype) -> None:
     v, theta = randn(5, 8, dtype=dtype), torch.full((8,), 0.3)
     assert jump(v, theta, 0.5).dtype == torch.float32
     assert torch.equal(jump(v, theta, 0.5), jump(v.float(), theta, 0.5))
-    assert torch.equal(count_above(v, theta, 0.5), (v > theta).sum(-1).float())
+    assert torch.equal(step(v, theta, 0.5), (v > theta).float())
 
 
 # -- autocast -------------------------------------------------------------------------------------------------------
+
+
+def steps(v: Tensor) -> Tensor:
+    return step(v, torch.full((9,), 0.3), 0.5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -337,9 +374,9 @@ def test_jump_of_half_precision(dtype: torch.dtype) -> None:
         sparsemax,
         lambda v: k_sparse(v, 3),
         lambda v: jump(v, torch.full((9,), 0.3), 0.5),
-        lambda v: count_above(v, torch.full((9,), 0.3), 0.5),
+        steps,
     ],
-    ids=["sparsemax", "k_sparse", "jump", "count_above"],
+    ids=["sparsemax", "k_sparse", "jump", "step"],
 )
 def test_autocast_does_not_touch_projections(function, dtype: torch.dtype) -> None:
     v = randn(20, 9, dtype=dtype).requires_grad_()
@@ -348,9 +385,9 @@ def test_autocast_does_not_touch_projections(function, dtype: torch.dtype) -> No
     outside = function(v)
     assert inside.dtype == outside.dtype == dtype
     assert torch.equal(inside, outside)
-    if inside.shape == v.shape:  # the count has no gradient with respect to the pre-codes
-        weights = randn(20, 9, seed=1, dtype=dtype)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            (in_autocast,) = torch.autograd.grad((inside * weights).sum(), v)
-        (without,) = torch.autograd.grad((outside * weights).sum(), v)
-        assert torch.equal(in_autocast, without)
+    weights = randn(20, 9, seed=1, dtype=dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (in_autocast,) = torch.autograd.grad((inside * weights).sum(), v, materialize_grads=True)
+    (without,) = torch.autograd.grad((outside * weights).sum(), v, materialize_grads=True)
+    assert torch.equal(in_autocast, without)
+    assert bool((without == 0).all()) == (function is steps)

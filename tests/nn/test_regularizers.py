@@ -80,7 +80,8 @@ def test_l0_pulls_on_thresholds_only() -> None:
     sae, regularizer = build(options)
     x = sae.standardize(raw_inputs(32, options))
     regularizer(sae, x, sae.autoencode(x)).mean().backward()
-    assert {name for name, p in sae.named_parameters() if p.grad is not None} == {"projection.log_threshold"}
+    pulled = {name for name, p in sae.named_parameters() if p.grad is not None and bool((p.grad != 0).any())}
+    assert pulled == {"projection.log_threshold"}
     assert (sae.projection.log_threshold.grad <= 0).all()  # a larger threshold means fewer codes
 
 

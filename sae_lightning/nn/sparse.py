@@ -1,0 +1,311 @@
+"""Sparse codes: values at few positions, and the products that touch only these.
+
+After the projection a code has few nonzeros. `Pattern` says where, `SparseCodes` adds the values, and the three
+products of training (decode, gradient of the codes, gradient of a weight matrix) cost O(nnz * d_in) on them.
+"""
+
+import warnings
+from functools import cached_property
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F  # noqa: N812  (the usual name)
+
+# torch says once that sparse CSR tensors are in beta; the one operation that is used of them is tested against the
+# dense product
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    torch.sparse_csr_tensor(torch.tensor([0, 0]), torch.tensor([]).long(), torch.tensor([]), (1, 1))
+
+
+class ByLatent(NamedTuple):
+    """The positions of a pattern in the order of their latents."""
+
+    order: Tensor
+    """Where each position stands in the order of samples, `(nnz,)`."""
+    samples: Tensor
+    """Sample of each position, `(nnz,)`."""
+    offsets: Tensor
+    """Where each latent's positions begin, and the end, `(d_sae + 1,)`."""
+
+
+class Pattern:
+    """Where the codes of a batch may be nonzero, in compressed rows.
+
+    Args:
+        positions: `sample * d_sae + latent` of each, rising, int64 `(nnz,)`.
+        n: Number of samples.
+        d_sae: Number of latents.
+    """
+
+    def __init__(self, positions: Tensor, n: int, d_sae: int) -> None:
+        self.positions = positions
+        self.n = n
+        self.d_sae = d_sae
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    @cached_property
+    def samples(self) -> Tensor:
+        """Sample of each position, `(nnz,)`."""
+        return torch.div(self.positions, self.d_sae, rounding_mode="floor")
+
+    @cached_property
+    def latents(self) -> Tensor:
+        """Latent of each position, `(nnz,)`."""
+        return torch.remainder(self.positions, self.d_sae)
+
+    @cached_property
+    def offsets(self) -> Tensor:
+        """Where each sample's positions begin, and the end, `(n + 1,)`."""
+        starts = torch.arange(self.n + 1, device=self.positions.device) * self.d_sae
+        return torch.searchsorted(self.positions, starts)
+
+    @cached_property
+    def by_latent(self) -> ByLatent:
+        """The same positions latent by latent."""
+        # sorting takes a time that grows with the width of the integers
+        narrow = torch.int16 if self.d_sae < 2**15 else torch.int32
+        latents, order = self.latents.to(narrow).sort(stable=True)
+        every = torch.arange(self.d_sae + 1, device=latents.device)
+        return ByLatent(order, self.samples.index_select(0, order), torch.searchsorted(latents.long(), every))
+
+    def of(self, dense: Tensor) -> Tensor:
+        """The values of a dense tensor `(n, d_sae)` at these positions, `(nnz,)`."""
+        return dense.flatten().index_select(0, self.positions)
+
+
+class SparseCodes(NamedTuple):
+    """Codes of a batch that are zero outside a pattern; the values carry the gradient."""
+
+    values: Tensor
+    """Value at each position, `(nnz,)`."""
+    pattern: Pattern
+    """The positions."""
+
+    def dense(self) -> Tensor:
+        """The codes as an ordinary tensor, `(n, d_sae)`."""
+        n, d_sae = self.pattern.n, self.pattern.d_sae
+        return self.values.new_zeros(n * d_sae).index_copy(0, self.pattern.positions, self.values).view(n, d_sae)
+
+    def total(self, values: Tensor | None = None) -> Tensor:
+        """Sum of the values of each sample (or of others at the same positions), `(n,)`."""
+        values = self.values if values is None else values
+        return values.new_zeros(self.pattern.n).index_add(0, self.pattern.samples, values)
+
+    def largest_per_latent(self) -> Tensor:
+        """The largest code of each latent, 0 where it has none, `(d_sae,)`."""
+        zeros = self.values.new_zeros(self.pattern.d_sae)
+        return zeros.scatter_reduce(0, self.pattern.latents, self.values.detach(), "amax")
+
+
+def _rows(table: Tensor, indices: Tensor, offsets: Tensor, values: Tensor) -> Tensor:
+    """Sums of rows of a table, weighted by values: one sum for each stretch between two offsets."""
+    return F.embedding_bag(
+        indices, table, offsets, mode="sum", per_sample_weights=values.to(table.dtype), include_last_offset=True
+    )
+
+
+def combine(values: Tensor, pattern: Pattern, table: Tensor) -> Tensor:
+    r"""The product of codes with a matrix, $Z W$, at O(nnz * d_in).
+
+    Args:
+        values: Codes at the pattern's positions, `(nnz,)`.
+        pattern: Where codes may be nonzero.
+        table: Rows of latents, `(d_sae, d_in)`.
+
+    Returns:
+        Products, `(n, d_in)`.
+    """
+    return _rows(table, pattern.latents, pattern.offsets, values)
+
+
+def weight_gradient(values: Tensor, pattern: Pattern, table: Tensor) -> Tensor:
+    r"""The transposed product, $Z^T X$, at O(nnz * d_in).
+
+    Args:
+        values: Values at the pattern's positions, `(nnz,)`.
+        pattern: Where they are.
+        table: Rows of samples, `(n, d_in)`.
+
+    Returns:
+        Products, `(d_sae, d_in)`.
+    """
+    order, samples, offsets = pattern.by_latent
+    return _rows(table, samples, offsets, values.index_select(0, order))
+
+
+def row_products(x: Tensor, rows: Tensor, pattern: Pattern) -> Tensor:
+    r"""The entries of $X W^T$ at the pattern's positions, at O(nnz * d_in).
+
+    Args:
+        x: Rows of samples, `(n, d_in)`.
+        rows: Rows of latents, `(d_sae, d_in)`.
+        pattern: Which entries.
+
+    Returns:
+        Products, `(nnz,)`.
+    """
+    # latent by latent, since a batch stays in the cache, which a dictionary does not
+    order, samples, offsets = pattern.by_latent
+    x, rows = (t if t.dtype in (torch.float32, torch.float64) else t.float() for t in (x, rows))
+    wanted = torch.sparse_csr_tensor(
+        offsets, samples, x.new_zeros(len(samples)), (pattern.d_sae, pattern.n), check_invariants=False
+    )
+    products = torch.sparse.sampled_addmm(wanted, rows, x.T, beta=0.0).values()
+    return torch.empty_like(products).index_copy_(0, order, products)
+
+
+def sum_by_latent(values: Tensor, pattern: Pattern) -> Tensor:
+    """Sum of the values of each latent, `(d_sae,)`."""
+    return values.new_zeros(pattern.d_sae).index_add_(0, pattern.latents, values)
+
+
+class _Decode(Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, weight: Tensor, pattern: Pattern, epsilon: float | None) -> Tensor:
+        norms = None if epsilon is None else torch.linalg.vector_norm(weight, dim=-1)
+        ctx.pattern, ctx.epsilon = pattern, epsilon
+        ctx.save_for_backward(values, weight, *(() if norms is None else (norms,)))
+        if norms is not None:
+            values = values / (norms + epsilon).index_select(0, pattern.latents)
+        return combine(values, pattern, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        values, weight, *norms = ctx.saved_tensors
+        grad = grad.contiguous()
+        products = row_products(grad, weight, ctx.pattern).to(values.dtype)
+        if not norms:
+            return products, weight_gradient(values, ctx.pattern, grad), None, None
+        inverse = 1 / (norms[0] + ctx.epsilon)
+        at = inverse.index_select(0, ctx.pattern.latents)
+        to_values, scaled = products * at, values * at
+        to_weight = None
+        if ctx.needs_input_grad[1]:
+            # each atom is its row divided by the norm (plus epsilon), so the row also feels the norm's change
+            along = sum_by_latent(scaled * products, ctx.pattern) * inverse / norms[0].clamp_min(1e-30)
+            to_weight = weight_gradient(scaled, ctx.pattern, grad).addcmul_(weight, -along[:, None])
+        return to_values, to_weight, None, None
+
+
+def decode_sparse(codes: SparseCodes, weight: Tensor, epsilon: float | None = None) -> Tensor:
+    r"""The decoder's product for sparse codes, $\hat x = z W$, forward and backward at O(nnz * d_in).
+
+    Args:
+        codes: Sparse codes of `n` samples.
+        weight: Dictionary, `(d_sae, d_in)`.
+        epsilon: Where given, rows are divided by their norm plus this.
+
+    Returns:
+        Reconstructions, `(n, d_in)`.
+    """
+    arguments = (codes.values, weight, codes.pattern, epsilon)
+    return cast("Tensor", _Decode.apply(*arguments))  # type: ignore[no-untyped-call]
+
+
+class _AffineAt(Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        centre: Tensor | None,
+        weight: Tensor,
+        bias: Tensor | None,
+        scale: float,
+        pattern: Pattern,
+        values: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward((x if centre is None else x - centre).to(weight.dtype), weight)
+        ctx.pattern, ctx.scale = pattern, scale
+        return values.view_as(values)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_centre, needs_weight, needs_bias = ctx.needs_input_grad[:4]
+        grad = grad if ctx.scale == 1.0 else grad * ctx.scale
+        by_latent = sum_by_latent(grad, ctx.pattern) if needs_centre or needs_bias else None
+        return (
+            combine(grad, ctx.pattern, weight) if needs_x else None,
+            -(by_latent.to(weight.dtype) @ weight) if needs_centre and by_latent is not None else None,
+            weight_gradient(grad, ctx.pattern, x) if needs_weight else None,
+            by_latent if needs_bias else None,
+            *(None, None, None),
+        )
+
+
+def affine_at(
+    x: Tensor,
+    centre: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: float,
+    pattern: Pattern,
+    values: Tensor,
+) -> Tensor:
+    r"""Give known affine pre-codes $v = s (W (x - c) + b)$ at some positions their gradient, at O(nnz * d_in).
+
+    Args:
+        x: Inputs, `(n, d_in)`.
+        centre: What is subtracted from each input, `(d_in,)`, or None.
+        weight: Encoder rows, `(d_sae, d_in)`.
+        bias: `(d_sae,)` or None.
+        scale: The factor $s$.
+        pattern: The positions.
+        values: The pre-codes there, `(nnz,)`.
+
+    Returns:
+        The same values, `(nnz,)`.
+    """
+    arguments = (x, centre, weight, bias, scale, pattern, values)
+    return cast("Tensor", _AffineAt.apply(*arguments))  # type: ignore[no-untyped-call]
+
+
+class _DistanceAt(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, pattern: Pattern, values: Tensor) -> Tensor:
+        ctx.save_for_backward(x.to(weight.dtype), weight, scale, values)
+        ctx.pattern = pattern
+        return values.view_as(values)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+        x, weight, scale, values = ctx.saved_tensors
+        pattern = ctx.pattern
+        needs_x, needs_weight, needs_scale = ctx.needs_input_grad[:3]
+        to_x = to_weight = to_scale = None
+        pull = grad * (2 * scale)  # the gradient of -scale * |x - w|^2 is 2 * scale * (x - w) for w
+        if needs_weight:
+            to_weight = weight_gradient(pull, pattern, x)
+            to_weight.addcmul_(weight, -sum_by_latent(pull, pattern)[:, None])
+        if needs_x:
+            to_x = combine(pull, pattern, weight)
+            to_x.addcmul_(x, -pull.new_zeros(pattern.n).index_add_(0, pattern.samples, pull)[:, None])
+        if needs_scale:
+            to_scale = torch.dot(grad, values) / scale.clamp_min(torch.finfo(scale.dtype).tiny)
+        return to_x, to_weight, to_scale, None, None
+
+
+def distance_at(x: Tensor, weight: Tensor, scale: Tensor, pattern: Pattern, values: Tensor) -> Tensor:
+    r"""Give known distance pre-codes $v = -\lambda \|x - w\|^2$ at some positions their gradient, at O(nnz * d_in).
+
+    Args:
+        x: Inputs, `(n, d_in)`.
+        weight: Prototypes, `(d_sae, d_in)`.
+        scale: The scalar $\lambda$.
+        pattern: The positions.
+        values: The pre-codes there, `(nnz,)`.
+
+    Returns:
+        The same values, `(nnz,)`.
+    """
+    arguments = (x, weight, scale, pattern, values)
+    return cast("Tensor", _DistanceAt.apply(*arguments))  # type: ignore[no-untyped-call]
