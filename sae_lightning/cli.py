@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -9,18 +10,39 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from sae_lightning import callbacks, data
+from sae_lightning.callbacks.checkpoint import newest_checkpoint
+from sae_lightning.files import WriteError, prepare_folder, temporary_of
 from sae_lightning.loggers import RunCSVLogger, RunTensorBoardLogger
 from sae_lightning.modules.loading import read_checkpoint
 from sae_lightning.modules.module import CHECKPOINT_KEY, SAEModule
 from sae_lightning.parser import SAEParser, fail
+from sae_lightning.resume import DATA_KEY, DataRecord, data_changes, describe_data
 
+_FIRST_FILES = ("events.out.tfevents.", ".config.yaml.", "probe", ".probe.")  # what a run writes before config.yaml
 _RUN_DIR_VARIABLE = "SAE_LIGHTNING_RUN_DIR"  # how the first process tells the ones it launches
+
+
+class _WholeConfig(SaveConfigCallback):
+    """Writes the run's configuration under a temporary name first: a kill leaves no half of it."""
+
+    def __init__(self, parser: LightningArgumentParser, config: Any, config_filename: str, **kwargs: Any) -> None:
+        self._final_name = config_filename
+        super().__init__(parser, config, temporary_of(Path(config_filename)).name, **kwargs)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Ask for the folder on every rank, since that communicates, and write the file."""
+        self._folder = Path(trainer.log_dir or ".")
+        super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the file, written just now, its name."""
+        os.replace(self._folder / self.config_filename, self._folder / self._final_name)
 
 
 class SAECLI(LightningCLI):
@@ -32,6 +54,10 @@ class SAECLI(LightningCLI):
 
     def __init__(self, args: list[str] | None = None) -> None:
         self._checkpoint_d_in: int | None = None
+        self._checkpoint_data: dict[str, Any] | None = None
+        self._checkpoint_step = 0
+        self._first_step: int | None = None  # with which a run goes on in its own folder
+        self._data: dict[str, Any] = {}
         self._to_delete: Path | None = None  # an earlier run, until everything else is known to be right
         super().__init__(
             SAEModule,
@@ -41,6 +67,7 @@ class SAECLI(LightningCLI):
             seed_everything_default=0,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,  # SAEs describe themselves, also as members of a Comparison
+            save_config_callback=_WholeConfig,
             save_config_kwargs={"overwrite": True},  # the run folder as a whole is guarded instead
             trainer_defaults={"max_epochs": 1},
             parser_class=SAEParser,
@@ -61,6 +88,12 @@ class SAECLI(LightningCLI):
         )
         parser.add_argument(
             "--overwrite", type=bool, default=False, help="Whether fit may delete an earlier run in run_dir."
+        )
+        parser.add_argument(
+            "--allow_changed_data",
+            type=bool,
+            default=False,
+            help="Whether fit may go on from a checkpoint with other data, or other arguments of it, than before.",
         )
         parser.add_argument(
             "--num_threads",
@@ -97,9 +130,17 @@ class SAECLI(LightningCLI):
                 fail("a model is needed: --model, or the --ckpt_path of one")
             return
         try:
-            saved = read_checkpoint(path)[CHECKPOINT_KEY]
+            checkpoint = read_checkpoint(path)
+        except FileNotFoundError:
+            fail(
+                f"--ckpt_path: there is no file {str(path)!r}; a run that ended before its first checkpoint "
+                "(--checkpoint.every_n_steps) is started anew with --overwrite true instead"
+            )
         except (OSError, ValueError) as error:
             fail(f"--ckpt_path: {error}")
+        saved = checkpoint[CHECKPOINT_KEY]
+        self._checkpoint_step = checkpoint["global_step"]
+        self._checkpoint_data = checkpoint.get(DATA_KEY)
         self._checkpoint_d_in = saved["init_args"]["d_in"]
         saved_args = {key: value for key, value in saved["init_args"].items() if key != "d_in"}
         model = given.model
@@ -129,9 +170,13 @@ class SAECLI(LightningCLI):
         config.run_dir = self._run_dir(command, config)
         run_dir = Path(config.run_dir)
         resumed = config.ckpt_path is not None and run_dir.resolve() in Path(config.ckpt_path).resolve().parents
-        if command == "fit" and not resumed and getattr(rank_zero_only, "rank", 0) == 0:
-            self._claim(run_dir, config.overwrite)
-        config.overwrite = False  # so that the saved config, run again, asks anew
+        if command == "fit":
+            self._check_data(config)
+            if resumed:
+                self._first_step = self._checkpoint_step
+            elif getattr(rank_zero_only, "rank", 0) == 0:
+                self._claim(run_dir, Path(config.checkpoint.dirpath or run_dir / "checkpoints"), config.overwrite)
+        config.overwrite = config.allow_changed_data = False  # so that the saved config, run again, asks anew
         self.save_config_kwargs["config_filename"] = "config.yaml" if command == "fit" else f"config-{command}.yaml"
 
     @staticmethod
@@ -146,18 +191,45 @@ class SAECLI(LightningCLI):
         os.environ[_RUN_DIR_VARIABLE] = str(Path("runs", name))
         return os.environ[_RUN_DIR_VARIABLE]
 
-    def _claim(self, run_dir: Path, overwrite: bool) -> None:
+    def _check_data(self, config: Any) -> None:
+        """Refuse to go on with other data than those of the checkpoint, unless asked to."""
+        self._data = describe_data(self._plain(config)["data"], torch.initial_seed())
+        if config.ckpt_path is None:
+            return
+        if self._checkpoint_data is None:
+            rank_zero_warn("the checkpoint does not say which data it was trained on, so this is not compared")
+            return
+        changed = "; ".join(data_changes(self._checkpoint_data, self._data))
+        if changed and not config.allow_changed_data:
+            fail(
+                f"--ckpt_path was trained on other data: {changed}. Give the data as they were, "
+                "or --allow_changed_data true to go on with these"
+            )
+        if changed:
+            rank_zero_warn(f"training goes on with other data: {changed}")
+
+    def _plain(self, config: Any) -> dict[str, Any]:
+        """A command's configuration in plain values."""
+        import yaml
+
+        plain: dict[str, Any] = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_none=False))
+        return plain
+
+    def _claim(self, run_dir: Path, checkpoints: Path, overwrite: bool) -> None:
         """Make sure that the folder is new, or an earlier run that may be deleted."""
         if run_dir.exists() and not run_dir.is_dir():
             fail(f"run_dir must be a folder, but {str(run_dir)!r} is a file")
-        if not run_dir.exists() or not any(run_dir.iterdir()):
+        files = [path for path in run_dir.rglob("*") if path.is_file()]
+        if not files:  # a kill may leave empty folders
             return
         if not overwrite:
+            newest = newest_checkpoint(checkpoints)
+            go_on = f"continue it with --ckpt_path {newest}" if newest else "it has no checkpoint to continue from"
             fail(
-                f"run_dir {str(run_dir)!r} exists already: choose another --run_dir, continue it with "
-                f"--ckpt_path {run_dir}/checkpoints/last.ckpt, or replace it with --overwrite true"
+                f"run_dir {str(run_dir)!r} exists already: choose another --run_dir, {go_on}, "
+                "or replace it with --overwrite true"
             )
-        if not (run_dir / "config.yaml").is_file():
+        if not (run_dir / "config.yaml").is_file() and not all(path.name.startswith(_FIRST_FILES) for path in files):
             fail(f"run_dir {str(run_dir)!r} holds no earlier run (no config.yaml), so it is not deleted")
         self._to_delete = run_dir
 
@@ -171,21 +243,43 @@ class SAECLI(LightningCLI):
                 raise ValueError(
                     f"--ckpt_path has d_in = {self._checkpoint_d_in}, but the data has d_in = {self.datamodule.d_in}"
                 )
+            self._prepare_checkpoints()
             if self._to_delete is not None:
                 shutil.rmtree(self._to_delete)
-        except (ValueError, TypeError, FileNotFoundError, MisconfigurationException) as error:
+        except (ValueError, TypeError, OSError, MisconfigurationException) as error:
             if os.environ.get("SAE_LIGHTNING_TRACEBACK"):
                 raise
             cause: BaseException = error
-            while cause.__cause__ is not None:  # the parser wraps what the constructor said
+            # the parser wraps what the constructor said
+            while cause.__cause__ is not None and not isinstance(cause, WriteError):
                 cause = cause.__cause__
             fail(str(cause))
+
+    def _prepare_checkpoints(self) -> None:
+        """See whether the run can write its checkpoints, before anything is written or deleted."""
+        if self.subcommand != "fit" or self.config.fit.trainer.fast_dev_run or not self.trainer.is_global_zero:
+            return
+        for callback in self.trainer.checkpoint_callbacks:
+            if isinstance(callback, callbacks.RunCheckpoint):
+                prepare_folder(Path(callback.dirpath or Path(self.config.fit.run_dir, "checkpoints")), "checkpoints")
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run; where the disk or a folder fails, end with status 1 and a message alone."""
+        try:
+            super()._run_subcommand(subcommand)
+        except OSError as error:
+            if os.environ.get("SAE_LIGHTNING_TRACEBACK"):
+                raise
+            sys.stderr.write(f"error: {error}\n")
+            sys.exit(1)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the run folder's loggers where the user named none."""
         config = self.config[self.config.subcommand]
         if config.trainer.logger in (None, True) and not config.trainer.barebones:
-            kwargs["logger"] = [RunTensorBoardLogger(config.run_dir), RunCSVLogger(config.run_dir)]
+            kwargs["logger"] = [
+                logger(config.run_dir, self._first_step) for logger in (RunTensorBoardLogger, RunCSVLogger)
+            ]
         if config.trainer.default_root_dir is None:
             kwargs["default_root_dir"] = config.run_dir
         return super().instantiate_trainer(**kwargs)
@@ -198,11 +292,10 @@ class SAECLI(LightningCLI):
         if config.get("enable_checkpointing") is False or config.get("barebones"):
             off += (ModelCheckpoint,)
         kept = [callback for callback in callbacks_ if not isinstance(callback, off)]
+        if self.subcommand == "fit":
+            kept.append(DataRecord(self._data))
         if not config.get("barebones"):
-            import yaml
-
-            dump = self._parser(self.subcommand).dump(self.config[self.config.subcommand], skip_none=False)
-            kept.append(callbacks.ResultsWriter(yaml.safe_load(dump)))
+            kept.append(callbacks.ResultsWriter(self._plain(self.config[self.config.subcommand])))
         return super()._instantiate_trainer(config, kept)
 
 

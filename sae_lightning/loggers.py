@@ -1,6 +1,7 @@
 """Loggers of a run's folder: TensorBoard with a curve per SAE, and a CSV file that later commands add to."""
 
 import csv
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ import lightning.pytorch as pl
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
+
+from sae_lightning.files import replacing, temporary_of
 
 MEMBERS = "members"
 """Folder within a run's folder that holds what belongs to one SAE of a comparison."""
@@ -39,10 +42,12 @@ class RunTensorBoardLogger(TensorBoardLogger):
 
     Args:
         run_dir: The run's folder; a member's events go to `members/<name>` in it.
+        first_step: Step with which a resumed run goes on: what an earlier process logged from it on is forgotten.
     """
 
-    def __init__(self, run_dir: str) -> None:
-        super().__init__(save_dir=run_dir, name="", version="", default_hp_metric=False)
+    def __init__(self, run_dir: str, first_step: int | None = None) -> None:
+        super().__init__(save_dir=run_dir, name="", version="", default_hp_metric=False, purge_step=first_step)
+        self._first_step = first_step
         self._members: dict[str, Any] = {}
 
     def _writer(self, name: str) -> Any:
@@ -51,7 +56,7 @@ class RunTensorBoardLogger(TensorBoardLogger):
         if name not in self._members:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._members[name] = SummaryWriter(log_dir=str(Path(self.log_dir, MEMBERS, name)))
+            self._members[name] = SummaryWriter(str(Path(self.log_dir, MEMBERS, name)), purge_step=self._first_step)
         return self._members[name]
 
     @rank_zero_only
@@ -104,16 +109,52 @@ class RunTensorBoardLogger(TensorBoardLogger):
         for writer in self._members.values():
             writer.close()
         self._members = {}
+        self._first_step = None  # writers that are made after this must not forget what was logged now
 
 
 class _AppendingWriter(ExperimentWriter):
-    """Goes on with an existing file instead of deleting it."""
+    """Goes on with an existing file instead of deleting it.
+
+    Args:
+        log_dir: Folder of the file.
+        first_step: Rows of training and validation from this step on are dropped; None keeps all.
+    """
+
+    def __init__(self, log_dir: str, first_step: int | None) -> None:
+        self._first_step = first_step
+        super().__init__(log_dir)
 
     def _check_log_dir_exists(self) -> None:
         path = Path(self.metrics_file_path)
-        if path.is_file():
-            with path.open(newline="") as file:
-                self.metrics_keys = next(csv.reader(file), [])
+        temporary_of(path).unlink(missing_ok=True)
+        if not path.is_file():
+            return
+        with path.open(newline="") as file:
+            text = file.read()
+        whole = text[: text.rfind("\n") + 1]  # a kill while writing may have left part of a row
+        rows = csv.DictReader(io.StringIO(whole))
+        self.metrics_keys = list(rows.fieldnames or [])
+        found = list(rows)
+        kept = [row for row in found if self._is_kept(row)]
+        if whole != text or len(kept) < len(found):
+            self._rewrite(kept)
+
+    def _is_kept(self, row: Mapping[str, str]) -> bool:
+        if self._first_step is None or int(row["step"]) < self._first_step:
+            return True
+        # what was tested meanwhile is no part of the curve
+        return any(value and split_member(key)[1].startswith("test/") for key, value in row.items())
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        with Path(self.metrics_file_path).open(newline="") as file:
+            self._rewrite(list(csv.DictReader(file)))
+
+    def _rewrite(self, rows: list[dict[str, str]]) -> None:
+        with replacing(Path(self.metrics_file_path), "w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=self.metrics_keys)
+            if self.metrics_keys:
+                writer.writeheader()
+            writer.writerows(rows)
 
 
 class RunCSVLogger(CSVLogger):
@@ -121,17 +162,19 @@ class RunCSVLogger(CSVLogger):
 
     Args:
         run_dir: The run's folder.
+        first_step: Step with which a resumed run goes on: rows that an earlier process logged from it on are dropped.
     """
 
-    def __init__(self, run_dir: str) -> None:
+    def __init__(self, run_dir: str, first_step: int | None = None) -> None:
         super().__init__(save_dir=run_dir, name="", version="")
+        self._first_step = first_step
 
     @property
     def experiment(self) -> Any:
         """The writer of the file, on rank zero."""
         if self._experiment is None and getattr(rank_zero_only, "rank", 0) == 0:
             Path(self.log_dir).mkdir(parents=True, exist_ok=True)
-            self._experiment = _AppendingWriter(log_dir=self.log_dir)
+            self._experiment = _AppendingWriter(self.log_dir, self._first_step)
         return super().experiment
 
     @rank_zero_only

@@ -19,10 +19,12 @@ ALLOWED = {
     "data": {"data"},
     "plotting": {"plotting", "nn.firing"},
     "modules": {"modules", "nn", "data.batch", "metrics"},
-    "callbacks": {"callbacks", "modules", "metrics", "nn", "plotting", "data", "loggers"},
-    "loggers": set(),
+    "callbacks": {"callbacks", "modules", "metrics", "nn", "plotting", "data", "loggers", "files"},
+    "files": set(),
+    "loggers": {"files"},
+    "resume": set(),
     "parser": {"callbacks", "data", "modules"},
-    "cli": {"callbacks", "data", "loggers", "modules", "parser"},
+    "cli": {"callbacks", "data", "files", "loggers", "modules", "parser", "resume"},
     "__main__": {"cli"},
 }
 

@@ -167,3 +167,48 @@ def test_csv_survives_an_empty_file(tmp_path):
     logger.log_metrics({"val/f1": 0.75}, step=14)
     logger.finalize("success")
     assert [row["val/f1"] for row in read(tmp_path / "metrics.csv")] == ["0.75"]
+
+
+def test_a_resumed_run_drops_the_rows_that_it_will_log_again_and_what_was_cut_off(tmp_path):
+    path = tmp_path / "metrics.csv"
+    header = "epoch,step,test/f1,train/loss,val/f1\r\n"
+    kept = header + "0,4,,2.0,\r\n0,4,,,0.5\r\n"
+    path.write_bytes((kept + "0,9,,1.0,\r\n0,9,,,0.6\r\n0,10,0.7,,\r\n0,14,,0.").encode())
+    (tmp_path / ".metrics.csv.tmp").write_text("half of a file")
+    logger = RunCSVLogger(str(tmp_path), first_step=5)
+    logger.log_metrics({"train/loss": 1.0, "epoch": 0}, step=9)
+    logger.finalize("success")
+    assert path.read_bytes().decode() == kept + "0,10,0.7,,\r\n" + "0,9,,1.0,\r\n"
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+def test_a_later_command_drops_a_row_that_was_cut_off(tmp_path):
+    (tmp_path / "metrics.csv").write_bytes(b"step,val/f1\r\n4,0.5\r\n9,0")
+    logger = RunCSVLogger(str(tmp_path))
+    logger.log_metrics({"test/f1": 0.25}, step=9)
+    logger.finalize("success")
+    assert (tmp_path / "metrics.csv").read_bytes() == b"step,test/f1,val/f1\r\n4,,0.5\r\n9,0.25,\r\n"
+
+
+def test_a_kill_while_columns_are_added_leaves_the_rows(tmp_path, monkeypatch):
+    logger = RunCSVLogger(str(tmp_path))
+    logger.log_metrics({"train/loss": 2.0}, step=4)
+    logger.save()
+    before = (tmp_path / "metrics.csv").read_bytes()
+    logger.log_metrics({"val/f1": 0.5}, step=4)
+    monkeypatch.setattr("os.replace", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        logger.save()
+    assert (tmp_path / "metrics.csv").read_bytes() == before
+
+
+def test_tensorboard_forgets_what_a_resumed_run_logs_again(tmp_path):
+    for value, first_step in ((1.0, None), (2.0, 5)):
+        logger = RunTensorBoardLogger(str(tmp_path), first_step)
+        for step in (4, 9) if first_step is None else (9, 14):
+            logger.log_metrics({"train/loss": value, "spade/train/loss": value}, step=step)
+        logger.finalize("success")
+        logger.log_metrics({"spade/test/f1": value}, step=14)  # a writer of its own, which must not forget
+        logger.finalize("success")
+    for folder in (tmp_path, tmp_path / "members" / "spade"):
+        assert [(e.step, e.value) for e in events(folder).Scalars("train/loss")] == [(4, 1.0), (9, 2.0), (14, 2.0)]

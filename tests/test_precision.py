@@ -20,8 +20,8 @@ MEMBERS = ("spade", "relu", "jumprelu", "topk")
 
 def in_64_dimensions(path):
     """The separability data in a random plane of 64 dimensions, with a little noise around it."""
-    data = SeparabilityDataModule(n_per_concept=5_000, n_val_per_concept=500, n_test_per_concept=500, seed=0)
-    sample = data.split("train")
+    data = SeparabilityDataModule(n_per_concept=20_000, n_val_per_concept=4_500, n_test_per_concept=500, seed=0)
+    sample = data.split("val")
     generator = torch.Generator().manual_seed(0)
     plane = torch.linalg.qr(torch.randn(64, 64, generator=generator))[0][:2]
     x = sample.activations @ plane + 0.05 * torch.randn(len(sample), 64, generator=generator)

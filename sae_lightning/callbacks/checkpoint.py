@@ -1,16 +1,74 @@
-"""Checkpoints of a run."""
+"""Checkpoints of a run, from which it goes on exactly."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+
+from sae_lightning.callbacks.generators import generator_states, restore_generators
+from sae_lightning.files import WriteError, prepare_folder, replace_link, replacing
+
+_KEY = "sae_lightning_run"
+_WHAT = "checkpoints"
+_STEP = re.compile(r"step=(\d+)\.ckpt")
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and renames it, so that a kill while writing leaves the older one whole.
+
+    (Lightning's own writes to the system's temporary folder, from where a file may have to be copied.)
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Write one file.
+
+        Raises:
+            WriteError: If the folder does not take it; what was written of it is removed.
+        """
+        if storage_options is not None or not _is_local_file_protocol(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        path = Path(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as file:
+                torch.save(checkpoint, file)
+        except (OSError, RuntimeError) as error:
+            reason = _os_error(error)
+            if reason is None:
+                raise
+            raise WriteError(_WHAT, path.parent, reason) from error
+
+
+def _os_error(error: BaseException | None) -> OSError | None:
+    """The operating system's word among the causes of an error: torch's writer wraps it."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint with which to go on after a kill: `last.ckpt`, or the newest of the others; None without one."""
+    last = folder / "last.ckpt"
+    if last.exists():
+        return last
+    steps = {int(match[1]): path for path in folder.glob("step=*.ckpt") if (match := _STEP.fullmatch(path.name))}
+    return steps[max(steps)] if steps else None
 
 
 class RunCheckpoint(ModelCheckpoint):
     """Keeps the newest checkpoint of a run as `step=N.ckpt`, with `last.ckpt` pointing to it.
 
-    One is written every `every_n_steps` steps and one at the end of training; the older one is removed when the
-    newer one is complete.
+    One is written every `every_n_steps` steps and one at the end of training; older ones are removed when the newer
+    one is complete. A run that is killed at any moment and resumed from `last.ckpt` goes on as if nothing had happened:
+    a checkpoint holds the state at the end of a step, and appears once all that the step logs (its validation
+    included) is on disk. The random generators are part of it unless several processes train.
 
     Args:
         dirpath: Folder of the checkpoints; the command line takes `checkpoints` in the run's folder.
@@ -18,6 +76,7 @@ class RunCheckpoint(ModelCheckpoint):
 
     Raises:
         ValueError: If `every_n_steps` is below 1.
+        WriteError: At the start of training, if the folder cannot be written; during it, if a checkpoint cannot.
     """
 
     def __init__(self, dirpath: str | None = None, every_n_steps: int = 1000) -> None:
@@ -31,20 +90,130 @@ class RunCheckpoint(ModelCheckpoint):
             every_n_train_steps=every_n_steps,
             enable_version_counter=False,
         )
+        self._taken: tuple[int, dict[str, Any]] | None = None  # a step, and the loops' state at its end
+        self._restored: dict[str, Any] = {}
 
     @property
     def state_key(self) -> str:
-        """One key whatever the interval, so that a resumed run knows its older checkpoint."""
+        """One key whatever the interval."""
         return "RunCheckpoint"
 
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: which checkpoints there are is seen in the folder, and `on_save_checkpoint` stores the rest."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Ignore the paths that older checkpoints hold."""
+
+    # ------------------------------------------------------------------ start
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Before training, see whether the folder can be written, and choose how."""
+        super().setup(trainer, pl_module, stage)
+        if stage != "fit" or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        strategy = trainer.strategy
+        if type(strategy.checkpoint_io) is TorchCheckpointIO:  # Lightning's default: what the user chose stays
+            strategy.checkpoint_io = AtomicCheckpointIO()
+        if trainer.is_global_zero:
+            prepare_folder(self._folder, _WHAT)
+
+    @property
+    def _folder(self) -> Path:
+        assert self.dirpath is not None  # settled in `setup`
+        return Path(self.dirpath)
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keep what is restored when training starts."""
+        self._restored = dict(checkpoint.get(_KEY, {}))
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Restore the last values of all metrics: results of a run are those of its last validation."""
+        trainer.callback_metrics.update(self._restored.pop("metrics", {}))
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Know which step is there already."""
+        super().on_train_start(trainer, pl_module)
+        self._last_global_step_saved = trainer.global_step
+
+    # ------------------------------------------------------------------ steps
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Take down where training stands, at steps that are due and at the last ones of an epoch and of training."""
+        step = trainer.global_step
+        if self._is_due(step) or step == trainer.max_steps or trainer.is_last_batch or trainer.should_stop:
+            self._take(trainer)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take down where training stands, since after a validation other callbacks may end it."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._take(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave saving to the next step's start."""
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave saving to the next step's start."""
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Save the step before, all of whose curves are logged by now."""
+        if "generators" in self._restored:
+            restore_generators(self._restored.pop("generators"))
+        if self._taken is not None and self._is_due(self._taken[0]):
+            self._save(trainer)
+        self._taken = None
+
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the last step, unless it was written just now."""
-        if self._last_global_step_saved != trainer.global_step and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            candidates: dict[str, Any] = self._monitor_candidates(trainer)
-            # Lightning expects checkpoints from within a batch, before it counts that batch, and counts it when it
-            # resumes: here it is counted already, and a resumed run would log its curves one step too late
-            loop = trainer.fit_loop.epoch_loop
-            loop._batches_that_stepped -= 1
-            self._save_topk_checkpoint(trainer, candidates)
-            self._save_last_checkpoint(trainer, candidates)
-            loop._batches_that_stepped += 1
+        """Save the last step, unless it is there already."""
+        if self._taken is None:  # nobody could know that this step would be the last
+            self._take(trainer)
+        if self._taken is not None:
+            self._save(trainer)
+        self._taken = None
+
+    def _is_due(self, step: int) -> bool:
+        return step % self._every_n_train_steps == 0
+
+    def _take(self, trainer: pl.Trainer) -> None:
+        step = trainer.global_step
+        # with accumulated gradients several batches end at one step: it is saved once, when it was made
+        known = self._last_global_step_saved if self._taken is None else self._taken[0]
+        if step != known and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._taken = step, trainer.fit_loop.state_dict()
+
+    # ------------------------------------------------------------------ saving
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        for logger in trainer.loggers:
+            logger.save()
+        assert self._taken is not None
+        path, last = (self._folder / f"{name}.ckpt" for name in (f"step={self._taken[0]}", self.CHECKPOINT_NAME_LAST))
+        self.best_model_path, self.last_model_path = str(path), str(last)
+        self._save_checkpoint(trainer, str(path))
+        if trainer.is_global_zero:
+            try:
+                replace_link(last, path)
+                for older in self._folder.glob("step=*.ckpt"):
+                    if older != path and _STEP.fullmatch(older.name):
+                        older.unlink()
+            except OSError as error:
+                raise WriteError(_WHAT, self._folder, error) from error
+        trainer.strategy.barrier("RunCheckpoint")
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Store the loops as they were at the end of the step, the last values of metrics, and random generators."""
+        if self._taken is None:  # somebody else's checkpoint
+            return
+        checkpoint["loops"]["fit_loop"] = self._taken[1]
+        metrics: dict[str, Tensor] = {key: value.detach().cpu() for key, value in trainer.callback_metrics.items()}
+        checkpoint[_KEY] = {"metrics": metrics}
+        if trainer.world_size == 1:  # with several each has its own, and one file holds one
+            checkpoint[_KEY]["generators"] = generator_states()

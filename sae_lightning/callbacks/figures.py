@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
 
 from sae_lightning.loggers import run_folder
 from sae_lightning.plotting import save_png
@@ -17,9 +18,11 @@ def publish(trainer: pl.Trainer, figure: "Figure", tag: str) -> None:
 
     Call it on rank zero only; the figure is dropped afterwards. Without a logger there is no folder to write to.
     """
+    # in training, scalars are logged at the step before the trainer's count: a resumed run forgets both or neither
+    step = trainer.global_step - (trainer.state.fn == TrainerFn.FITTING)
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_figure(tag, figure, global_step=trainer.global_step, close=True)
+            logger.experiment.add_figure(tag, figure, global_step=step, close=True)
     folder = run_folder(trainer)
     if folder is not None:
         save_png(figure, folder / "figures" / f"{tag}.png")

@@ -13,6 +13,8 @@ from sae_lightning.plotting import (
     SweepPoint,
     concept_f1_bars,
     f1_against_l0,
+    l0_against_dimension,
+    nmse_against_l0,
     order_by_group,
     similarity_heatmap,
     sweep_scalars,
@@ -20,20 +22,22 @@ from sae_lightning.plotting import (
 
 
 def sweep_points(module: SAEModule, results: dict[str, Recovery]) -> list[SweepPoint]:
-    """One point per SAE for curves over sparsity: its family, strength (k or gamma), L0, F1 per concept, scalars."""
+    """One point per SAE for curves over sparsity: family, strength (k or gamma), L0, scalars, values per concept."""
     points = []
     for name, sae in module.saes().items():
         recovery = results[name]
         scalars = recovery.scalars([])
         keys = ("nmse", "dead_latents", "monosemanticity", "stable_rank_codes", "stable_rank_latents")
-        f1 = torch.empty(0) if recovery.f1 is None else recovery.f1.top_n_mean.cpu()
+        labelled = recovery.f1 is not None
         points.append(
             SweepPoint(
                 family=type(sae).__name__,
                 strength=strength(sae),
                 l0=float(scalars["l0"]),
-                f1=f1,
+                f1=recovery.f1.top_n_mean.cpu() if recovery.f1 is not None else torch.empty(0),
                 scalars={key: float(scalars[key]) for key in keys if key in scalars},
+                l0_per_concept=recovery.l0.per_concept.cpu() if labelled else None,
+                nmse_per_concept=recovery.nmse.per_concept.cpu() if labelled else None,
             )
         )
     return points
@@ -48,7 +52,9 @@ def strength(sae: BaseSAE) -> float:
 class RecoveryFigures(pl.Callback):
     """Draws F1 per concept, code and latent similarity, and for several SAEs the curves against L0.
 
-    Needs ConceptRecovery before it in the list of callbacks. Figures go to TensorBoard and to the run's folder.
+    Needs ConceptRecovery before it in the list of callbacks. Figures go to TensorBoard and to the run's folder. Where
+    the data module says of which dimension its concepts are (an attribute `dims`, one number per concept), L0 is drawn
+    against dimension too.
 
     Args:
         on_validation: Whether to draw in validation too, not only in test.
@@ -91,6 +97,10 @@ class RecoveryFigures(pl.Callback):
             publish(trainer, sweep_scalars(points), f"{stage}/metrics_against_l0")
             if names:
                 publish(trainer, f1_against_l0(points, names), f"{stage}/f1_against_l0")
+                publish(trainer, nmse_against_l0(points, names), f"{stage}/nmse_against_l0")
+                dims = getattr(trainer.datamodule, "dims", None)  # type: ignore[attr-defined]
+                if dims is not None and len(dims) == len(names):
+                    publish(trainer, l0_against_dimension(points, dims), f"{stage}/l0_against_dimension")
 
     @staticmethod
     def _draw_similarities(trainer: pl.Trainer, name: str, stage: str, result: Recovery, names: list[str]) -> None:

@@ -47,6 +47,10 @@ class ResampleDeadLatents(pl.Callback):
         self.encoder_norm = encoder_norm
         self._last_round = 0
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Know the step of which a resumed run has had its round already."""
+        self._last_round = trainer.global_step
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -60,9 +64,13 @@ class ResampleDeadLatents(pl.Callback):
             return
         x = self._whole_batch(trainer, pl_module, batch)
         optimizer = trainer.optimizers[0]
+        counts = {}
         for name, sae in pl_module.saes().items():
             count = self.resample(sae, x, step, own_optimizer(optimizer, name))
-            pl_module.log(log_key(name, "train", "resampled_latents"), float(count))
+            counts[log_key(name, "train", "resampled_latents")] = float(count)
+        # not through `pl_module.log`, which would repeat the counts in later rows until a resumed run forgets them
+        for logger in trainer.loggers:
+            logger.log_metrics(counts, step=step - 1)
 
     @staticmethod
     def _whole_batch(trainer: pl.Trainer, pl_module: SAEModule, batch: ActivationBatch) -> Tensor:

@@ -1,0 +1,84 @@
+"""Files that are whole whenever the program is killed, and a word when they cannot be written."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+_TEMPORARY = ".tmp"
+
+
+class WriteError(OSError):
+    """Something could not be written: names the folder and the reason."""
+
+    def __init__(self, what: str, folder: Path, reason: OSError) -> None:
+        super().__init__(f"{what} cannot be written to {str(folder)!r}: {reason.strerror or reason}")
+
+
+def temporary_of(path: Path) -> Path:
+    """The hidden file beside `path` that is written first; always the same, so that kills leave one at most."""
+    return path.with_name(f".{path.name}{_TEMPORARY}")
+
+
+@contextlib.contextmanager
+def replacing(path: Path, mode: str = "wb", **kwargs: Any) -> Iterator[IO[Any]]:
+    """Open a file that takes the place of `path` at once when the block ends, and vanishes if the block fails.
+
+    It lies in the same folder, since only within a file system is a file renamed in one step, and is on the disk
+    before it gets its name: at any moment `path` is the old file or the new one.
+
+    Args:
+        path: The file to replace or make; its folder must exist.
+        mode: Mode to open it with, one that writes.
+        kwargs: Passed on to `open`.
+    """
+    temporary = temporary_of(path)
+    try:
+        with open(temporary, mode, **kwargs) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        _discard(temporary)
+        raise
+
+
+def replace_link(link: Path, target: Path) -> None:
+    """Point a symbolic link at a file in the same folder, in one step: it never points to nothing in between."""
+    temporary = temporary_of(link)
+    _discard(temporary)
+    try:
+        os.symlink(target.name, temporary)
+        os.replace(temporary, link)
+    except BaseException:
+        _discard(temporary)
+        raise
+
+
+def prepare_folder(folder: Path, what: str) -> None:
+    """Make a folder, remove what a kill left unfinished in it, and see whether it takes a file.
+
+    Args:
+        folder: The folder.
+        what: What will be written there, for the message.
+
+    Raises:
+        WriteError: If it cannot be made or written, or is full.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob(f".*{_TEMPORARY}"):
+            leftover.unlink()
+        probe = folder / "probe"
+        with replacing(probe) as file:
+            file.write(bytes(4096))  # a block: an empty file finds room also on a full disk
+        probe.unlink()
+    except OSError as error:
+        raise WriteError(what, folder, error) from error
+
+
+def _discard(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()

@@ -1,0 +1,390 @@
+"""Runs that are killed, wherever it hurts, and end as if nothing had happened; and disks that do not take a file."""
+
+import errno
+import json
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import time
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+from sae_lightning import SeparabilityDataModule, SpaDE
+from sae_lightning.callbacks import RunCheckpoint
+from sae_lightning.callbacks.checkpoint import newest_checkpoint
+from sae_lightning.modules.loading import read_checkpoint
+from tests.conftest import CONFIGS, QUIET, contents, run_cli
+from tests.test_loggers import events
+
+STEPS = 40
+# epochs of 6 steps
+RUN = ["--data.n_per_concept", 100, "--data.n_val_per_concept", 10, "--data.n_test_per_concept", 10]
+RUN += ["--data.batch_size", 64, "--trainer.max_steps", STEPS, "--checkpoint.every_n_steps", 7]
+RUN += ["--trainer.log_every_n_steps", 3, "--trainer.val_check_interval", 8, "--trainer.num_sanity_val_steps", 0]
+RUN += ["--figures.on_validation", "false", *QUIET]
+RESAMPLE = ["--trainer.callbacks+=ResampleDeadLatents", "--trainer.callbacks.every_n_steps", 3]
+RESAMPLE += ["--trainer.callbacks.dead_after", 2]
+RUNS = {
+    "spade": ["spade"],
+    "relu": ["relu"],
+    "jumprelu": ["jumprelu"],
+    "topk": ["topk", "--model.dead_after", 3],
+    "compare": ["compare"],
+    "resampled": ["topk", *RESAMPLE],
+    "accumulated": ["spade", "--trainer.accumulate_grad_batches", 2, "--trainer.val_check_interval", 5],
+}
+
+
+def arguments(name, run_dir):
+    config, *args = RUNS[name]
+    found = ["fit", "-c", CONFIGS / "separability" / f"{config}.yaml", *RUN, *args, "--run_dir", run_dir]
+    newest = newest_checkpoint(run_dir / "checkpoints")
+    if newest is not None:
+        return [*found, "--ckpt_path", newest]
+    return [*found, "--overwrite", "true"]
+
+
+# ---------------------------------------------------------------------- processes that are killed
+
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["sae_lightning.cli", "tests.test_resume"])
+
+
+def child(args, log, kill_at):
+    """Run the command line in this process, which kills itself at its `kill_at`-th touch of the disk."""
+    redirect(log)
+    torch.set_num_threads(1)
+    if kill_at is not None:
+        kill_self_at(kill_at)
+    from sae_lightning.cli import main
+
+    main([str(arg) for arg in args])
+
+
+def redirect(log):
+    stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(stream, 1)
+    os.dup2(stream, 2)
+
+
+def kill_self_at(count):
+    """Count what changes names on the disk, and the writing of files before that; kill this process before one."""
+    left = [count]
+
+    def counted(function):
+        def call(*args, **kwargs):
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **kwargs)
+
+        return call
+
+    save = torch.save
+
+    def half_save(checkpoint, file):
+        left[0] -= 1
+        if left[0] == 0:
+            file.write(b"half of a checkpoint")
+            file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        save(checkpoint, file)
+
+    torch.save = half_save
+    for name in ("replace", "symlink", "fsync", "unlink"):
+        setattr(os, name, counted(getattr(os, name)))
+
+
+def start(name, run_dir, kill_at=None):
+    process = PROCESSES.Process(target=child, args=(arguments(name, run_dir), f"{run_dir}.log", kill_at))
+    process.start()
+    return process
+
+
+def finish(process, run_dir):
+    process.join(120)
+    code = process.exitcode
+    assert code in (0, -signal.SIGKILL), Path(f"{run_dir}.log").read_text()[-3000:]
+    return code == 0
+
+
+def whole_or_absent(run_dir):
+    """Whether what lies there after a kill can be read: the newest checkpoint, and no heap of older ones."""
+    folder = run_dir / "checkpoints"
+    newest = newest_checkpoint(folder)
+    if newest is not None:
+        read_checkpoint(newest)
+    assert len(list(folder.glob("step=*.ckpt"))) <= 2
+    assert len(list(folder.glob(".*"))) <= 1
+
+
+# ---------------------------------------------------------------------- endings
+
+
+def difference(first, second, where=""):
+    """Name the first place where two nested values differ, tensors bit by bit; None if nowhere."""
+    if isinstance(first, dict) and isinstance(second, dict):
+        if first.keys() != second.keys():
+            return f"{where}: {first.keys() ^ second.keys()}"
+        pairs = [(first[key], second[key], f"{where}/{key}") for key in first]
+    elif isinstance(first, (list, tuple)) and isinstance(second, (list, tuple)) and len(first) == len(second):
+        pairs = [(a, b, f"{where}/{i}") for i, (a, b) in enumerate(zip(first, second, strict=True))]
+    elif isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
+        same = first.dtype == second.dtype and first.numpy().tobytes() == second.numpy().tobytes()
+        return None if same else where
+    else:
+        return None if first == second else f"{where}: {first!r}, {second!r}"
+    return next((found for pair in pairs if (found := difference(*pair)) is not None), None)
+
+
+def ending(run_dir):
+    """All that a finished run leaves, without clocks and names of folders."""
+    checkpoint = read_checkpoint(run_dir / "checkpoints" / "last.ckpt")
+    results = json.loads((run_dir / "results.json").read_text())
+    del results["fit"]["wall_time_seconds"], results["fit"]["config"]
+    curves = {}
+    for folder in (run_dir, *sorted(run_dir.glob("members/*"))):
+        found = events(folder)
+        for tag in found.Tags()["scalars"]:
+            if not tag.startswith("hparams/"):  # last values, no curve: who is killed at the very end repeats them
+                curves[f"{folder.relative_to(run_dir)}:{tag}"] = [(e.step, e.value) for e in found.Scalars(tag)]
+    files = {name for name in contents(run_dir) if "tfevents" not in name}
+    return {
+        "checkpoint": checkpoint,
+        "results": results,
+        "metrics.csv": (run_dir / "metrics.csv").read_text(),
+        "curves": curves,
+        "files": sorted(files),
+    }
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """What each run leaves when nobody kills it, and how long it takes."""
+    endings = {}
+
+    def get(name):
+        if name not in endings:
+            run_dir = tmp_path_factory.mktemp("undisturbed") / name
+            warm = PROCESSES.Process(target=abs, args=(0,))  # the first process waits for the imports
+            warm.start()
+            warm.join()
+            began = time.perf_counter()
+            assert finish(start(name, run_dir), run_dir)
+            endings[name] = ending(run_dir), time.perf_counter() - began
+        return endings[name]
+
+    return get
+
+
+def check_ending(run_dir, expected):
+    found = ending(run_dir)
+    assert difference(expected, found) is None
+    assert found["checkpoint"]["global_step"] == STEPS
+
+
+KILLS = [("spade", 2), *(pytest.param(name, 20 if name == "compare" else 4, marks=pytest.mark.slow) for name in RUNS)]
+
+
+@pytest.mark.parametrize(("name", "kills"), KILLS)
+def test_a_run_killed_at_random_moments_ends_as_if_undisturbed(name, kills, undisturbed, tmp_path):
+    expected, seconds = undisturbed(name)
+    draw = random.Random(f"{name} {kills}")
+    run_dir, done = tmp_path / name, 0
+    while done < kills:
+        process = start(name, run_dir)
+        process.join(draw.uniform(0.3, 1.0) * seconds)
+        process.kill()
+        if finish(process, run_dir):  # too late
+            check_ending(run_dir, expected)
+            run_dir, seconds = tmp_path / f"{name}-{seconds:g}", 0.8 * seconds
+        else:
+            done += 1
+            whole_or_absent(run_dir)
+    assert finish(start(name, run_dir), run_dir)
+    check_ending(run_dir, expected)
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_each_touch_of_the_disk_ends_as_if_undisturbed(undisturbed, tmp_path):
+    expected, _ = undisturbed("spade")
+    run_dir, kills = tmp_path / "spade", 0
+    while not finish(start("spade", run_dir, kills + 1), run_dir):
+        kills += 1
+        whole_or_absent(run_dir)
+    check_ending(run_dir, expected)
+    assert kills >= 10
+
+
+def train(folder, kill_at):
+    """Train without the command line, for two checkpoints that are due and one at the end."""
+    redirect(f"{folder}.log")
+    torch.set_num_threads(1)
+    data = SeparabilityDataModule(n_per_concept=100, n_val_per_concept=10, n_test_per_concept=10, batch_size=16, seed=0)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_steps=5,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        callbacks=[RunCheckpoint(str(folder), every_n_steps=2)],
+    )
+    kill_self_at(kill_at)
+    trainer.fit(SpaDE(2, 8, n_init_samples=64), data)
+
+
+def test_a_kill_at_any_touch_of_the_disk_leaves_a_whole_checkpoint(tmp_path):
+    processes = {}
+    seen = set()
+    for kill_at in range(1, 40):
+        folder = tmp_path / str(kill_at) / "checkpoints"
+        folder.parent.mkdir()
+        process = processes[folder] = PROCESSES.Process(target=train, args=(folder, kill_at))
+        process.start()
+        done = finish(process, folder)
+        whole_or_absent(folder.parent)
+        newest = newest_checkpoint(folder)
+        step = 0 if newest is None else read_checkpoint(newest)["global_step"]
+        assert step >= max(seen, default=0)  # what was there once is never lost
+        seen.add(step)
+        if done:
+            break
+    assert done
+    assert seen == {0, 2, 4, 5}
+    assert sorted(path.name for path in folder.iterdir()) == ["last.ckpt", "step=5.ckpt"]
+
+
+# ---------------------------------------------------------------------- before the first checkpoint
+
+
+def test_a_run_without_a_checkpoint_says_how_to_go_on(tmp_path):
+    run_dir = tmp_path / "run"
+    (run_dir / "checkpoints").mkdir(parents=True)
+    assert run_cli(*arguments("spade", run_dir)[:-2], "--trainer.fast_dev_run", "true").code == 0  # nothing in it yet
+    (run_dir / "config.yaml").write_text("model: {}\n")
+    outcome = run_cli(*arguments("spade", run_dir)[:-2])
+    assert outcome.code == 2
+    assert "it has no checkpoint to continue from, or replace it with --overwrite true" in outcome.err
+    outcome = run_cli(*arguments("spade", run_dir)[:-2], "--ckpt_path", run_dir / "checkpoints" / "last.ckpt")
+    assert outcome.code == 2
+    assert "ended before its first checkpoint" in outcome.err
+
+
+def test_a_checkpoint_that_has_no_link_yet_is_found(tmp_path):
+    for step in (9, 10, 2):
+        (tmp_path / f"step={step}.ckpt").touch()
+    (tmp_path / "step=best.ckpt").touch()
+    assert newest_checkpoint(tmp_path) == tmp_path / "step=10.ckpt"
+    (tmp_path / "last.ckpt").symlink_to("step=9.ckpt")
+    assert newest_checkpoint(tmp_path) == tmp_path / "last.ckpt"
+    assert newest_checkpoint(tmp_path / "nowhere") is None
+
+
+# ---------------------------------------------------------------------- other data
+
+CHANGED = {
+    "batch_size": (["--data.batch_size", 32], ["data.batch_size was 64 and is 32"]),
+    "two": (["--data.variance", 0.5, "--data.radii", "[1,2]"], ["data.variance was", "data.radii was [1.5, 0.5]"]),
+    "seed": (["--data.seed", 1], ["data.seed was 0 and is 1"]),
+    "program's seed": (["--seed_everything", 1], ["data.seed was 0 and is 1"]),
+}
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory):
+    """A run that ended after 14 steps: read it only."""
+    run_dir = tmp_path_factory.mktemp("half") / "run"
+    outcome = run_cli(*arguments("spade", run_dir), "--trainer.max_steps", 14)
+    assert outcome.code == 0, outcome.err[-2000:]
+    return run_dir
+
+
+@pytest.mark.parametrize("case", CHANGED)
+def test_a_run_does_not_go_on_with_other_data(case, half):
+    args, words = CHANGED[case]
+    before = contents(half)
+    outcome = run_cli(*arguments("spade", half), *args)
+    assert outcome.code == 2
+    for word in [*words, "--allow_changed_data true"]:
+        assert word in outcome.err
+    assert "n_per_concept" not in outcome.err
+    assert contents(half) == before
+
+
+def test_a_run_goes_on_with_other_data_when_asked_to(half, tmp_path):
+    args = [*arguments("spade", half), "--run_dir", tmp_path / "run", "--data.variance", 0.5, "--trainer.max_steps", 20]
+    outcome = run_cli(*args, "--allow_changed_data", "true")
+    assert outcome.code == 0, outcome.err[-2000:]
+    (warning,) = [text for text in outcome.warnings if "other data" in text]
+    assert "data.variance was" in warning
+    checkpoint = read_checkpoint(newest_checkpoint(tmp_path / "run" / "checkpoints"))
+    assert checkpoint["sae_lightning_data"]["init_args"]["variance"] == 0.5
+    assert "allow_changed_data: false" in (tmp_path / "run" / "config.yaml").read_text()
+
+
+# ---------------------------------------------------------------------- disks that do not take a file
+
+
+@pytest.mark.parametrize("reason", ["ENOSPC", "EACCES", "EROFS"])
+def test_a_checkpoint_that_cannot_be_written_ends_the_run_and_spares_the_one_before(reason, tmp_path, monkeypatch):
+    save, saved = torch.save, []
+
+    def fail_second(checkpoint, file):
+        if saved:
+            file.write(b"half of a checkpoint")
+            raise OSError(getattr(errno, reason), os.strerror(getattr(errno, reason)))
+        saved.append(checkpoint["global_step"])
+        save(checkpoint, file)
+
+    monkeypatch.setattr(torch, "save", fail_second)
+    run_dir = tmp_path / "run"
+    outcome = run_cli(*arguments("spade", run_dir))
+    folder = run_dir / "checkpoints"
+    assert outcome.code == 1
+    message = f"error: checkpoints cannot be written to '{folder}': {os.strerror(getattr(errno, reason))}"
+    assert message in outcome.err.splitlines()
+    assert "Traceback" not in outcome.err
+    assert sorted(path.name for path in folder.iterdir()) == ["last.ckpt", "step=7.ckpt"]
+    assert read_checkpoint(folder / "last.ckpt")["global_step"] == 7
+
+
+def small_disk(args, log):
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+    child(args, log, None)
+
+
+def test_a_disk_that_takes_no_whole_checkpoint_is_told_from_a_bug(tmp_path):
+    """What the operating system says comes through torch's writer, which wraps it in an error of its own."""
+    run_dir = tmp_path / "run"
+    args = [*arguments("spade", run_dir), "--model.d_sae", 8_000, "--trainer.limit_val_batches", 0]
+    process = PROCESSES.Process(target=small_disk, args=(args, tmp_path / "log"))
+    process.start()
+    process.join(120)
+    assert process.exitcode == 1
+    text = (tmp_path / "log").read_text()
+    assert f"error: checkpoints cannot be written to '{run_dir / 'checkpoints'}': File too large" in text
+    assert "Traceback" not in text
+    assert list((run_dir / "checkpoints").iterdir()) == []
+
+
+@pytest.mark.parametrize("where", ["run_dir", "checkpoint.dirpath"])
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_lost(where, tmp_path):
+    earlier, file = tmp_path / "earlier", tmp_path / "file"
+    earlier.mkdir()
+    (earlier / "config.yaml").write_text("model: {}\n")
+    file.write_text("mine")
+    before = contents(tmp_path)
+    args = ["--run_dir", file / "run"] if where == "run_dir" else ["--checkpoint.dirpath", file / "checkpoints"]
+    outcome = run_cli(*arguments("spade", earlier), *args)
+    assert outcome.code == 2
+    assert "checkpoints cannot be written to" in outcome.err
+    assert str(file) in outcome.err
+    assert "Traceback" not in outcome.err
+    assert contents(tmp_path) == before
