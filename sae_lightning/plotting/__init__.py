@@ -4,13 +4,15 @@ Every function returns a `matplotlib.figure.Figure` that pyplot knows nothing ab
 backend to choose and nothing to close. matplotlib is imported by the first figure, not by this package.
 """
 
+from sae_lightning.plotting._sweeps import SweepPoint
 from sae_lightning.plotting.bars import concept_f1_bars
 from sae_lightning.plotting.colors import FAMILY_STYLES, FamilyStyle, family_styles, palette
+from sae_lightning.plotting.dimension import l0_against_dimension
 from sae_lightning.plotting.fields import receptive_fields
 from sae_lightning.plotting.files import save_png
 from sae_lightning.plotting.scatter import sample_scatter
-from sae_lightning.plotting.similarity import order_by_group, similarity_heatmap
-from sae_lightning.plotting.sweep import SweepPoint, f1_against_l0, sweep_scalars
+from sae_lightning.plotting.similarity import order_by_group, similarity_heatmap, similarity_heatmaps
+from sae_lightning.plotting.sweep import f1_against_l0, nmse_against_l0, sweep_scalars
 
 __all__ = [
     "FAMILY_STYLES",
@@ -19,11 +21,14 @@ __all__ = [
     "concept_f1_bars",
     "f1_against_l0",
     "family_styles",
+    "l0_against_dimension",
+    "nmse_against_l0",
     "order_by_group",
     "palette",
     "receptive_fields",
     "sample_scatter",
     "save_png",
     "similarity_heatmap",
+    "similarity_heatmaps",
     "sweep_scalars",
 ]

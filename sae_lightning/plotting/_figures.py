@@ -10,6 +10,7 @@ from sae_lightning.plotting.colors import GRID_COLOR, INK, MUTED_INK
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 TITLE_SIZE: Final = 12
@@ -65,7 +66,9 @@ def panel_grid(
             sharey=first if share_y else None,
         )
         axes.tick_params(
-            labelbottom=not share_x or is_bottom(i, n_panels), labelleft=not share_y or is_left(i, n_panels)
+            which="both",
+            labelbottom=not share_x or is_bottom(i, n_panels),
+            labelleft=not share_y or is_left(i, n_panels),
         )
         panels.append(axes)
     return figure, panels
@@ -97,9 +100,18 @@ def clean(axes: "Axes", grid: Literal["x", "y", "both"] | None = "y") -> None:
         axes.spines[side].set_color(MUTED_INK)
         axes.spines[side].set_linewidth(0.8)
     axes.tick_params(labelsize=TICK_SIZE, color=MUTED_INK, labelcolor=INK, width=0.8, length=3)
+    axes.tick_params(which="minor", labelsize=TICK_SIZE, color=MUTED_INK, labelcolor=INK)
     axes.set_axisbelow(True)
     if grid:
         axes.grid(True, axis=grid, color=GRID_COLOR, linewidth=0.8)
+
+
+def log_counts(axis: "Axis") -> None:
+    """Plain numbers, such as 20 and 100, on an axis with a logarithmic scale."""
+    from matplotlib.ticker import LogFormatter
+
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))  # labels only within less than a decade
 
 
 def legend_right(figure: "Figure", handles: "Sequence[Artist]", *, handle_length: float = 1.6) -> None:
@@ -122,9 +134,13 @@ def legend_below(figure: "Figure", handles: "Sequence[Artist]") -> None:
     longest = max(len(str(handle.get_label())) for handle in handles)
     fitting = max(1, int(figure.get_figwidth() / (0.6 + 0.075 * longest)))
     columns = math.ceil(len(handles) / math.ceil(len(handles) / fitting))
-    # matplotlib fills a legend column by column.
-    ordered = [handle for column in range(columns) for handle in handles[column::columns]]
+    ordered = row_by_row(handles, columns)
     figure.legend(handles=ordered, loc="outside lower center", ncols=columns, frameon=False, fontsize=TICK_SIZE + 0.5)
+
+
+def row_by_row(handles: "Sequence[Artist]", columns: int) -> "list[Artist]":
+    """Reorder what matplotlib fills into a legend column by column, so that it is read row by row."""
+    return [handle for column in range(columns) for handle in handles[column::columns]]
 
 
 def panel_title(axes: "Axes", text: str) -> None:

@@ -20,6 +20,9 @@ _CONCEPT_COLORS: Final = (
 _LIGHTER: Final = 0.45
 _DARKER: Final = 0.40
 
+# Light to dark in even steps for the eye, through three hues; even the lightest is seen on white.
+_RAMP: Final = ("#E8A33D", "#D9673F", "#B13A5E", "#74307A", "#2B1D52")
+
 UNLABELLED_COLOR: Final = "#BBBBBB"
 INK: Final = "#222222"
 MUTED_INK: Final = "#666666"
@@ -100,6 +103,30 @@ def family_styles(families: Iterable[str]) -> dict[str, FamilyStyle]:
     for i, name in enumerate(others):
         styles[name] = _FOLLOWING_STYLES[i % len(_FOLLOWING_STYLES)]
     return styles
+
+
+def ramp(n: int) -> list[str]:
+    """Colours for `n` ordered values, from light to dark; the darkest where there is only one.
+
+    Args:
+        n: Number of colours.
+
+    Returns:
+        `n` colours such as `"#E8A33D"`.
+
+    Raises:
+        ValueError: If `n` is negative.
+    """
+    if n < 0:
+        raise ValueError(f"`n` must not be negative, got {n}.")
+    colors = []
+    for i in range(n):
+        position = (len(_RAMP) - 1) * (i / (n - 1) if n > 1 else 1.0)
+        left = min(int(position), len(_RAMP) - 2)
+        share = position - left
+        pairs = (((int(c[k : k + 2], 16) for c in _RAMP[left : left + 2])) for k in (1, 3, 5))
+        colors.append("#" + "".join(f"{round((1 - share) * a + share * b):02X}" for a, b in pairs))
+    return colors
 
 
 def _mix(color: str, towards: int, share: float) -> str:

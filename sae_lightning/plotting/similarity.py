@@ -1,6 +1,6 @@
 """Similarity matrices whose rows are ordered by group."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sae_lightning.plotting._checks import IntArray, float_array, label_array
-from sae_lightning.plotting._figures import LABEL_SIZE, TICK_SIZE, axis_labels, new_figure
+from sae_lightning.plotting._figures import LABEL_SIZE, TICK_SIZE, axis_labels, new_figure, panel_grid, panel_title
 from sae_lightning.plotting.colors import INK, MUTED_INK, UNLABELLED_COLOR, palette
 
 if TYPE_CHECKING:
@@ -79,27 +79,88 @@ def similarity_heatmap(
     Raises:
         ValueError: If shapes do not fit, a group has no name or its rows are apart, or `vmin >= vmax`.
     """
+    figure = new_figure(6.4, 5.6, title)
+    axes = figure.add_subplot()
+    shown = _draw_map(axes, ("matrix", matrix), ("groups", groups), group_names, (vmin, vmax))
+    axis_labels(axes, x=f"{len(matrix):,} {items}{shown}", y=items)
+    _color_bar(figure, [axes], label)
+    return figure
+
+
+def similarity_heatmaps(
+    maps: Mapping[str, tuple[Tensor, Tensor]],
+    group_names: Sequence[str],
+    title: str | None = "Similarity",
+    *,
+    vmin: float = 0.0,
+    vmax: float = 1.0,
+    items: str = "latents",
+    label: str = "cosine similarity",
+) -> "Figure":
+    """Several heat maps side by side, such as the latents of one SAE of each family, in the same colours.
+
+    Each is drawn as by `similarity_heatmap`; their numbers of rows may differ.
+
+    Args:
+        maps: Matrix `(n, n)` and group per row `(n,)` by panel title, such as an SAE's name.
+        group_names: One name per group.
+        title: Title over all panels.
+        vmin: Value of the lightest colour.
+        vmax: Value of the darkest colour.
+        items: What the rows are, for the axis labels: "samples" or "latents".
+        label: Label of the colour bar.
+
+    Returns:
+        A figure with one panel per map and a colour bar.
+
+    Raises:
+        ValueError: If there are no maps, or one cannot be drawn by `similarity_heatmap`.
+    """
+    if not maps:
+        raise ValueError("`maps` must hold at least one matrix, got none.")
+    figure, grid = panel_grid(len(maps), (3.3, 3.9), (0.9, 0.3), title=title, share_x=False, share_y=False)
+    for axes, (name, (matrix, groups)) in zip(grid, maps.items(), strict=True):
+        arguments = (f"maps[{name!r}][0]", matrix), (f"maps[{name!r}][1]", groups)
+        shown = _draw_map(axes, *arguments, group_names, (vmin, vmax), panel_share=0.5)
+        panel_title(axes, name)
+        axis_labels(axes, x=f"{len(matrix):,} {items}{shown}")
+    _color_bar(figure, grid, label)
+    return figure
+
+
+def _draw_map(
+    axes: "Axes",
+    matrix: tuple[str, Tensor],
+    groups: tuple[str, Tensor],
+    group_names: Sequence[str],
+    limits: tuple[float, float],
+    panel_share: float = 1.0,
+) -> str:
+    """Check and draw one matrix with its groups; matrix and groups come with the names of their arguments.
+
+    Returns:
+        A note for the axis label where not all rows are drawn, else nothing.
+    """
     from matplotlib.colors import LinearSegmentedColormap
 
-    values = float_array("matrix", matrix, (None, matrix.shape[0] if matrix.dim() else None))
-    labels = label_array("groups", groups, len(values), group_names, "group_names")
+    name, tensor = matrix
+    values = float_array(name, tensor, (None, tensor.shape[0] if tensor.dim() else None))
+    labels = label_array(*groups, len(values), group_names, "group_names")
     if len(values) == 0:
-        raise ValueError("`matrix` must have at least one row, got shape (0, 0).")
+        raise ValueError(f"`{name}` must have at least one row, got shape (0, 0).")
+    vmin, vmax = limits
     if vmin >= vmax:
         raise ValueError(f"`vmin` must be below `vmax`, got {vmin} and {vmax}.")
     if len(_starts(labels)) != len(np.unique(labels)):
         raise ValueError(
-            "`groups` must keep the rows of a group next to each other: reorder `matrix` and `groups` by "
-            f"`order_by_group(groups)`. Got {len(_starts(labels))} runs of {len(np.unique(labels))} groups."
+            f"`{groups[0]}` must keep the rows of a group next to each other: reorder `{name}` and `{groups[0]}` by "
+            f"`order_by_group`. Got {len(_starts(labels))} runs of {len(np.unique(labels))} groups."
         )
     n_items = len(values)
     if n_items > MAX_ROWS:
         kept = _thinned(labels)
         values, labels = values[np.ix_(kept, kept)], labels[kept]
-
-    figure = new_figure(6.4, 5.6, title)
-    axes = figure.add_subplot()
-    image = axes.imshow(
+    axes.imshow(
         np.ma.masked_invalid(values),
         cmap="RdBu_r" if vmin < 0 else LinearSegmentedColormap.from_list("similarity", _SEQUENTIAL),
         vmin=vmin,
@@ -110,18 +171,26 @@ def similarity_heatmap(
     axes.set_facecolor("#D9D9D9")
     for spine in axes.spines.values():
         spine.set(color=MUTED_INK, linewidth=0.8)
-    _draw_groups(axes, labels, group_names)
-    shown = f"{n_items:,} {items}" + (f", {len(values):,} shown" if len(values) < n_items else "")
-    axis_labels(axes, x=shown, y=items)
-    bar = figure.colorbar(image, ax=axes, pad=0.02, shrink=0.8, aspect=28)
+    _draw_groups(axes, labels, group_names, panel_share)
+    return f", {len(values):,} shown" if len(values) < n_items else ""
+
+
+def _color_bar(figure: "Figure", panels: "Sequence[Axes]", label: str) -> None:
+    bar = figure.colorbar(panels[0].images[0], ax=list(panels), pad=0.02, shrink=0.8, aspect=28)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=TICK_SIZE, length=0)
     bar.set_label(label, fontsize=LABEL_SIZE)
-    return figure
 
 
-def _draw_groups(axes: "Axes", labels: IntArray, group_names: Sequence[str]) -> None:
-    """Lines between groups, a strip in the groups' colours and their names, along both axes."""
+def _draw_groups(axes: "Axes", labels: IntArray, group_names: Sequence[str], panel_share: float) -> None:
+    """Lines between groups, a strip in the groups' colours and their names, along both axes.
+
+    Args:
+        axes: Where to draw.
+        labels: Group per row.
+        group_names: One name per group.
+        panel_share: Width of the panel, as a share of that of a figure with one panel.
+    """
     from matplotlib.patches import Rectangle
 
     starts = _starts(labels)
@@ -141,13 +210,13 @@ def _draw_groups(axes: "Axes", labels: IntArray, group_names: Sequence[str]) -> 
             ((across[0], begin), (across[1], length), axes.get_yaxis_transform()),
         ):
             axes.add_patch(Rectangle(corner, *size, transform=transform, **strip))
-    centres = _spread((starts + ends - 1) / 2, len(labels))
+    centres = _spread((starts + ends - 1) / 2, len(labels), 0.034 / panel_share)
     ticks = [names[labels[start]] for start in starts]
     axes.set_xticks(centres, ticks)
     axes.set_yticks(centres, ticks)
     text_size = TICK_SIZE if len(ticks) <= 30 else max(4.0, TICK_SIZE * 30 / len(ticks))
     axes.tick_params(length=0, pad=10, labelsize=text_size, labelcolor=INK)
-    widths = np.array([len(tick) for tick in ticks]) * _LETTER * len(labels)
+    widths = np.array([len(tick) for tick in ticks]) * _LETTER / panel_share * len(labels)
     if (np.diff(centres) < (widths[1:] + widths[:-1]) / 2).any():
         for text in axes.get_xticklabels():
             text.set(rotation=90)
@@ -169,9 +238,9 @@ def _thinned(labels: IntArray) -> IntArray:
     return np.concatenate(kept)
 
 
-def _spread(centres: "np.typing.NDArray[np.float64]", n_rows: int) -> "np.typing.NDArray[np.float64]":
-    """Push the names of thin groups apart, so that no two of them overlap."""
-    gap = min(0.034 * n_rows, n_rows / len(centres))
+def _spread(centres: "np.typing.NDArray[np.float64]", n_rows: int, least: float) -> "np.typing.NDArray[np.float64]":
+    """Push the names of thin groups apart by at least this share of all rows, so that no two of them overlap."""
+    gap = min(least * n_rows, n_rows / len(centres))
     placed = centres.copy()
     for i in range(1, len(placed)):
         placed[i] = max(placed[i], placed[i - 1] + gap)

@@ -1,28 +1,17 @@
-"""Sweeps over the sparsity strength: F1 and other metrics against L0, one line per SAE family."""
+"""Sweeps over the sparsity strength: F1, errors and other metrics against L0, one line per SAE family."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
-from torch import Tensor
 
 from sae_lightning.plotting._checks import check_length, float_array
-from sae_lightning.plotting._figures import (
-    axis_labels,
-    clean,
-    is_bottom,
-    is_left,
-    legend_right,
-    panel_grid,
-    panel_title,
-)
-from sae_lightning.plotting.colors import MUTED_INK, FamilyStyle, family_styles
+from sae_lightning.plotting._figures import axis_labels, is_left, panel_title
+from sae_lightning.plotting._sweeps import SweepPoint, Value, check_points, small_multiples
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-L0_LABEL: Final = "L0 (active latents per sample)"
 SCALAR_LABELS: Final = {
     "nmse": "normalised MSE",
     "mse": "MSE",
@@ -33,24 +22,6 @@ SCALAR_LABELS: Final = {
     "f1": "mean F1",
 }
 LOG_SCALARS: Final = ("nmse", "mse")
-
-
-class SweepPoint(NamedTuple):
-    """One trained SAE of a sweep.
-
-    Attributes:
-        family: SAE family, such as "SpaDE"; it chooses line, colour and marker.
-        strength: What was swept: gamma, or k.
-        l0: Mean number of active latents per sample.
-        f1: F1 per concept, shape `(n_concepts,)`; NaN where unknown.
-        scalars: Further metrics by name, such as `{"nmse": 0.01}`; None for none.
-    """
-
-    family: str
-    strength: float
-    l0: float
-    f1: Tensor
-    scalars: Mapping[str, float] | None = None
 
 
 def f1_against_l0(
@@ -88,7 +59,7 @@ def f1_against_l0(
         ValueError: If there are no points or no panels, an `f1` does not have one entry per concept, a group
             is empty, or a group lists a concept that does not exist.
     """
-    _check_points(points)
+    check_points(points)
     n_concepts = len(concept_names)
     for argument, sweep in (("points", points), ("reference", reference)):
         for i, point in enumerate(sweep):
@@ -106,24 +77,84 @@ def f1_against_l0(
     if not panels:
         raise ValueError("`concept_names` and `groups` must ask for at least one panel, got none.")
 
-    def mean_f1(members: Sequence[int]) -> Callable[[SweepPoint], float]:
-        def value(point: SweepPoint) -> float:
+    def mean_f1(members: Sequence[int]) -> Value:
+        def value(point: SweepPoint) -> tuple[float, float]:
             f1 = point.f1.detach().double().cpu()[list(members)]
-            return float(f1.nanmean())
+            return point.l0, float(f1.nanmean())
 
         return value
 
-    figure = _small_multiples(
+    figure = small_multiples(
         (points, reference),
         {name: mean_f1(members) for name, members in panels.items()},
         title,
         reference_label,
-        log_l0=log_l0,
+        log_x=log_l0,
         share_y=True,
     )
     for i, axes in enumerate(figure.axes):
         axes.set_ylim(-0.03, 1.03)
         axis_labels(axes, y=y_label if is_left(i, len(panels)) else None)
+    return figure
+
+
+def nmse_against_l0(
+    points: Sequence[SweepPoint],
+    concept_names: Sequence[str],
+    *,
+    reference: Sequence[SweepPoint] = (),
+    title: str | None = "Normalised MSE of the concepts against their own sparsity",
+    reference_label: str = "paper",
+) -> "Figure":
+    """Normalised MSE of each concept against the L0 on that concept's samples, one panel per concept, log-log.
+
+    Where concepts differ in dimension, one SAE may spend more latents on one than on another: so each panel has the
+    concept's own L0 on x. A point that lacks a value, or has one that is not positive, is left out of that panel.
+
+    Args:
+        points: The trained SAEs; their `l0_per_concept` and `nmse_per_concept` are drawn.
+        concept_names: One name per concept.
+        reference: Points to compare with, for example the paper's.
+        title: Title over all panels.
+        reference_label: Name of the reference in the legend.
+
+    Returns:
+        A figure with one panel per concept, and a legend on the right.
+
+    Raises:
+        ValueError: If there are no points or no concepts, names repeat, a tensor does not have one entry per concept,
+            or no point has both.
+    """
+    check_points(points)
+    n_concepts = len(concept_names)
+    check_length("concept_names", list(dict.fromkeys(concept_names)), n_concepts, "names must differ")
+    if not concept_names:
+        raise ValueError("`concept_names` must hold at least one name, got none.")
+    for argument, sweep in (("points", points), ("reference", reference)):
+        for i, point in enumerate(sweep):
+            for name in ("l0_per_concept", "nmse_per_concept"):
+                if (values := getattr(point, name)) is not None:
+                    float_array(f"{argument}[{i}].{name}", values, (n_concepts,))
+    if all(point.l0_per_concept is None or point.nmse_per_concept is None for point in points):
+        raise ValueError("`points` must have `l0_per_concept` and `nmse_per_concept` to be drawn, but none has both.")
+
+    def own(concept: int) -> Value:
+        def value(point: SweepPoint) -> tuple[float, float]:
+            if point.l0_per_concept is None or point.nmse_per_concept is None:
+                return np.nan, np.nan
+            l0, nmse = float(point.l0_per_concept[concept]), float(point.nmse_per_concept[concept])
+            return (l0, nmse) if l0 > 0 and nmse > 0 else (np.nan, np.nan)
+
+        return value
+
+    panels = {name: own(i) for i, name in enumerate(concept_names)}
+    label = "L0 on the concept's samples"
+    figure = small_multiples(
+        (points, reference), panels, title, reference_label, x_label=label, log_x=True, share_y=True
+    )
+    for i, axes in enumerate(figure.axes):
+        axes.set_yscale("log")
+        axis_labels(axes, y="normalised MSE" if is_left(i, n_concepts) else None)
     return figure
 
 
@@ -160,7 +191,7 @@ def sweep_scalars(
     Raises:
         ValueError: If there are no points, they have no scalars, or none of them has one of `names`.
     """
-    _check_points(points)
+    check_points(points)
     known = dict.fromkeys(name for point in points for name in point.scalars or {})
     names = list(known) if names is None else names
     if not names:
@@ -170,20 +201,20 @@ def sweep_scalars(
             valid = ", ".join(known) or "none"
             raise ValueError(f"`names` must be scalars of `points` ({valid}), got {name!r}.")
 
-    def scalar(name: str) -> Callable[[SweepPoint], float]:
-        def value(point: SweepPoint) -> float:
+    def scalar(name: str) -> Value:
+        def value(point: SweepPoint) -> tuple[float, float]:
             found = float((point.scalars or {}).get(name, np.nan))
-            return np.nan if _listed(name, log_y) and found <= 0 else found
+            return point.l0, np.nan if _listed(name, log_y) and found <= 0 else found
 
         return value
 
     texts = {**SCALAR_LABELS, **(labels or {})}
-    figure = _small_multiples(
+    figure = small_multiples(
         (points, reference),
         {name: scalar(name) for name in names},
         title,
         reference_label,
-        log_l0=log_l0,
+        log_x=log_l0,
         share_y=False,
     )
     for name, axes in zip(names, figure.axes, strict=True):
@@ -193,77 +224,6 @@ def sweep_scalars(
         elif axes.get_ylim()[0] < 0 <= axes.dataLim.y0:
             axes.set_ylim(bottom=0 if axes.dataLim.y0 > 0 else None)
     return figure
-
-
-def _small_multiples(
-    sweeps: tuple[Sequence[SweepPoint], Sequence[SweepPoint]],
-    panels: Mapping[str, Callable[[SweepPoint], float]],
-    title: str | None,
-    reference_label: str,
-    *,
-    log_l0: bool,
-    share_y: bool,
-) -> "Figure":
-    """One panel per entry of `panels`, which says what is drawn on y, and the legend."""
-    from matplotlib.lines import Line2D
-
-    points, reference = sweeps
-    styles = family_styles(point.family for point in (*points, *reference))
-    figure, grid = panel_grid(len(panels), (2.9, 2.6), (0.4, 0.5), title=title, share_y=share_y)
-    for i, (axes, (name, value)) in enumerate(zip(grid, panels.items(), strict=True)):
-        clean(axes, grid="both")
-        panel_title(axes, name)
-        if log_l0:
-            axes.set_xscale("log")
-            axes.xaxis.set_major_formatter("{x:g}")
-        for family, style in styles.items():
-            _draw_line(axes, (p for p in reference if p.family == family), value, style, hollow=True)
-            _draw_line(axes, (p for p in points if p.family == family), value, style, hollow=False)
-        axis_labels(axes, x=L0_LABEL if is_bottom(i, len(panels)) else None)
-    handles = [
-        Line2D([], [], label=family, **_line_look(style, hollow=False))  # type: ignore[arg-type]
-        for family, style in styles.items()
-    ]
-    if reference:
-        for label, hollow in (("measured", False), (reference_label, True)):
-            look = _line_look(FamilyStyle(MUTED_INK, "o"), hollow=hollow)
-            handles.append(Line2D([], [], label=label, **look))  # type: ignore[arg-type]
-    legend_right(figure, handles, handle_length=2.6)
-    return figure
-
-
-def _draw_line(
-    axes: "Axes",
-    points: Iterable[SweepPoint],
-    value: Callable[[SweepPoint], float],
-    style: FamilyStyle,
-    *,
-    hollow: bool,
-) -> None:
-    """Draw one family, sorted by L0, without the points that have no value; nothing where none is left."""
-    drawn = sorted(((p.l0, value(p)) for p in points), key=lambda pair: pair[0])
-    drawn = [(l0, y) for l0, y in drawn if not (np.isnan(l0) or np.isnan(y))]
-    if drawn:
-        x, y = zip(*drawn, strict=True)
-        axes.plot(x, y, zorder=2 if hollow else 3, **_line_look(style, hollow=hollow))  # type: ignore[arg-type]
-
-
-def _line_look(style: FamilyStyle, *, hollow: bool) -> dict[str, object]:
-    return {
-        "color": style.color,
-        "marker": style.marker,
-        "markersize": 5.5,
-        "linestyle": (0, (4, 2)) if hollow else "-",
-        "linewidth": 1.1 if hollow else 1.7,
-        "markerfacecolor": "white" if hollow else style.color,
-        "markeredgecolor": style.color if hollow else "white",
-        "markeredgewidth": 1.1 if hollow else 0.6,
-    }
-
-
-def _check_points(points: Sequence[SweepPoint]) -> None:
-    if not points:
-        raise ValueError("`points` must hold at least one trained SAE, got none.")
 
 
 def _short(name: str) -> str:

@@ -3,6 +3,7 @@
 import pytest
 
 from sae_lightning.plotting import FAMILY_STYLES, family_styles, palette
+from sae_lightning.plotting.colors import ramp
 
 
 def test_palette_only_grows_at_its_end():
@@ -26,6 +27,23 @@ def test_shades_after_nine_are_lighter_then_darker():
 def test_palette_refuses_negative_numbers():
     with pytest.raises(ValueError, match="`n` must not be negative, got -1"):
         palette(-1)
+
+
+def test_ramps_go_from_light_to_dark():
+    def luminance(color: str) -> float:
+        red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
+        return 0.299 * red + 0.587 * green + 0.114 * blue
+
+    assert ramp(0) == []
+    assert ramp(1) == [ramp(9)[-1]]
+    for n in (2, 5, 7, 40):
+        values = [luminance(color) for color in ramp(n)]
+        assert values == sorted(values, reverse=True)
+        assert len(set(ramp(n))) == n
+        assert (ramp(n)[0], ramp(n)[-1]) == (ramp(2)[0], ramp(2)[1])
+        assert values[0] < 200  # seen on white
+    with pytest.raises(ValueError, match="`n` must not be negative, got -1"):
+        ramp(-1)
 
 
 def test_presets_keep_their_style_whoever_stands_beside_them():

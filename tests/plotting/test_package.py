@@ -14,10 +14,14 @@ from sae_lightning.plotting._figures import panel_columns
 
 NAMES = ["a", "b"]
 LABELS = torch.tensor([0, 0, 1])
-POINT = plotting.SweepPoint("SpaDE", 0.1, 3.0, torch.tensor([0.5, 1.0]), {"nmse": 0.1})
+POINT = plotting.SweepPoint(
+    "SpaDE", 0.1, 3.0, torch.tensor([0.5, 1.0]), {"nmse": 0.1}, torch.tensor([2.0, 4.0]), torch.tensor([0.1, 0.2])
+)
 FIGURES = {
     "concept_f1_bars": lambda: plotting.concept_f1_bars({"SpaDE": torch.rand(2), "TopK": torch.rand(2)}, NAMES),
     "f1_against_l0": lambda: plotting.f1_against_l0([POINT], NAMES, reference=[POINT]),
+    "l0_against_dimension": lambda: plotting.l0_against_dimension([POINT], [2, 8], reference=[POINT]),
+    "nmse_against_l0": lambda: plotting.nmse_against_l0([POINT], NAMES, reference=[POINT]),
     "receptive_fields": lambda: plotting.receptive_fields(
         torch.rand(2, 4, 4) - 0.5,
         (0, 1, 0, 1),
@@ -29,6 +33,9 @@ FIGURES = {
     ),
     "sample_scatter": lambda: plotting.sample_scatter(torch.rand(3, 2), LABELS, NAMES),
     "similarity_heatmap": lambda: plotting.similarity_heatmap(torch.eye(3), LABELS, NAMES),
+    "similarity_heatmaps": lambda: plotting.similarity_heatmaps(
+        {"even": (torch.eye(3), LABELS), "thin": (torch.eye(90), (torch.arange(90) == 89).long())}, ["a", "a long name"]
+    ),
     "sweep_scalars": lambda: plotting.sweep_scalars([POINT]),
 }
 

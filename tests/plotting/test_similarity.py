@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sae_lightning.plotting import order_by_group, similarity_heatmap
+from sae_lightning.plotting import order_by_group, similarity_heatmap, similarity_heatmaps
 from sae_lightning.plotting.similarity import MAX_ROWS, _spread
 
 NAMES = ["noun", "verb"]
@@ -73,11 +73,11 @@ def test_large_matrices_are_thinned_within_groups_and_thin_groups_stay():
 
 def test_names_of_thin_groups_do_not_overlap_and_keep_their_order():
     centres = np.array([50.0, 98.0, 98.5, 99.0])
-    placed = _spread(centres, 100)
+    placed = _spread(centres, 100, 0.034)
     assert np.diff(placed).min() >= 3.4 - 1e-9
     assert placed.max() <= 99
     assert placed[0] == 50
-    np.testing.assert_array_equal(_spread(np.array([10.0, 50.0, 90.0]), 100), [10, 50, 90])
+    np.testing.assert_array_equal(_spread(np.array([10.0, 50.0, 90.0]), 100, 0.034), [10, 50, 90])
 
 
 @pytest.mark.parametrize(
@@ -104,3 +104,28 @@ def test_names_stand_upright_only_where_they_would_overlap(suffix, rotation):
     axes = similarity_heatmap(torch.eye(8), torch.arange(4).repeat_interleave(2), names).axes[0]
     assert {text.get_rotation() for text in axes.get_xticklabels()} == {rotation}
     assert {text.get_rotation() for text in axes.get_yticklabels()} == {0}
+
+
+def test_maps_side_by_side_are_each_drawn_whole_in_the_same_colours():
+    maps = {
+        "first": (torch.rand(4, 4), torch.tensor([0, 0, 1, -1])),
+        "second": (torch.rand(2, 2), torch.tensor([0, 1])),
+    }
+    *panels, bar = similarity_heatmaps(maps, NAMES, "latents", vmax=0.5, items="rows").axes
+    assert [axes.get_title(loc="left") for axes in panels] == list(maps)
+    for axes, (matrix, _) in zip(panels, maps.values(), strict=True):
+        np.testing.assert_allclose(axes.images[0].get_array(), matrix.numpy())
+        assert axes.images[0].get_clim() == (0.0, 0.5)
+        assert axes.get_xlabel() == f"{len(matrix)} rows"
+    assert [text.get_text() for text in panels[0].get_yticklabels()] == ["noun", "verb", "none"]
+    assert [text.get_text() for text in panels[1].get_yticklabels()] == NAMES
+    assert bar.get_ylabel() == "cosine similarity"
+
+
+def test_errors_of_maps_name_the_map():
+    with pytest.raises(ValueError, match="`maps` must hold at least one matrix"):
+        similarity_heatmaps({}, NAMES)
+    with pytest.raises(ValueError, match=r"`maps\['x'\]\[0\]` must have shape \(any, 2\), got \(2, 3\)"):
+        similarity_heatmaps({"x": (torch.rand(2, 3), torch.tensor([0, 1]))}, NAMES)
+    with pytest.raises(ValueError, match=r"reorder `maps\['x'\]\[0\]` and `maps\['x'\]\[1\]` by `order_by_group"):
+        similarity_heatmaps({"x": (torch.rand(3, 3), torch.tensor([0, 1, 0]))}, NAMES)

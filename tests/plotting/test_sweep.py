@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sae_lightning.plotting import FAMILY_STYLES, SweepPoint, f1_against_l0, sweep_scalars
+from sae_lightning.plotting import FAMILY_STYLES, SweepPoint, f1_against_l0, nmse_against_l0, sweep_scalars
 
 NAN = float("nan")
 NAMES = ["C0", "C1", "C2"]
@@ -81,6 +81,50 @@ def test_scalars_have_a_panel_each_and_log_axes_where_asked():
     assert drawn(nmse) == [(color("TopKSAE"), [2.0], [0.3]), (color("SpaDE"), [2.0, 8.0], [0.2, 0.1])]
     assert drawn(dead) == [(color("SpaDE"), [2.0, 8.0], [0.5, 0.0])]
     assert drawn(nmse, hollow=True) == [(color("ReLUSAE"), [9.0], [0.4])]
+
+
+def test_errors_of_concepts_stand_over_their_own_l0():
+    def made(family, l0, nmse):
+        empty = torch.zeros(0)
+        return SweepPoint(
+            family, 1.0, 99.0, empty, None, torch.tensor(l0), None if nmse is None else torch.tensor(nmse)
+        )
+
+    points = [
+        made("SpaDE", [8.0, 4.0], [0.25, 0.5]),
+        made("SpaDE", [2.0, 6.0], [0.5, 0.25]),
+        made("SpaDE", [0.0, 7.0], [1.0, NAN]),  # 0 has no place on a log axis, NaN nowhere
+        made("TopKSAE", [2.0, 2.0], None),
+    ]
+    figure = nmse_against_l0(points, ["a", "b"], reference=[made("ReLUSAE", [4.0, NAN], [0.125, 0.5])])
+    first, second = figure.axes
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["a", "b"]
+    assert drawn(first) == [(color("SpaDE"), [2.0, 8.0], [0.5, 0.25])]
+    assert drawn(second) == [(color("SpaDE"), [4.0, 6.0], [0.5, 0.25])]
+    assert drawn(first, hollow=True) == [(color("ReLUSAE"), [4.0], [0.125])]
+    assert drawn(second, hollow=True) == []
+    assert {(axes.get_xscale(), axes.get_yscale()) for axes in figure.axes} == {("log", "log")}
+    assert (first.get_ylabel(), second.get_ylabel()) == ("normalised MSE", "")
+    assert {axes.get_xlabel() for axes in figure.axes} == {"L0 on the concept's samples"}
+
+
+@pytest.mark.parametrize(
+    ("points", "names", "message"),
+    [
+        ([], NAMES, "`points` must hold at least one trained SAE"),
+        (POINTS, [], "`concept_names` must hold at least one name"),
+        (POINTS, ["a", "a", "b"], "names must differ"),
+        (POINTS, NAMES, "none has both"),
+        (
+            [SweepPoint("a", 1.0, 1.0, torch.zeros(3), None, torch.zeros(3), torch.zeros(2))],
+            NAMES,
+            r"`points\[0\].nmse_per_concept` must have shape \(3\), got \(2,\)",
+        ),
+    ],
+)
+def test_errors_of_nmse(points, names, message):
+    with pytest.raises(ValueError, match=message):
+        nmse_against_l0(points, names)
 
 
 def test_names_choose_and_order_the_panels():
