@@ -22,8 +22,15 @@ demo: .venv/installed  ## Train, test and picture four SAEs on the separability 
 test: .venv/installed  ## Run the test suite, doctests included
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest
 
-bench: .venv/installed  ## Time a training step of every architecture against the dense product
-	$(BIN)/python tests/benchmarks/step.py
+# torch stays the pinned build; what asks for more than training imports comes without its dependencies
+.venv-bench/installed: pyproject.toml constraints.txt $(wildcard tests/benchmarks/requirements*.txt)
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/pip install --quiet --constraint constraints.txt --editable . -r tests/benchmarks/requirements.txt
+	.venv-bench/bin/pip install --quiet --no-deps -r tests/benchmarks/requirements-no-deps.txt
+	@touch $@
+
+bench: .venv-bench/installed  ## Time training steps against other libraries, in .venv-bench; writes docs/benchmarks.*
+	.venv-bench/bin/python -m tests.benchmarks --output docs
 
 lint: .venv/installed  ## Check style and types
 	$(BIN)/ruff check .
@@ -33,5 +40,5 @@ lint: .venv/installed  ## Check style and types
 notebooks: .venv/installed  ## Execute the notebooks in place
 	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
 
-clean:  ## Remove the environment and all runs
-	rm -rf .venv runs
+clean:  ## Remove the environments and all runs
+	rm -rf .venv .venv-bench runs
