@@ -9,6 +9,7 @@ import yaml
 from tests.conftest import CONFIGS, EXPERIMENTS, ROOT, run_cli
 
 SEPARABILITY = sorted((CONFIGS / "separability").glob("*.yaml"))
+HETEROGENEITY = sorted((CONFIGS / "heterogeneity").glob("*.yaml"))
 OVERLAYS = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name in ("debug", "trainer"))
 ALL = sorted(CONFIGS.rglob("*.yaml"))
 
@@ -33,34 +34,39 @@ def saes(config):
 
 def test_every_config_is_an_experiment_or_an_overlay():
     assert {path.stem for path in SEPARABILITY} == {*EXPERIMENTS, "figure"}
-    assert set(ALL) == {*SEPARABILITY, *OVERLAYS}
+    assert {path.stem for path in HETEROGENEITY} == {*EXPERIMENTS, "figure", "short", "defaults"}
+    assert set(ALL) == {*SEPARABILITY, *HETEROGENEITY, *OVERLAYS}
     assert len(OVERLAYS) == 6
 
 
-@pytest.mark.parametrize("path", SEPARABILITY, ids=ident)
+@pytest.mark.parametrize("path", [*SEPARABILITY, *HETEROGENEITY], ids=ident)
 def test_experiments_parse_and_are_consistent(path):
     config = parsed(path)
     trainer = config["trainer"]
-    assert config["run_dir"] == f"runs/separability/{path.stem}"
-    assert config["num_threads"] == 1
-    assert config["data"]["class_path"].endswith("SeparabilityDataModule")
+    experiment = path.parent.name
+    d_sae, num_threads = {"separability": (128, 1), "heterogeneity": (512, None)}[experiment]
+    assert config["run_dir"] == f"runs/{experiment}/{path.stem}"
+    assert config["num_threads"] == num_threads
+    assert config["data"]["class_path"].endswith(f".{experiment.capitalize()}DataModule")
+    assert config["data"]["init_args"]["n_test_per_concept"] == 1000
     assert trainer["max_epochs"] == -1
     assert trainer["check_val_every_n_epoch"] is None
     for name, sae in saes(config).items():
         args = sae["init_args"]
-        assert args["d_sae"] == 128, name
+        assert args["d_sae"] == d_sae, name
         assert args["optimizer"]["init_args"]["lr"] == 1e-2, name
         assert args["lr_scheduler"]["init_args"]["T_max"] == trainer["max_steps"], name
 
 
+@pytest.mark.parametrize("experiment", ["separability", "heterogeneity"])
 @pytest.mark.parametrize("name", EXPERIMENTS[:4])
-def test_single_experiments_train_the_class_of_their_name(name):
+def test_single_experiments_train_the_class_of_their_name(name, experiment):
     classes = {"spade": "SpaDE", "relu": "ReLUSAE", "jumprelu": "JumpReLUSAE", "topk": "TopKSAE"}
-    assert parsed(CONFIGS / "separability" / f"{name}.yaml")["model"]["class_path"].endswith(f".{classes[name]}")
+    assert parsed(CONFIGS / experiment / f"{name}.yaml")["model"]["class_path"].endswith(f".{classes[name]}")
 
 
-def test_the_figure_has_ten_strengths_of_each_class():
-    members = saes(parsed(CONFIGS / "separability" / "figure.yaml"))
+def sweep(members):
+    """Strengths of each class of SAE, whose members' names tell them."""
     strengths = {}
     for name, sae in members.items():
         args = sae["init_args"]
@@ -68,6 +74,14 @@ def test_the_figure_has_ten_strengths_of_each_class():
         strength = args["k"] if family == "TopKSAE" else args["gamma"]
         strengths.setdefault(family, []).append(strength)
         assert float(name.partition("-")[2].replace("p", ".")) == pytest.approx(strength), name
+    return strengths
+
+
+def test_the_figure_has_ten_strengths_of_each_class():
+    members = saes(parsed(CONFIGS / "separability" / "figure.yaml"))
+    strengths = sweep(members)
+    for name, sae in members.items():
+        args = sae["init_args"]
         assert args["init"] == "normal", name
         assert args.get("lambda_init", args.get("pre_code_scale")) == 0.25, name
     assert {family: len(set(values)) for family, values in strengths.items()} == {
@@ -76,6 +90,44 @@ def test_the_figure_has_ten_strengths_of_each_class():
         "JumpReLUSAE": 10,
         "TopKSAE": 10,
     }
+
+
+@pytest.mark.parametrize(("name", "steps"), [("figure", 10_938), ("short", 2_000)])
+def test_the_heterogeneity_figure_has_the_papers_strengths_and_setting(name, steps):
+    config = parsed(CONFIGS / "heterogeneity" / f"{name}.yaml")
+    assert sweep(saes(config)) == {
+        "SpaDE": [0.001, 0.01, 0.1, 1, 3, 5, 10],
+        "ReLUSAE": [0.001, 0.01, 0.05, 0.1, 0.5, 1, 5],
+        "JumpReLUSAE": [0.001, 0.01, 0.025, 0.05, 0.075, 0.1, 1],
+        "TopKSAE": [4, 8, 16, 32, 64, 128, 256],
+    }
+    assert config["trainer"]["max_steps"] == steps
+    assert config["trainer"]["limit_val_batches"] == 0
+    data = config["data"]["init_args"]
+    assert (data["d_in"], data["dims"], data["batch_size"]) == (128, [6, 14, 30, 62, 126], 2048)
+    for member, sae in saes(config).items():
+        args = sae["init_args"]
+        assert args["init"] == "normal", member
+        assert args.get("lambda_init", args.get("pre_code_scale")) == 1 / 256, member
+        assert "k" not in args or args["gamma"] == 1, member
+
+
+def test_the_defaults_of_heterogeneity_differ_from_short_in_initial_values_only():
+    short, defaults = (parsed(CONFIGS / "heterogeneity" / f"{name}.yaml") for name in ("short", "defaults"))
+    assert short["trainer"] == defaults["trainer"]
+    assert short["data"] == defaults["data"]
+    assert sweep(saes(defaults))["SpaDE"] == sweep(saes(short))["SpaDE"]
+    changes = {
+        "spade": {"init", "lambda_init", "l0_init"},
+        "relu": {"init", "pre_code_scale"},
+        "jumprelu": {"init", "pre_code_scale", "threshold_init", "bandwidth"},
+        "topk": {"init", "pre_code_scale"},
+    }
+    common = saes(short).keys() & saes(defaults).keys()
+    assert {name.partition("-")[0] for name in common} == set(changes)
+    for name in common:
+        before, after = (saes(config)[name]["init_args"] for config in (short, defaults))
+        assert {key for key in before if before[key] != after[key]} == changes[name.partition("-")[0]], name
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=ident)
