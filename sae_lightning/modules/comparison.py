@@ -1,14 +1,19 @@
 """Comparison: several SAEs on the same stream of batches."""
 
+import os
 import re
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
 
 from sae_lightning.modules.base import BaseSAE
 from sae_lightning.modules.module import SAEModule
 from sae_lightning.modules.optimizers import OptimizerGroup, SchedulerGroup
+from sae_lightning.modules.processes import MemberProcesses, StepScalars
+from sae_lightning.nn.parts import require_positive
 
 _PREFIX = "sae_"  # lets a member have the name of one of ModuleDict's methods
 
@@ -23,13 +28,16 @@ class Comparison(SAEModule):
     Args:
         d_in: Size of an activation.
         members: Makes each SAE from `d_in`, by name. Names become folders and log keys: letters, digits, `-`, `_`.
+        processes: How many processes train the members side by side on a CPU, each on one thread: at most as many as
+            it has cores. With 1, and wherever training is distributed or on an accelerator, they are trained in turn.
 
     Raises:
-        ValueError: If there is no member, or a name has other characters.
+        ValueError: If there is no member, a name has other characters, or there are no processes.
     """
 
-    def __init__(self, d_in: int, members: dict[str, Callable[[int], BaseSAE]]) -> None:
+    def __init__(self, d_in: int, members: dict[str, Callable[[int], BaseSAE]], processes: int = 1) -> None:
         super().__init__(d_in)
+        require_positive("processes", processes)
         if not members:
             raise ValueError("members must name at least one SAE, but is empty")
         for name in members:
@@ -39,6 +47,9 @@ class Comparison(SAEModule):
         for name, sae in self.saes().items():
             if not isinstance(sae, BaseSAE):
                 raise ValueError(f"members must make SAEs (BaseSAE), but {name!r} makes a {type(sae).__name__}")
+        self.processes = processes
+        self._side_by_side: MemberProcesses | None = None
+        self._losses: list[Tensor] = []
         self.init_args["members"] = {name: self._describe_member(sae) for name, sae in self.saes().items()}
         self.save_hyperparameters(self.init_args)
 
@@ -51,6 +62,48 @@ class Comparison(SAEModule):
     def saes(self) -> dict[str, BaseSAE]:
         """The members by name."""
         return {name.removeprefix(_PREFIX): sae for name, sae in self.members.items()}  # type: ignore[misc]
+
+    # ------------------------------------------------------------------ side by side
+
+    def on_train_start(self) -> None:
+        """Start the processes; they see the weights as they are now."""
+        self._stop_processes()  # where an earlier fit was interrupted
+        n = min(self.processes, len(self.saes()))
+        if n == 1:
+            return
+        if self.device.type != "cpu" or self.trainer.world_size > 1 or not hasattr(os, "fork"):
+            rank_zero_warn(
+                f"processes = {self.processes} has no effect here: members train in turn, for training is distributed, "
+                "on an accelerator, or on a system that cannot fork"
+            )
+            return
+        self._side_by_side = MemberProcesses(self.saes(), n)
+
+    def on_train_end(self) -> None:
+        """End the processes."""
+        self._stop_processes()
+
+    def _stop_processes(self) -> None:
+        if self._side_by_side is not None:
+            self._side_by_side.close()
+            self._side_by_side = None
+
+    def learn_all(self, x: Tensor, with_l0: bool) -> dict[str, StepScalars]:
+        """Losses of every member; where they train side by side, their gradients wait for `backward`."""
+        if self._side_by_side is None:
+            return super().learn_all(x, with_l0)
+        found = self._side_by_side.learn(x, with_l0)
+        self._losses = [terms["loss"].requires_grad_() for terms, _ in found.values()]
+        return found
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Hand over the gradients that `learn_all` found, as Lightning has weighted the loss meanwhile."""
+        if self._side_by_side is None:
+            super().backward(loss, *args, **kwargs)
+        else:
+            self._side_by_side.backward([float(f) for f in torch.autograd.grad(loss, self._losses)])
+
+    # ------------------------------------------------------------------ optimisation
 
     def configure_optimizers(self) -> Any:
         """One optimizer group and one schedule group that step the members' own."""

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from sae_lightning.data.batch import ActivationBatch, as_batch
 from sae_lightning.modules.allocator import keep_freed_memory
 from sae_lightning.modules.clipping import clip_grad_norms
+from sae_lightning.modules.processes import StepScalars
 from sae_lightning.nn import FIRING_THRESHOLD, SAEOutput, SparseCodes, SparseOutput
 from sae_lightning.nn.parts import Recorded
 
@@ -163,28 +164,39 @@ class SAEModule(Recorded, pl.LightningModule):
         """Return the summed loss of the SAEs; they share no parameter, so their gradients do not mix."""
         self._check(batch, batch_idx, "training")
         log = self.is_logging_step()
-        losses, l0s = [], []
-        for name, sae in self.saes().items():
-            result = sae.learn(batch.activations)
-            losses.append(result.terms["loss"])
-            if log:
-                l0s.append(result.l0())
-                self._log_terms(name, "train", result)
-        loss = torch.stack(losses).sum()
-        if log and len(losses) > 1:  # for the progress bar, which has no room for each member
+        found = self.learn_all(batch.activations, with_l0=log)
+        if log:
+            for name, (terms, l0) in found.items():
+                assert l0 is not None
+                self._log_scalars(name, "train", {**terms, "l0": l0}, len(batch.activations))
+        loss = torch.stack([terms["loss"] for terms, _ in found.values()]).sum()
+        if log and len(found) > 1:  # for the progress bar, which has no room for each member
+            l0s = [l0 for _, l0 in found.values() if l0 is not None]
             self.log_dict({"train/loss": loss.detach(), "train/l0": torch.stack(l0s).mean()}, prog_bar=True)
         self.samples_seen += len(batch.activations) * self.trainer.world_size
         return loss
+
+    def learn_all(self, x: Tensor, with_l0: bool) -> dict[str, StepScalars]:
+        """Losses of every SAE for a training batch of raw inputs, with what is logged.
+
+        Args:
+            x: Raw inputs, `(n, d_in)`.
+            with_l0: Whether to count the latents that fire.
+        """
+        found = {}
+        for name, sae in self.saes().items():
+            result = sae.learn(x)
+            found[name] = StepScalars(result.terms, result.l0() if with_l0 else None)
+        return found
 
     def is_logging_step(self) -> bool:
         """Whether the current training step is one at which the trainer logs."""
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         return bool(every) and (self.global_step + 1) % every == 0
 
-    def _log_terms(self, name: str, stage: str, result: Evaluation | Learned) -> None:
+    def _log_scalars(self, name: str, stage: str, scalars: dict[str, Tensor], n: int) -> None:
         training = stage == "train"
-        scalars = {**result.terms, "l0": result.l0()}
-        if len(result.x) == 0:  # a rank's share of the last evaluation batch: its weight is 0, but 0 * nan is nan
+        if n == 0:  # a rank's share of the last evaluation batch: its weight is 0, but 0 * nan is nan
             scalars = {key: torch.zeros_like(value) for key, value in scalars.items()}
         for key, value in scalars.items():
             self.log(
@@ -192,7 +204,7 @@ class SAEModule(Recorded, pl.LightningModule):
                 value.detach(),
                 on_step=training,
                 on_epoch=not training,
-                batch_size=len(result.x),
+                batch_size=n,
                 sync_dist=not training,
                 prog_bar=training and not name and key in ("loss", "l0"),
             )
@@ -209,8 +221,8 @@ class SAEModule(Recorded, pl.LightningModule):
         self._check(batch, batch_idx, stream)
         results = {}
         for name, sae in self.saes().items():
-            results[name] = sae.evaluate(batch.activations)
-            self._log_terms(name, stage, results[name])
+            results[name] = result = sae.evaluate(batch.activations)
+            self._log_scalars(name, stage, {**result.terms, "l0": result.l0()}, len(result.x))
         return results
 
     def predict_step(self, batch: ActivationBatch, batch_idx: int) -> Predictions:

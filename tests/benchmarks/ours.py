@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from sae_lightning.modules import BaseSAE, JumpReLUSAE, ReLUSAE, SpaDE, TopKSAE
+from sae_lightning.modules.allocator import keep_freed_memory
 from tests.benchmarks.contender import NEVER, Contender, Entry, autocast, silence_some, use_tiny_learning_rate
 from tests.benchmarks.problem import N_BATCHES, Problem, Shape
 
@@ -39,6 +40,8 @@ class Ours(Contender):
     """`learn`, backward, clipping to norm 1 and the package's default optimizer."""
 
     def __init__(self, architecture: str, problem: Problem) -> None:
+        if problem.device.type == "cpu":
+            keep_freed_memory()  # as `on_fit_start` does
         self.sae = make_sae(architecture, problem.shape).to(problem.device)
         self.sae.initialize(problem.samples)
         if architecture == "topk-auxk":

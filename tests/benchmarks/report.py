@@ -21,16 +21,16 @@ _PACKAGES = ("lightning", "sae-lens", "dictionary-learning", "eai-sparsify", "tr
 _NOTES = """\
 A step is forward, backward, clipping and Adam, in fp32, on activations that lie in memory: sparse combinations of
 random directions with noise, of mean squared norm `d_in`. *Times the product* compares it with the encoder's product
-`x @ W.T` alone, timed in turn with the step; quote these ratios, for absolute times vary with what else the machine
-does. *Peak memory* is what a step takes above weights, optimizer state and data, gradients included. Ranges are
-quartiles.
+`x @ W.T` alone, written into memory that is there already and timed in turn with the step; quote these ratios, for
+absolute times vary with what else the machine does. *Peak memory* is what a step takes above weights, optimizer state
+and data, gradients included. Ranges are quartiles.
 
 Sparsity is the same for all: ReLU's biases and JumpReLU's thresholds are set so that about 1 % of latents fire, TopK
 keeps k, SpaDE's lambda is calibrated to k; L0 is what was measured, *silent* the share of latents that
 fire nowhere in the two batches. In *TopK* none of these counts as dead; in *TopK, aux-k* all do, and a tenth of the
 latents was made silent beforehand, so that the auxiliary loss is at work.
 
-- *sae_lightning*: this package, with its defaults.
+- *sae_lightning*: this package, with its defaults; as in its training loop, the C library keeps freed memory.
 - *naive*: the formulas with dense codes, plain autograd and PyTorch's default Adam, SpaDE as in the authors' code, with
   all differences `(batch, d_sae, d_in)` and a sort.
 - *sae-lens*: `SAETrainer.step`. *sparse* is its option `use_sparse_activations`, without rescaling by decoder

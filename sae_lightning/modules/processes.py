@@ -1,0 +1,222 @@
+"""Processes that train the members of a comparison side by side on a CPU."""
+
+import contextlib
+import mmap
+import multiprocessing
+import os
+import pickle
+import signal
+import traceback
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from sae_lightning.modules.base import BaseSAE
+
+_ALIGNMENT = 64  # bytes: what vector instructions like
+
+
+class StepScalars(NamedTuple):
+    """What is logged of one SAE's training step."""
+
+    terms: dict[str, Tensor]
+    """Named scalars: `loss`, `mse` and, where there is one, `regularizer`."""
+    l0: Tensor | None
+    """Mean number of latents that fire per sample, where it was asked for."""
+
+
+class MemberProcesses:
+    """Computes losses and gradients of several SAEs in several processes, of which this one is the first.
+
+    The others are forked. They see this process's weights and buffers, since these lie in shared memory until `close`,
+    and leave gradients where this process sees them; batches and losses go through pipes. Each process runs on one
+    thread: operations of small SAEs are too short to be split among threads.
+
+    Args:
+        saes: The SAEs by name; they are dealt to the processes in turn. What training changes in them must lie in
+            their parameters and buffers.
+        n: Number of processes, from 2 to the number of SAEs.
+
+    Raises:
+        ValueError: If `n` is out of range.
+    """
+
+    def __init__(self, saes: "dict[str, BaseSAE]", n: int) -> None:
+        if not 2 <= n <= len(saes):
+            raise ValueError(f"n must lie between 2 and the number of SAEs, {len(saes)}, but is {n}")
+        names = list(saes)
+        self._saes = saes
+        self._own = names[::n]
+        self._found: dict[str, Sequence[Tensor | None]] = {}
+        self._threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        _share(chain.from_iterable(_tensors(sae) for sae in saes.values()))
+        self._places = {name: [torch.zeros_like(p) for p in saes[name].parameters()] for name in names}
+        _share(chain.from_iterable(self._places[name] for name in names if name not in self._own))
+        self._others: list[tuple[BaseProcess, Connection]] = []
+        context = multiprocessing.get_context("fork")
+        for i in range(1, n):
+            shares = {name: (saes[name], self._places[name]) for name in names[i::n]}
+            ours, theirs = context.Pipe()
+            inherited = [ours, *(connection for _, connection in self._others)]
+            process = context.Process(target=_serve, args=(theirs, inherited, shares), daemon=True)
+            with warnings.catch_warnings():  # Python warns of locks that other threads may hold: nobody takes any here
+                warnings.simplefilter("ignore", DeprecationWarning)
+                process.start()
+            theirs.close()
+            self._others.append((process, ours))
+
+    def learn(self, x: Tensor, with_l0: bool) -> dict[str, StepScalars]:
+        """Losses of a training batch of raw inputs `(n, d_in)`, in the order of the SAEs; keeps their gradients.
+
+        Raises:
+            Exception: What a member raised, in whatever process.
+            RuntimeError: If a process is gone.
+        """
+        autocast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+        for process, connection in self._others:
+            with _answered(process):
+                connection.send((tuple(x.shape), x.dtype, autocast, with_l0))
+                connection.send_bytes(x.flatten().view(torch.uint8).numpy().data)
+        scalars: dict[str, StepScalars] = {}
+        failure: Exception | None = None
+        try:
+            for name in self._own:
+                scalars[name], self._found[name] = _learn(self._saes[name], x, with_l0)
+        except Exception as error:  # the other answers are to be read all the same
+            failure = error
+        for process, connection in self._others:
+            with _answered(process):
+                answer = connection.recv()
+            if isinstance(answer, Exception):
+                failure = failure or answer
+                continue
+            for name, (sent, used) in answer.items():
+                scalars[name] = _tensors_of(sent)
+                self._found[name] = [g if u else None for g, u in zip(self._places[name], used, strict=True)]
+        if failure is not None:
+            raise failure
+        return {name: scalars[name] for name in self._saes}
+
+    def backward(self, factors: Sequence[float]) -> None:
+        """Add the gradients of the last losses, each multiplied by a factor, to those of the parameters."""
+        for (name, sae), factor in zip(self._saes.items(), factors, strict=True):
+            for parameter, grad in zip(sae.parameters(), self._found[name], strict=True):
+                if grad is None:
+                    continue
+                scaled = grad if factor == 1 else grad * factor
+                # in the parameter's memory order, for fused optimizers look at no other
+                parameter.grad = scaled.contiguous() if parameter.grad is None else parameter.grad + scaled
+
+    def close(self) -> None:
+        """End the other processes, and give the SAEs memory of their own."""
+        for process, connection in self._others:
+            connection.close()
+            process.join(10)
+            if process.is_alive():
+                process.kill()
+        self._others = []
+        for sae in self._saes.values():
+            for tensor in _tensors(sae):
+                tensor.data = tensor.data.clone()
+                tensor.grad = None
+        torch.set_num_threads(self._threads)
+
+
+def _tensors(sae: "BaseSAE") -> Iterator[Tensor]:
+    return chain(sae.parameters(), sae.buffers())
+
+
+def _share(tensors: Iterable[Tensor]) -> None:
+    """Move tensors into one block of memory that processes share once they are forked."""
+    tensors = list(tensors)
+    offsets, end = [], 0
+    for tensor in tensors:
+        offsets.append(end)
+        end += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
+    block = mmap.mmap(-1, end)
+    for tensor, offset in zip(tensors, offsets, strict=True):
+        place = torch.frombuffer(block, dtype=tensor.dtype, count=tensor.numel(), offset=offset).view(tensor.shape)
+        tensor.data = place.copy_(tensor.data)
+
+
+def _learn(sae: "BaseSAE", x: Tensor, with_l0: bool) -> tuple[StepScalars, Sequence[Tensor | None]]:
+    """One SAE's training step up to its gradients, None for parameters that have none."""
+    result = sae.learn(x)
+    scalars = StepScalars(
+        {key: value.detach() for key, value in result.terms.items()}, result.l0() if with_l0 else None
+    )
+    with torch.autocast("cpu", enabled=False):  # as Lightning calls `backward`
+        return scalars, torch.autograd.grad(result.terms["loss"], list(sae.parameters()), allow_unused=True)
+
+
+def _serve(
+    connection: Connection, inherited: Sequence[Connection], shares: "dict[str, tuple[BaseSAE, list[Tensor]]]"
+) -> None:
+    """Answer requests until the other end of the pipe is closed, or its process dead."""
+    for other in inherited:  # open here, they would outlive the first process
+        other.close()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process decides what an interrupt means
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    torch.set_num_threads(1)  # the threads of the first process are not here, and GNU's OpenMP would wait for them
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            shape, dtype, autocast, with_l0 = connection.recv()
+            x = torch.frombuffer(bytearray(connection.recv_bytes()), dtype=torch.uint8).view(dtype).view(shape)
+            try:
+                with torch.autocast("cpu", autocast, enabled=autocast is not None):
+                    connection.send({name: _answer(*share, x, with_l0) for name, share in shares.items()})
+            except Exception as error:
+                connection.send(_picklable(error))
+    os._exit(0)  # what was inherited is not this process's to close
+
+
+def _answer(sae: "BaseSAE", places: Sequence[Tensor], x: Tensor, with_l0: bool) -> tuple[Any, list[bool]]:
+    """Leave one SAE's gradients in their places; its scalars, and which parameters have a gradient."""
+    scalars, grads = _learn(sae, x, with_l0)
+    for place, grad in zip(places, grads, strict=True):
+        if grad is not None:
+            place.copy_(grad)
+    return _plain(scalars), [grad is not None for grad in grads]
+
+
+def _plain(scalars: StepScalars) -> tuple[dict[str, tuple[float, torch.dtype]], float | None]:
+    # a pipe would carry tensors as handles of shared memory, which is slow
+    terms = {key: (value.item(), value.dtype) for key, value in scalars.terms.items()}
+    return terms, None if scalars.l0 is None else scalars.l0.item()
+
+
+def _tensors_of(plain: tuple[dict[str, tuple[float, torch.dtype]], float | None]) -> StepScalars:
+    terms, l0 = plain
+    return StepScalars(
+        {key: torch.tensor(value, dtype=dtype) for key, (value, dtype) in terms.items()},
+        None if l0 is None else torch.tensor(l0),
+    )
+
+
+def _picklable(error: Exception) -> Exception:
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError("".join(traceback.format_exception(error)))
+    return error
+
+
+@contextlib.contextmanager
+def _answered(process: BaseProcess) -> Iterator[None]:
+    """Say which process is gone where a pipe breaks."""
+    try:
+        yield
+    except (EOFError, OSError) as error:
+        process.join(1)
+        raise RuntimeError(
+            f"a process that trains members of the comparison is gone (exit code {process.exitcode}; -9 is how a "
+            "system without memory left ends it): train fewer members at a time, or with processes = 1"
+        ) from error
