@@ -35,6 +35,7 @@ RUNS = {
     "jumprelu": ["jumprelu"],
     "topk": ["topk", "--model.dead_after", 3],
     "compare": ["compare"],
+    "side by side": ["compare", "--model.processes", 2],
     "resampled": ["topk", *RESAMPLE],
     "accumulated": ["spade", "--trainer.accumulate_grad_batches", 2, "--trainer.val_check_interval", 5],
 }
@@ -188,26 +189,37 @@ def check_ending(run_dir, expected):
     assert found["checkpoint"]["global_step"] == STEPS
 
 
-KILLS = [("spade", 2), *(pytest.param(name, 20 if name == "compare" else 4, marks=pytest.mark.slow) for name in RUNS)]
-
-
-@pytest.mark.parametrize(("name", "kills"), KILLS)
-def test_a_run_killed_at_random_moments_ends_as_if_undisturbed(name, kills, undisturbed, tmp_path):
+def kill_and_resume(name, run_dir, kills, draw, undisturbed):
+    """Kill a run at random moments, go on with it each time, and compare its ending with that of an undisturbed one."""
     expected, seconds = undisturbed(name)
-    draw = random.Random(f"{name} {kills}")
-    run_dir, done = tmp_path / name, 0
+    done = 0
     while done < kills:
         process = start(name, run_dir)
         process.join(draw.uniform(0.3, 1.0) * seconds)
         process.kill()
         if finish(process, run_dir):  # too late
             check_ending(run_dir, expected)
-            run_dir, seconds = tmp_path / f"{name}-{seconds:g}", 0.8 * seconds
+            seconds *= 0.8
+            run_dir = run_dir.with_name(f"{run_dir.name}-")
         else:
             done += 1
             whole_or_absent(run_dir)
     assert finish(start(name, run_dir), run_dir)
     check_ending(run_dir, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "kills"), [("spade", 2), *(pytest.param(name, 4, marks=pytest.mark.slow) for name in RUNS)]
+)
+def test_a_run_killed_again_and_again_ends_as_if_undisturbed(name, kills, undisturbed, tmp_path):
+    kill_and_resume(name, tmp_path / name, kills, random.Random(f"{name} {kills}"), undisturbed)
+
+
+@pytest.mark.slow
+def test_20_kills_have_20_identical_endings(undisturbed, tmp_path):
+    draw = random.Random(20)
+    for i in range(20):
+        kill_and_resume("compare", tmp_path / str(i), 1, draw, undisturbed)
 
 
 @pytest.mark.slow

@@ -92,7 +92,11 @@ class Comparison(SAEModule):
         """Losses of every member; where they train side by side, their gradients wait for `backward`."""
         if self._side_by_side is None:
             return super().learn_all(x, with_l0)
-        found = self._side_by_side.learn(x, with_l0)
+        try:
+            found = self._side_by_side.learn(x, with_l0)
+        except BaseException:  # Lightning tells a module of no exception
+            self._stop_processes()
+            raise
         self._losses = [terms["loss"].requires_grad_() for terms, _ in found.values()]
         return found
 

@@ -187,17 +187,17 @@ def _answer(sae: "BaseSAE", places: Sequence[Tensor], x: Tensor, with_l0: bool) 
     return _plain(scalars), [grad is not None for grad in grads]
 
 
-def _plain(scalars: StepScalars) -> tuple[dict[str, tuple[float, torch.dtype]], float | None]:
+def _plain(scalars: StepScalars) -> tuple[Any, ...]:
     # a pipe would carry tensors as handles of shared memory, which is slow
     terms = {key: (value.item(), value.dtype) for key, value in scalars.terms.items()}
-    return terms, None if scalars.l0 is None else scalars.l0.item()
+    return terms, None if scalars.l0 is None else (scalars.l0.item(), scalars.l0.dtype)
 
 
-def _tensors_of(plain: tuple[dict[str, tuple[float, torch.dtype]], float | None]) -> StepScalars:
+def _tensors_of(plain: tuple[Any, ...]) -> StepScalars:
     terms, l0 = plain
     return StepScalars(
         {key: torch.tensor(value, dtype=dtype) for key, (value, dtype) in terms.items()},
-        None if l0 is None else torch.tensor(l0),
+        None if l0 is None else torch.tensor(l0[0], dtype=l0[1]),
     )
 
 

@@ -1,6 +1,6 @@
-"""Store the results of a run beside the notebook: its results.json without configurations, with six digits.
+"""Store the results of a run beside the notebooks: its results.json without configurations, with six digits.
 
-python notebooks/results/heterogeneity/store.py runs/heterogeneity/short-seed0 short-seed0
+python notebooks/results/store.py runs/heterogeneity/short-seed0 heterogeneity/short-seed0
 """
 
 import json
@@ -19,7 +19,7 @@ def rounded(value: Any) -> Any:
 
 
 def store(run_dir: Path, name: str) -> Path:
-    """Write `NAME.json` beside this file from a run that was trained and tested.
+    """Write `NAME.json` below this file's folder from a run that was trained and tested.
 
     Raises:
         ValueError: If the run was not trained or not tested.
@@ -29,7 +29,7 @@ def store(run_dir: Path, name: str) -> Path:
         if command not in results:
             raise ValueError(f"{run_dir} must hold the results of `fit` and `test`, but has none of `{command}`")
         del results[command]["config"]
-    path = Path(__file__).with_name(f"{name}.json")
+    path = Path(__file__).parent / f"{name}.json"
     path.write_text(json.dumps(rounded(results), indent=0))
     return path
 
