@@ -247,8 +247,8 @@ def test_composed_saes_and_callbacks_come_from_the_command_line(tmp_path):
     resample = ["--trainer.callbacks+=ResampleDeadLatents", "--trainer.callbacks.every_n_steps", 5]
     outcome = run_cli("fit", *args, *resample)
     assert outcome.code == 0, outcome.err[-3000:]
-    assert rows(run_dir)[0]["train/loss"]
-    assert [row["train/resampled_latents"] for row in rows(run_dir) if row.get("train/resampled_latents")]
+    for key in ("train/loss", "train/resampled_latents"):
+        assert [row[key] for row in rows(run_dir) if row.get(key)], key
     outcome = run_cli("test", *args, "--ckpt_path", last(run_dir))
     assert outcome.code == 0, outcome.err[-3000:]
     assert not [warning for warning in outcome.warnings if "replace" in warning]

@@ -36,7 +36,7 @@ def test_every_config_is_an_experiment_or_an_overlay():
     assert {path.stem for path in SEPARABILITY} == {*EXPERIMENTS, "figure"}
     assert {path.stem for path in HETEROGENEITY} == {*EXPERIMENTS, "figure", "short", "defaults"}
     assert set(ALL) == {*SEPARABILITY, *HETEROGENEITY, *OVERLAYS}
-    assert len(OVERLAYS) == 6
+    assert len(OVERLAYS) == 5
 
 
 @pytest.mark.parametrize("path", [*SEPARABILITY, *HETEROGENEITY], ids=ident)
@@ -44,9 +44,11 @@ def test_experiments_parse_and_are_consistent(path):
     config = parsed(path)
     trainer = config["trainer"]
     experiment = path.parent.name
-    d_sae, num_threads = {"separability": (128, 1), "heterogeneity": (512, None)}[experiment]
+    d_sae = {"separability": 128, "heterogeneity": 512}[experiment]
     assert config["run_dir"] == f"runs/{experiment}/{path.stem}"
-    assert config["num_threads"] == num_threads
+    side_by_side = config["model"]["init_args"].get("processes") == 2
+    assert side_by_side == (path.stem in ("figure", "short", "defaults"))
+    assert config["num_threads"] == (1 if experiment == "separability" and not side_by_side else None)
     assert config["data"]["class_path"].endswith(f".{experiment.capitalize()}DataModule")
     assert config["data"]["init_args"]["n_test_per_concept"] == 1000
     assert trainer["max_epochs"] == -1
@@ -121,7 +123,7 @@ def test_the_defaults_of_heterogeneity_differ_from_short_in_initial_values_only(
         "spade": {"init", "lambda_init", "l0_init"},
         "relu": {"init", "pre_code_scale"},
         "jumprelu": {"init", "pre_code_scale", "threshold_init", "bandwidth"},
-        "topk": {"init", "pre_code_scale"},
+        "topk": {"init", "pre_code_scale", "decoder_bias", "subtract_decoder_bias"},
     }
     common = saes(short).keys() & saes(defaults).keys()
     assert {name.partition("-")[0] for name in common} == set(changes)

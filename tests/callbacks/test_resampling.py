@@ -2,6 +2,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor
 from torch.optim import SGD, Adam
 
@@ -182,6 +183,17 @@ def standardized(sae: BaseSAE, batch: int) -> Tensor:
     return sae.sae.standardize(stream(Clusters(), 10**6).split(32)[batch])
 
 
+class Log(DummyLogger):
+    """Remembers what is logged at which step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[tuple[int | None, dict[str, float]]] = []
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:  # type: ignore[override]
+        self.rows.append((step, metrics))
+
+
 @pytest.mark.parametrize("grouped", [False, True], ids=["alone", "comparison"])
 def test_rounds_in_training(grouped: bool) -> None:
     saes = {"spade": with_dead_latent("spade"), "relu": with_dead_latent("relu")}
@@ -198,12 +210,16 @@ def test_rounds_in_training(grouped: bool) -> None:
     saes = {"spade": with_dead_latent("spade"), "relu": with_dead_latent("relu")}
     module = Comparison(D_IN, {n: lambda d_in, n=n: saes[n] for n in saes}) if grouped else saes["spade"]
     trainer = make_trainer(5, callbacks=[ResampleDeadLatents(every_n_steps=5, dead_after=5)])
+    log = Log()
+    trainer.loggers = [log]
     trainer.fit(module, datamodule=Clusters())
+    ((step, logged),) = [(step, row) for step, row in log.rows if any("resampled" in key for key in row)]
+    assert step == 4  # as what the step itself logs
     for name in names:
         core = saes[name].sae
         assert core.batches_silent[3] == 0
         key = f"{name}/train/resampled_latents" if grouped else "train/resampled_latents"
-        assert trainer.callback_metrics[key] >= 1
+        assert logged[key] >= 1
         optimizer: Any = trainer.optimizers[0]
         own = optimizer.optimizers[name] if grouped else optimizer
         for parameter in (core.encoder.weight, core.decoder.weight):

@@ -212,7 +212,7 @@ def test_documented_figures_are_written(on_validation, tmp_path):
     run.fit(module, data())
     run.test(module, data(), verbose=False)
     found = {str(path.relative_to(tmp_path / "figures")) for path in (tmp_path / "figures").rglob("*.png")}
-    shared = {"concept_f1", "f1_against_l0", "metrics_against_l0"}
+    shared = {"concept_f1", "f1_against_l0", "nmse_against_l0", "metrics_against_l0"}
     expected = {f"test/{name}.png" for name in shared}
     for name in "ab":
         expected |= {f"{name}/test/{figure}.png" for figure in ("code_similarity", "latent_similarity")}
