@@ -36,6 +36,7 @@ RUNS = {
     "topk": ["topk", "--model.dead_after", 3],
     "compare": ["compare"],
     "side by side": ["compare", "--model.processes", 2],
+    "at the ends of epochs": ["spade", "--checkpoint.every_n_steps", 6],
     "resampled": ["topk", *RESAMPLE],
     "accumulated": ["spade", "--trainer.accumulate_grad_batches", 2, "--trainer.val_check_interval", 5],
 }

@@ -134,9 +134,13 @@ class RunCheckpoint(ModelCheckpoint):
         trainer.callback_metrics.update(self._restored.pop("metrics", {}))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Know which step is there already."""
+        """Know which step is there already, and whether it ended an epoch."""
         super().on_train_start(trainer, pl_module)
         self._last_global_step_saved = trainer.global_step
+        loop, epochs = trainer.fit_loop, trainer.fit_loop.epoch_progress.total
+        if loop.restarted_mid_epoch and epochs.completed == epochs.ready:
+            # Lightning has counted the epoch as over by now, but would begin the next one as if it had begun before
+            loop.reset_restart_stage()
 
     # ------------------------------------------------------------------ steps
 
