@@ -11,6 +11,8 @@ from sae_lightning.data.datamodule import SPLIT_SEEDS, ActivationDataModule, Spl
 from sae_lightning.data.loading import ActivationDataset, ActivationLoader, BatchSequence
 from sae_lightning.data.seeding import seeded_generator
 
+_VALUES_PER_DRAW = 2**16  # small batches are drawn many at a time: one by one, most of the time would go into calls
+
 BatchSampler = Callable[[int, torch.Generator], ActivationBatch]
 """Draws a batch of a given size; it must be picklable, and take all that is random from the generator."""
 
@@ -26,16 +28,25 @@ class ActivationStream(Dataset[ActivationBatch]):
         batch_size: Samples per batch, at least 1.
         seed: Seed of the stream.
         rank: This process; the ranks' streams are independent.
+        per_draw: Batches that are drawn together and held, at least 1.
     """
 
-    def __init__(self, sampler: BatchSampler, batch_size: int, seed: int, rank: int) -> None:
+    def __init__(self, sampler: BatchSampler, batch_size: int, seed: int, rank: int, per_draw: int = 1) -> None:
         self.sampler = sampler
         self.batch_size = batch_size
         self.seed = seed
         self.rank = rank
+        self.per_draw = per_draw
+        self._drawn: tuple[int, ActivationBatch] | None = None
 
     def __getitem__(self, step: int) -> ActivationBatch:
-        return self.sampler(self.batch_size, seeded_generator(self.seed, SPLIT_SEEDS["train"], self.rank, step))
+        draw, place = divmod(step, self.per_draw)
+        if self._drawn is None or self._drawn[0] != draw:
+            generator = seeded_generator(self.seed, SPLIT_SEEDS["train"], self.rank, draw)
+            self._drawn = draw, self.sampler(self.per_draw * self.batch_size, generator)
+        activations, concepts = self._drawn[1]
+        rows = slice(place * self.batch_size, (place + 1) * self.batch_size)
+        return ActivationBatch(activations[rows], concepts[rows])
 
 
 class StreamSteps(BatchSequence):
@@ -110,6 +121,7 @@ class StreamingDataModule(ActivationDataModule):
 
     def train_dataloader(self) -> ActivationLoader:
         """New training batches, from the start of the stream."""
-        stream = ActivationStream(self.sampler(), self.batch_size, self.seed, rank=self._processes()[0])
+        per_draw = max(1, _VALUES_PER_DRAW // (self.batch_size * self.d_in))
+        stream = ActivationStream(self.sampler(), self.batch_size, self.seed, self._processes()[0], per_draw)
         steps = StreamSteps(self._steps_per_epoch(self.samples_per_epoch))
         return ActivationLoader.of(stream, steps, pin_memory=torch.cuda.is_available(), num_workers=self.num_workers)

@@ -72,8 +72,10 @@ def rows(x: torch.Tensor) -> set[tuple[float, ...]]:
 # -- the stream -----------------------------------------------------------------------------------------------------
 
 
-def test_a_batch_is_a_function_of_its_number() -> None:
-    stream = ActivationStream(GaussianConcepts(torch.zeros(2, 3), torch.ones(2, 3)).batch, 5, seed=1, rank=0)
+@pytest.mark.parametrize("per_draw", [1, 4, 100])
+def test_a_batch_is_a_function_of_its_number(per_draw: int) -> None:
+    sampler = GaussianConcepts(torch.zeros(2, 3), torch.ones(2, 3)).batch
+    stream = ActivationStream(sampler, 5, seed=1, rank=0, per_draw=per_draw)
     state = torch.get_rng_state()
     first = stream[7]
     assert isinstance(first, ActivationBatch)
@@ -82,6 +84,8 @@ def test_a_batch_is_a_function_of_its_number() -> None:
     assert torch.equal(stream[7].activations, first.activations)
     assert torch.equal(stream[7].concepts, first.concepts)
     assert torch.equal(state, torch.get_rng_state())
+    drawn = torch.cat([stream[step].activations for step in range(2 * per_draw + 1)])
+    assert len(rows(drawn)) == 5 * (2 * per_draw + 1)  # no sample twice
 
 
 def test_seeds_ranks_steps_and_splits_share_no_sample() -> None:
@@ -123,7 +127,8 @@ class Where(StreamingDataModule):
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_workers_are_processes_with_one_thread(num_workers: int) -> None:
     torch.set_num_threads(2)
-    made = torch.stack([x[0] for x in read(Where(3, [], 24, 4, 4, num_workers, 0))])
+    n = 12_000  # so large that batches are drawn one by one
+    made = torch.stack([x[0] for x in read(Where(3, [], 6 * n, n, 4, num_workers, 0))])
     processes, threads, seeds = (set(column.tolist()) for column in made.T)
     assert len(processes) == max(num_workers, 1)
     assert (os.getpid() in processes) == (num_workers == 0)
@@ -162,6 +167,14 @@ def test_training_takes_the_memory_of_a_batch() -> None:
             assert next(iterator).activations.shape == (2048, 128)
     assert largest.numel == 2048 * 128
     assert source._splits == {}
+
+
+def test_small_batches_are_drawn_together_up_to_a_bound() -> None:
+    with LargestTensor() as largest:
+        iterator = iter(data().train_dataloader())
+        for _ in range(5):
+            assert next(iterator).activations.shape == (BATCH, 2)
+    assert BATCH * 2 < largest.numel <= 2**16
 
 
 # -- epochs ---------------------------------------------------------------------------------------------------------
