@@ -58,12 +58,13 @@ class MemberProcesses:
         self._threads = torch.get_num_threads()
         torch.set_num_threads(1)
         _share(chain.from_iterable(_tensors(sae) for sae in saes.values()))
-        self._places = {name: [torch.zeros_like(p) for p in saes[name].parameters()] for name in names}
+        self._parameters = {name: list(sae.parameters()) for name, sae in saes.items()}  # to find them takes its time
+        self._places = {name: [torch.zeros_like(p) for p in self._parameters[name]] for name in names}
         _share(chain.from_iterable(self._places[name] for name in names if name not in self._own))
         self._others: list[tuple[BaseProcess, Connection]] = []
         context = multiprocessing.get_context("fork")
         for i in range(1, n):
-            shares = {name: (saes[name], self._places[name]) for name in names[i::n]}
+            shares = {name: (saes[name], self._parameters[name], self._places[name]) for name in names[i::n]}
             ours, theirs = context.Pipe()
             inherited = [ours, *(connection for _, connection in self._others)]
             process = context.Process(target=_serve, args=(theirs, inherited, shares), daemon=True)
@@ -89,7 +90,7 @@ class MemberProcesses:
         failure: Exception | None = None
         try:
             for name in self._own:
-                scalars[name], self._found[name] = _learn(self._saes[name], x, with_l0)
+                scalars[name], self._found[name] = _learn(self._saes[name], self._parameters[name], x, with_l0)
         except Exception as error:  # the other answers are to be read all the same
             failure = error
         for process, connection in self._others:
@@ -107,8 +108,8 @@ class MemberProcesses:
 
     def backward(self, factors: Sequence[float]) -> None:
         """Add the gradients of the last losses, each multiplied by a factor, to those of the parameters."""
-        for (name, sae), factor in zip(self._saes.items(), factors, strict=True):
-            for parameter, grad in zip(sae.parameters(), self._found[name], strict=True):
+        for (name, parameters), factor in zip(self._parameters.items(), factors, strict=True):
+            for parameter, grad in zip(parameters, self._found[name], strict=True):
                 if grad is None:
                     continue
                 scaled = grad if factor == 1 else grad * factor
@@ -147,18 +148,22 @@ def _share(tensors: Iterable[Tensor]) -> None:
         tensor.data = place.copy_(tensor.data)
 
 
-def _learn(sae: "BaseSAE", x: Tensor, with_l0: bool) -> tuple[StepScalars, Sequence[Tensor | None]]:
+def _learn(
+    sae: "BaseSAE", parameters: Sequence[Tensor], x: Tensor, with_l0: bool
+) -> tuple[StepScalars, Sequence[Tensor | None]]:
     """One SAE's training step up to its gradients, None for parameters that have none."""
     result = sae.learn(x)
     scalars = StepScalars(
         {key: value.detach() for key, value in result.terms.items()}, result.l0() if with_l0 else None
     )
     with torch.autocast("cpu", enabled=False):  # as Lightning calls `backward`
-        return scalars, torch.autograd.grad(result.terms["loss"], list(sae.parameters()), allow_unused=True)
+        return scalars, torch.autograd.grad(result.terms["loss"], parameters, allow_unused=True)
 
 
 def _serve(
-    connection: Connection, inherited: Sequence[Connection], shares: "dict[str, tuple[BaseSAE, list[Tensor]]]"
+    connection: Connection,
+    inherited: Sequence[Connection],
+    shares: "dict[str, tuple[BaseSAE, Sequence[Tensor], Sequence[Tensor]]]",
 ) -> None:
     """Answer requests until the other end of the pipe is closed, or its process dead."""
     for other in inherited:  # open here, they would outlive the first process
@@ -178,9 +183,11 @@ def _serve(
     os._exit(0)  # what was inherited is not this process's to close
 
 
-def _answer(sae: "BaseSAE", places: Sequence[Tensor], x: Tensor, with_l0: bool) -> tuple[Any, list[bool]]:
+def _answer(
+    sae: "BaseSAE", parameters: Sequence[Tensor], places: Sequence[Tensor], x: Tensor, with_l0: bool
+) -> tuple[Any, list[bool]]:
     """Leave one SAE's gradients in their places; its scalars, and which parameters have a gradient."""
-    scalars, grads = _learn(sae, x, with_l0)
+    scalars, grads = _learn(sae, parameters, x, with_l0)
     for place, grad in zip(places, grads, strict=True):
         if grad is not None:
             place.copy_(grad)
