@@ -179,6 +179,10 @@ def _bars(ax: Axes, rows: list[Row], colors: dict[str, Any]) -> None:
             ax.errorbar(x, median, [[median - low], [high - median]], color="black", linewidth=0.8)
     ax.set_xticks(range(len(architectures)), [ARCHITECTURES[a] for a in architectures])
     ax.set_yscale("log")
+    ax.set_ylim(bottom=1)  # the product itself
+    ticks = [t for t in (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000) if t <= ax.get_ylim()[1]]
+    ax.set_yticks(ticks, [f"{t:,}" for t in ticks])
+    ax.minorticks_off()
     ax.set_ylabel("step, times the dense product")
     ax.set_title(f"(d_in, d_sae, batch, k) = {Shape(*rows[0]['shape'])}", fontsize="medium")
 
