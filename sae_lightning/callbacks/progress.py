@@ -6,7 +6,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import TQDMProgressBar
 
-from sae_lightning.modules.module import SAEModule
+from sae_lightning.modules.run import RunModule
 
 
 class SAEProgressBar(TQDMProgressBar):
@@ -24,7 +24,7 @@ class SAEProgressBar(TQDMProgressBar):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start counting samples."""
         super().on_train_start(trainer, pl_module)
-        assert isinstance(pl_module, SAEModule)
+        assert isinstance(pl_module, RunModule)
         self._since = time.perf_counter(), pl_module.samples_seen
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
@@ -32,7 +32,7 @@ class SAEProgressBar(TQDMProgressBar):
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         if self._since is not None and trainer.training:
-            assert isinstance(pl_module, SAEModule)
+            assert isinstance(pl_module, RunModule)
             start, seen = self._since
             rate = (pl_module.samples_seen - seen) / max(time.perf_counter() - start, 1e-9)
             metrics["samples/s"] = f"{rate:,.0f}"

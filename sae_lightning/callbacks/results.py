@@ -12,6 +12,7 @@ import torch
 
 from sae_lightning.loggers import RunTensorBoardLogger, run_folder
 from sae_lightning.modules.module import SAEModule
+from sae_lightning.modules.run import RunModule
 
 
 class ResultsWriter(pl.Callback):
@@ -49,7 +50,7 @@ class ResultsWriter(pl.Callback):
         folder = run_folder(trainer)
         if not trainer.is_global_zero or folder is None:
             return
-        assert isinstance(pl_module, SAEModule)
+        assert isinstance(pl_module, RunModule)
         metrics = {
             key: float(value)
             for key, value in sorted(trainer.callback_metrics.items())
@@ -75,7 +76,8 @@ class ResultsWriter(pl.Callback):
         temporary.replace(path)
         for logger in trainer.loggers:
             if isinstance(logger, RunTensorBoardLogger):
-                for name, sae in pl_module.saes().items():
+                modules = pl_module.saes() if isinstance(pl_module, SAEModule) else {"": pl_module}
+                for name, sae in modules.items():
                     logger.log_outcome(name, {"class": type(sae).__name__, **sae.hparams}, metrics)
 
 

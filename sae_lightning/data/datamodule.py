@@ -1,4 +1,4 @@
-"""The base of all sources of activations."""
+"""The bases of all data, and of all sources of activations."""
 
 from abc import abstractmethod
 from typing import Literal
@@ -12,7 +12,54 @@ Split = Literal["train", "val", "test"]
 SPLIT_SEEDS: dict[Split, int] = {"train": 0, "val": 1, "test": 2}
 
 
-class ActivationDataModule(pl.LightningDataModule):
+class SeededDataModule(pl.LightningDataModule):
+    """The base of all data: a seed on which all processes agree, and batches of one size.
+
+    Args:
+        batch_size: Training samples per step and process, at least 1.
+        eval_batch_size: Samples per step and process in validation, test and prediction, at least 1.
+        seed: Seed of what is drawn; None takes the program's seed.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    def __init__(self, batch_size: int, eval_batch_size: int, seed: int | None) -> None:
+        super().__init__()
+        for name, value in {"batch_size": batch_size, "eval_batch_size": eval_batch_size}.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, but is {value}")
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.seed = torch.initial_seed() if seed is None else seed
+
+    def setup(self, stage: str | None = None) -> None:
+        """Agree on one seed across ranks."""
+        if self.trainer is not None:
+            self.seed = self.trainer.strategy.broadcast(self.seed)
+
+    def _processes(self) -> tuple[int, int]:
+        """This process's rank, and the number of processes."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _steps_per_epoch(self, n: int) -> int:
+        """Full batches of `n` training samples, equally many on every rank."""
+        per_step = self.batch_size * self._processes()[1]
+        if n < per_step:
+            raise ValueError(
+                f"the training split must hold at least one batch of batch_size * processes = {per_step} samples, "
+                f"but holds {n}"
+            )
+        overfit_batches = getattr(self.trainer, "overfit_batches", 0)
+        if overfit_batches:
+            raise ValueError(
+                "trainer.overfit_batches must be 0, since it would replace the order of the batches, "
+                f"but is {overfit_batches}"
+            )
+        return n // per_step
+
+
+class ActivationDataModule(SeededDataModule):
     """A source of activations, held in memory and split into training, validation and test.
 
     Subclasses set `d_in` and `concept_names` in their constructor (they are valid right after it, so that the
@@ -32,15 +79,9 @@ class ActivationDataModule(pl.LightningDataModule):
     def __init__(
         self, d_in: int, concept_names: list[str], batch_size: int, eval_batch_size: int, seed: int | None
     ) -> None:
-        super().__init__()
-        for name, value in {"batch_size": batch_size, "eval_batch_size": eval_batch_size}.items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, but is {value}")
+        super().__init__(batch_size, eval_batch_size, seed)
         self.d_in = d_in
         self.concept_names = concept_names
-        self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size
-        self.seed = torch.initial_seed() if seed is None else seed
         self._splits: dict[Split, ActivationDataset] = {}
 
     @property
@@ -51,11 +92,6 @@ class ActivationDataModule(pl.LightningDataModule):
     @abstractmethod
     def make_split(self, split: Split) -> ActivationDataset:
         """Draw or read one split; called once per process and split."""
-
-    def setup(self, stage: str | None = None) -> None:
-        """Agree on one seed across ranks."""
-        if self.trainer is not None:
-            self.seed = self.trainer.strategy.broadcast(self.seed)
 
     def split(self, split: Split) -> ActivationDataset:
         """One split, made when it is first asked for."""
@@ -86,23 +122,3 @@ class ActivationDataModule(pl.LightningDataModule):
         seed = self.seed if training else None
         indices = BatchIndices(len(dataset), batch_size, *self._processes(), seed, drop_last=training)
         return ActivationLoader.of(dataset, indices, pin_memory=torch.cuda.is_available())
-
-    def _processes(self) -> tuple[int, int]:
-        """This process's rank, and the number of processes."""
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-
-    def _steps_per_epoch(self, n: int) -> int:
-        """Full batches of `n` training samples, equally many on every rank."""
-        per_step = self.batch_size * self._processes()[1]
-        if n < per_step:
-            raise ValueError(
-                f"the training split must hold at least one batch of batch_size * processes = {per_step} samples, "
-                f"but holds {n}"
-            )
-        overfit_batches = getattr(self.trainer, "overfit_batches", 0)
-        if overfit_batches:
-            raise ValueError(
-                "trainer.overfit_batches must be 0, since it would replace the order of the batches, "
-                f"but is {overfit_batches}"
-            )
-        return n // per_step

@@ -107,19 +107,19 @@ class BatchIndices(BatchSequence):
             yield order[i * self.per_batch : (i + 1) * self.per_batch][self.rank :: self.world_size]
 
 
-def _one_ahead(batches: Iterator[ActivationBatch]) -> Iterator[ActivationBatch]:
+def _one_ahead(batches: Iterator[Any]) -> Iterator[Any]:
     """Make each batch in a thread while the one before is used; small ones are not worth the hand-over."""
     with ThreadPoolExecutor(1) as thread:
-        ahead: Future[ActivationBatch | None] | None = None
+        ahead: Future[Any] | None = None
         while True:
             batch = next(batches, None) if ahead is None else ahead.result()
             if batch is None:
                 return
-            ahead = thread.submit(next, batches, None) if batch.activations.numel() >= _WORTH_A_THREAD else None
+            ahead = thread.submit(next, batches, None) if batch[0].numel() >= _WORTH_A_THREAD else None
             yield batch
 
 
-class ActivationLoader(DataLoader[ActivationBatch]):
+class ActivationLoader(DataLoader[Any]):
     """A DataLoader of whole batches whose position goes into checkpoints (Lightning asks for `state_dict`).
 
     It counts the batches that it has handed out, not those that worker processes have prepared, so a resumed run goes
@@ -130,7 +130,7 @@ class ActivationLoader(DataLoader[ActivationBatch]):
 
     @classmethod
     def of(
-        cls, dataset: Dataset[ActivationBatch], sequence: BatchSequence, pin_memory: bool, num_workers: int = 0
+        cls, dataset: Dataset[Any], sequence: BatchSequence, pin_memory: bool, num_workers: int = 0
     ) -> "ActivationLoader":
         """Read the batches that `sequence` names."""
         return cls(dataset, sampler=sequence, batch_size=None, pin_memory=pin_memory, num_workers=num_workers)
@@ -141,9 +141,9 @@ class ActivationLoader(DataLoader[ActivationBatch]):
         assert isinstance(self.sampler, BatchSequence)
         return self.sampler
 
-    def __iter__(self) -> Iterator[ActivationBatch]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """One epoch; a generator, so that reading starts with the first batch and at the position that then holds."""
-        batches: Iterator[ActivationBatch] = super().__iter__()
+        batches: Iterator[Any] = super().__iter__()
         for batch in batches if self.num_workers else _one_ahead(batches):
             self.sequence.position += 1
             yield batch

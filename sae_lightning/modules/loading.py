@@ -1,4 +1,4 @@
-"""Load trained SAEs from checkpoints, without executing what is in them."""
+"""Load what was trained from checkpoints, without executing what is in them."""
 
 import os
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 
 from sae_lightning.modules.base import BaseSAE
 from sae_lightning.modules.comparison import Comparison
-from sae_lightning.modules.module import CHECKPOINT_KEY, SAEModule
+from sae_lightning.modules.run import CHECKPOINT_KEY, RunModule
 from sae_lightning.nn.parts import build
 
 
@@ -29,8 +29,8 @@ def read_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
     return checkpoint
 
 
-def load_module(path: str | os.PathLike[str], map_location: Any = "cpu") -> SAEModule:
-    """Load what a run trained, an SAE or a Comparison, in evaluation mode.
+def load_module(path: str | os.PathLike[str], map_location: Any = "cpu") -> RunModule:
+    """Load what a run trained, an SAE, a Comparison or a LanguageModel, in evaluation mode.
 
     Args:
         path: A checkpoint, made by the command line or by a Trainer in Python.
@@ -42,7 +42,7 @@ def load_module(path: str | os.PathLike[str], map_location: Any = "cpu") -> SAEM
     """
     checkpoint = read_checkpoint(path, map_location)
     saved = checkpoint[CHECKPOINT_KEY]
-    module = build({key: saved[key] for key in ("class_path", "init_args")}, SAEModule)  # type: ignore[type-abstract]
+    module = build({key: saved[key] for key in ("class_path", "init_args")}, RunModule)
     module.load_state_dict(checkpoint["state_dict"])
     module.samples_seen = saved["samples_seen"]
     return module.to(map_location).eval()
@@ -65,7 +65,10 @@ def load_sae(path: str | os.PathLike[str], member: str | None = None, map_locati
         if member is not None:
             raise ValueError(f"member must be None for a checkpoint of one {type(module).__name__}, but is {member!r}")
         return module
-    assert isinstance(module, Comparison)
+    if not isinstance(module, Comparison):
+        raise ValueError(
+            f"checkpoint {os.fspath(path)!r} must be one of an SAE, but is one of a {type(module).__name__}"
+        )
     if member not in module.saes():
         raise ValueError(f"member must be one of {sorted(module.saes())}, but is {member!r}")
     return module.saes()[member]

@@ -3,7 +3,6 @@
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -12,13 +11,11 @@ from sae_lightning.data.batch import ActivationBatch, as_batch
 from sae_lightning.modules.allocator import keep_freed_memory
 from sae_lightning.modules.clipping import clip_grad_norms
 from sae_lightning.modules.processes import StepScalars
+from sae_lightning.modules.run import RunModule
 from sae_lightning.nn import FIRING_THRESHOLD, SAEOutput, SparseCodes, SparseOutput
-from sae_lightning.nn.parts import Recorded
 
 if TYPE_CHECKING:
     from sae_lightning.modules.base import BaseSAE
-
-CHECKPOINT_KEY = "sae_lightning"
 
 
 class Learned(NamedTuple):
@@ -65,7 +62,7 @@ class Predictions(NamedTuple):
     concepts: Tensor
 
 
-class SAEModule(Recorded, pl.LightningModule):
+class SAEModule(RunModule):
     """Trains, evaluates and describes one or several SAEs; knows no formula.
 
     Args:
@@ -77,7 +74,6 @@ class SAEModule(Recorded, pl.LightningModule):
     def __init__(self, d_in: int) -> None:
         super().__init__()
         self.d_in = d_in
-        self.samples_seen = 0
 
     @abstractmethod
     def saes(self) -> "dict[str, BaseSAE]":
@@ -189,11 +185,6 @@ class SAEModule(Recorded, pl.LightningModule):
             found[name] = StepScalars(result.terms, result.l0() if with_l0 else None)
         return found
 
-    def is_logging_step(self) -> bool:
-        """Whether the current training step is one at which the trainer logs."""
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        return bool(every) and (self.global_step + 1) % every == 0
-
     def _log_scalars(self, name: str, stage: str, scalars: dict[str, Tensor], n: int) -> None:
         training = stage == "train"
         if n == 0:  # a rank's share of the last evaluation batch: its weight is 0, but 0 * nan is nan
@@ -245,21 +236,3 @@ class SAEModule(Recorded, pl.LightningModule):
             torch.nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
         else:
             clip_grad_norms((sae.parameters() for sae in self.saes().values()), gradient_clip_val)
-
-    # ------------------------------------------------------------------ checkpoints
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store how to build this module, and how many samples it has seen."""
-        checkpoint[CHECKPOINT_KEY] = {**self.describe(), "samples_seen": self.samples_seen}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another class, and restore the count of samples.
-
-        Raises:
-            ValueError: If the checkpoint was made by another class.
-        """
-        saved = checkpoint.get(CHECKPOINT_KEY, {})
-        own = self.describe()["class_path"]
-        if saved.get("class_path", own) != own:
-            raise ValueError(f"the checkpoint is of class {saved['class_path']}, but the model is of class {own}")
-        self.samples_seen = int(saved.get("samples_seen", 0))

@@ -1,0 +1,38 @@
+"""What every module that the command line trains has in common."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+
+from sae_lightning.nn.parts import Recorded
+
+CHECKPOINT_KEY = "sae_lightning"
+
+
+class RunModule(Recorded, pl.LightningModule):
+    """Counts what it has seen, and stores in checkpoints how it is built."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.samples_seen = 0
+
+    def is_logging_step(self) -> bool:
+        """Whether the current training step is one at which the trainer logs."""
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return bool(every) and (self.global_step + 1) % every == 0
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store how to build this module, and how many samples it has seen."""
+        checkpoint[CHECKPOINT_KEY] = {**self.describe(), "samples_seen": self.samples_seen}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another class, and restore the count of samples.
+
+        Raises:
+            ValueError: If the checkpoint was made by another class.
+        """
+        saved = checkpoint.get(CHECKPOINT_KEY, {})
+        own = self.describe()["class_path"]
+        if saved.get("class_path", own) != own:
+            raise ValueError(f"the checkpoint is of class {saved['class_path']}, but the model is of class {own}")
+        self.samples_seen = int(saved.get("samples_seen", 0))
