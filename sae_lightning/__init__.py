@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     from sae_lightning.callbacks import load_codes
     from sae_lightning.data import (
         ActivationBatch,
+        FormalLanguageDataModule,
         HeterogeneityDataModule,
+        SentenceDataModule,
         SeparabilityDataModule,
         TensorDataModule,
     )
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
         Comparison,
         ComposedSAE,
         JumpReLUSAE,
+        LanguageModel,
         ReLUSAE,
         SpaDE,
         TopKSAE,
@@ -34,6 +37,7 @@ _PUBLIC = {
         "Comparison",
         "ComposedSAE",
         "JumpReLUSAE",
+        "LanguageModel",
         "ReLUSAE",
         "SpaDE",
         "TopKSAE",
@@ -42,7 +46,9 @@ _PUBLIC = {
     ),
     "sae_lightning.data": (
         "ActivationBatch",
+        "FormalLanguageDataModule",
         "HeterogeneityDataModule",
+        "SentenceDataModule",
         "SeparabilityDataModule",
         "TensorDataModule",
     ),
@@ -54,9 +60,12 @@ __all__ = [
     "BaseSAE",
     "Comparison",
     "ComposedSAE",
+    "FormalLanguageDataModule",
     "HeterogeneityDataModule",
     "JumpReLUSAE",
+    "LanguageModel",
     "ReLUSAE",
+    "SentenceDataModule",
     "SeparabilityDataModule",
     "SpaDE",
     "TensorDataModule",

@@ -20,11 +20,23 @@ from sae_lightning.callbacks.checkpoint import newest_checkpoint
 from sae_lightning.files import WriteError, prepare_folder, temporary_of
 from sae_lightning.loggers import RunCSVLogger, RunTensorBoardLogger
 from sae_lightning.modules.loading import read_checkpoint
-from sae_lightning.modules.module import CHECKPOINT_KEY, SAEModule
+from sae_lightning.modules.module import SAEModule
+from sae_lightning.modules.run import CHECKPOINT_KEY, RunModule
 from sae_lightning.parser import SAEParser, fail
 from sae_lightning.resume import DATA_KEY, DataRecord, data_changes, describe_data
 
+_SAE_CALLBACKS = (  # what a language model has no use for
+    callbacks.ConceptRecovery,
+    callbacks.RecoveryFigures,
+    callbacks.ReceptiveFields,
+    callbacks.GeometryFigures,
+    callbacks.RecoveryTable,
+    callbacks.TrainingDynamics,
+    callbacks.CodesWriter,
+    callbacks.DownstreamFidelity,
+)
 _FIRST_FILES = ("events.out.tfevents.", ".config.yaml.", "probe", ".probe.")  # what a run writes before config.yaml
+_LINKED = ("d_in", "grammar_text")  # arguments of models that come from the data
 _RUN_DIR_VARIABLE = "SAE_LIGHTNING_RUN_DIR"  # how the first process tells the ones it launches
 
 
@@ -60,8 +72,8 @@ class SAECLI(LightningCLI):
         self._data: dict[str, Any] = {}
         self._to_delete: Path | None = None  # an earlier run, until everything else is known to be right
         super().__init__(
-            SAEModule,
-            data.ActivationDataModule,
+            RunModule,
+            data.SeededDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
             seed_everything_default=0,
@@ -105,11 +117,16 @@ class SAECLI(LightningCLI):
         parser.add_lightning_class_args(callbacks.ConceptRecovery, "recovery")
         parser.add_lightning_class_args(callbacks.RecoveryFigures, "figures")
         parser.add_lightning_class_args(callbacks.ReceptiveFields, "receptive_fields")
+        parser.add_lightning_class_args(callbacks.GeometryFigures, "geometry")
         parser.add_lightning_class_args(callbacks.RecoveryTable, "table")
         parser.add_lightning_class_args(callbacks.TrainingDynamics, "dynamics")
         parser.add_lightning_class_args(callbacks.CodesWriter, "codes")
         parser.add_lightning_class_args(callbacks.SAEProgressBar, "progress")
+        parser.add_lightning_class_args(callbacks.DownstreamFidelity, "fidelity")
+        parser.add_lightning_class_args(callbacks.GrammarReport, "grammar")
+        # a link concerns the models that have its target
         parser.link_arguments("data.d_in", "model.init_args.d_in", apply_on="instantiate")
+        parser.link_arguments("data.grammar_text", "model.init_args.grammar_text", apply_on="instantiate")
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         """Leave the printing of results to our own table."""
@@ -141,8 +158,8 @@ class SAECLI(LightningCLI):
         saved = checkpoint[CHECKPOINT_KEY]
         self._checkpoint_step = checkpoint["global_step"]
         self._checkpoint_data = checkpoint.get(DATA_KEY)
-        self._checkpoint_d_in = saved["init_args"]["d_in"]
-        saved_args = {key: value for key, value in saved["init_args"].items() if key != "d_in"}
+        self._checkpoint_d_in = saved["init_args"].get("d_in")
+        saved_args = {key: value for key, value in saved["init_args"].items() if key not in _LINKED}
         model = given.model
         given_args = {} if model is None else model.get("init_args", {})
         if model is not None:
@@ -239,7 +256,7 @@ class SAECLI(LightningCLI):
         """Build data, model and trainer; a wrong argument ends with its message alone."""
         try:
             super().instantiate_classes()
-            if self._checkpoint_d_in not in (None, self.datamodule.d_in):
+            if self._checkpoint_d_in not in (None, getattr(self.datamodule, "d_in", None)):
                 raise ValueError(
                     f"--ckpt_path has d_in = {self._checkpoint_d_in}, but the data has d_in = {self.datamodule.d_in}"
                 )
@@ -286,7 +303,9 @@ class SAECLI(LightningCLI):
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks_: list[Callback]) -> Trainer:
         """Leave out default callbacks that the user switched off, and store the config with the results."""
-        off: tuple[type[Callback], ...] = ()
+        off: tuple[type[Callback], ...] = _SAE_CALLBACKS
+        if isinstance(self.model, SAEModule):
+            off = (callbacks.GrammarReport,)
         if config.get("enable_progress_bar") is False or config.get("barebones"):
             off += (ProgressBar,)
         if config.get("enable_checkpointing") is False or config.get("barebones"):

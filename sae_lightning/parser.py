@@ -11,19 +11,20 @@ import docstring_parser
 from lightning.pytorch.cli import LightningArgumentParser
 
 from sae_lightning import callbacks, data, modules
-from sae_lightning.data.datamodule import ActivationDataModule
+from sae_lightning.data.datamodule import ActivationDataModule, SeededDataModule
 from sae_lightning.modules.module import SAEModule
+from sae_lightning.modules.run import RunModule
 
 
 def _public(package: ModuleType, base: type) -> list[type]:
     """The concrete classes of a kind that a package offers."""
     offered = [getattr(package, name) for name in package.__all__]
-    bases = (SAEModule, modules.BaseSAE, ActivationDataModule)
+    bases = (RunModule, SAEModule, modules.BaseSAE, SeededDataModule, ActivationDataModule)
     return [cls for cls in offered if isinstance(cls, type) and issubclass(cls, base) and cls not in bases]
 
 
-MODELS = _public(modules, SAEModule)
-DATA = _public(data, ActivationDataModule)
+MODELS = _public(modules, RunModule)
+DATA = _public(data, SeededDataModule)
 OPTIONAL_CALLBACKS = [callbacks.ResampleDeadLatents]
 
 
@@ -69,7 +70,8 @@ def fail(message: str) -> NoReturn:
 def _class_help(title: str, prefix: str, cls: type) -> str:
     """The arguments of a class, from its signature and docstring."""
     doc = docstring_parser.parse(inspect.getdoc(cls) or "")
-    meaning = {param.arg_name: " ".join((param.description or "").split()) for param in doc.params}
+    arguments = [param for param in doc.params if param.args[0] != "attribute"]
+    meaning = {param.arg_name: " ".join((param.description or "").split()) for param in arguments}
     lines = [f"{title}: {doc.short_description}"]
     for name, parameter in inspect.signature(cls).parameters.items():
         if name == "d_in":  # linked to the data

@@ -2,6 +2,9 @@
 
 from sae_lightning.callbacks.checkpoint import RunCheckpoint
 from sae_lightning.callbacks.dynamics import TrainingDynamics
+from sae_lightning.callbacks.fidelity import DownstreamFidelity
+from sae_lightning.callbacks.geometry import GeometryFigures
+from sae_lightning.callbacks.language import GrammarReport
 from sae_lightning.callbacks.predictions import CodesWriter, load_codes
 from sae_lightning.callbacks.progress import SAEProgressBar
 from sae_lightning.callbacks.receptive_fields import ReceptiveFields
@@ -14,6 +17,9 @@ from sae_lightning.callbacks.table import RecoveryTable
 __all__ = [
     "CodesWriter",
     "ConceptRecovery",
+    "DownstreamFidelity",
+    "GeometryFigures",
+    "GrammarReport",
     "ReceptiveFields",
     "RecoveryFigures",
     "RecoveryTable",

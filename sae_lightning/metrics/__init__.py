@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sae_lightning.metrics.concept_discovery import ConceptDiscovery
     from sae_lightning.metrics.concept_f1 import ConceptF1
     from sae_lightning.metrics.dead_latents import DeadLatents
+    from sae_lightning.metrics.fidelity import Fidelity
     from sae_lightning.metrics.l0 import L0
     from sae_lightning.metrics.latent_similarity import LatentSimilarity
     from sae_lightning.metrics.monosemanticity import Monosemanticity
@@ -24,6 +25,7 @@ __all__ = [
     "ConceptDiscovery",
     "ConceptF1",
     "DeadLatents",
+    "Fidelity",
     "LatentSimilarity",
     "Monosemanticity",
     "NormalizedMSE",
@@ -34,6 +36,7 @@ _MODULES = {
     "ConceptDiscovery": "concept_discovery",
     "ConceptF1": "concept_f1",
     "DeadLatents": "dead_latents",
+    "Fidelity": "fidelity",
     "L0": "l0",
     "LatentSimilarity": "latent_similarity",
     "Monosemanticity": "monosemanticity",

@@ -7,6 +7,7 @@ backend to choose and nothing to close. matplotlib is imported by the first figu
 from sae_lightning.plotting._sweeps import SweepPoint
 from sae_lightning.plotting.bars import concept_f1_bars
 from sae_lightning.plotting.colors import FAMILY_STYLES, FamilyStyle, family_styles, palette
+from sae_lightning.plotting.components import principal_components, singular_values
 from sae_lightning.plotting.dimension import l0_against_dimension
 from sae_lightning.plotting.fields import receptive_fields
 from sae_lightning.plotting.files import save_png
@@ -25,10 +26,12 @@ __all__ = [
     "nmse_against_l0",
     "order_by_group",
     "palette",
+    "principal_components",
     "receptive_fields",
     "sample_scatter",
     "save_png",
     "similarity_heatmap",
     "similarity_heatmaps",
+    "singular_values",
     "sweep_scalars",
 ]

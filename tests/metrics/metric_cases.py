@@ -55,6 +55,11 @@ def _codes_and_concepts(s: Samples) -> tuple[Tensor, ...]:
     return s.codes, s.concepts
 
 
+def _logits_and_targets(s: Samples) -> tuple[Tensor, ...]:
+    targets = s.x.argmin(1) if len(s.x) else torch.zeros(0, dtype=torch.int64)
+    return s.x_hat, s.x, torch.zeros_like(s.x), s.x.flip(1), targets
+
+
 CASES = [
     Case(
         "L0",
@@ -75,6 +80,12 @@ CASES = [
         lambda s: (s.codes,),
         lambda s: functional.dead_latents(s.codes),
         exact=True,
+    ),
+    Case(
+        "Fidelity",
+        metrics.Fidelity,
+        _logits_and_targets,
+        lambda s: functional.fidelity(*_logits_and_targets(s)),
     ),
     Case(
         "ConceptF1",

@@ -22,6 +22,9 @@ FIGURES = {
     "f1_against_l0": lambda: plotting.f1_against_l0([POINT], NAMES, reference=[POINT]),
     "l0_against_dimension": lambda: plotting.l0_against_dimension([POINT], [2, 8], reference=[POINT]),
     "nmse_against_l0": lambda: plotting.nmse_against_l0([POINT], NAMES, reference=[POINT]),
+    "principal_components": lambda: plotting.principal_components(
+        torch.rand(9, 4), torch.arange(9) % 2, NAMES, marks=torch.rand(2, 4), marks_are="directions"
+    ),
     "receptive_fields": lambda: plotting.receptive_fields(
         torch.rand(2, 4, 4) - 0.5,
         (0, 1, 0, 1),
@@ -36,6 +39,7 @@ FIGURES = {
     "similarity_heatmaps": lambda: plotting.similarity_heatmaps(
         {"even": (torch.eye(3), LABELS), "thin": (torch.eye(90), (torch.arange(90) == 89).long())}, ["a", "a long name"]
     ),
+    "singular_values": lambda: plotting.singular_values(torch.rand(9, 4), torch.arange(9) % 2, NAMES),
     "sweep_scalars": lambda: plotting.sweep_scalars([POINT]),
 }
 

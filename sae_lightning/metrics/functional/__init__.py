@@ -4,6 +4,7 @@ from sae_lightning.metrics.functional.code_similarity import CodeSimilarityResul
 from sae_lightning.metrics.functional.concept_discovery import ConceptDiscoveryResult, concept_discovery
 from sae_lightning.metrics.functional.concept_f1 import ConceptF1Result, concept_f1
 from sae_lightning.metrics.functional.dead_latents import DeadLatentsResult, dead_latents
+from sae_lightning.metrics.functional.fidelity import FidelityResult, fidelity
 from sae_lightning.metrics.functional.l0 import L0Result, l0
 from sae_lightning.metrics.functional.latent_similarity import LatentSimilarityResult, latent_similarity
 from sae_lightning.metrics.functional.monosemanticity import MonosemanticityResult, monosemanticity
@@ -14,6 +15,7 @@ __all__ = [
     "ConceptDiscoveryResult",
     "ConceptF1Result",
     "DeadLatentsResult",
+    "FidelityResult",
     "L0Result",
     "LatentSimilarityResult",
     "MonosemanticityResult",
@@ -22,6 +24,7 @@ __all__ = [
     "concept_discovery",
     "concept_f1",
     "dead_latents",
+    "fidelity",
     "l0",
     "latent_similarity",
     "monosemanticity",

@@ -1,0 +1,61 @@
+"""Downstream fidelity: what the model behind the activations makes of an SAE's reconstructions."""
+
+import lightning.pytorch as pl
+import torch
+from torch import nn
+
+from sae_lightning.data.host import Host, HostBatch
+from sae_lightning.metrics import Fidelity
+from sae_lightning.metrics.functional import FidelityResult
+from sae_lightning.modules.module import SAEModule, log_key
+
+
+class DownstreamFidelity(pl.Callback):
+    """Puts each SAE's reconstructions into the model that its activations come from, and measures the model's loss.
+
+    In test, where the data offer such a model (their method `host`), it logs as `test/...` the cross-entropy with the
+    reconstructions in place, the share of the loss that they recover against zero and mean ablation of the same
+    activations, and the divergence of the predictions from the model's own. `results` holds the last measurement of
+    each SAE by name.
+
+    Args:
+        enabled: Whether to measure it.
+    """
+
+    def __init__(self, enabled: bool = True) -> None:
+        self.enabled = enabled
+        self.results: dict[str, FidelityResult] = {}
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Hang the metrics into the module, before it moves to its device."""
+        assert isinstance(pl_module, SAEModule)
+        self._on = self.enabled and stage == "test" and hasattr(trainer.datamodule, "host")  # type: ignore[attr-defined]
+        if self._on:
+            pl_module.fidelity_metrics = nn.ModuleList(Fidelity() for _ in pl_module.saes())
+
+    @torch.no_grad()
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Measure and log; each process takes its share of the sentences."""
+        if not self._on:
+            return
+        assert isinstance(pl_module, SAEModule)
+        host: Host = trainer.datamodule.host()  # type: ignore[attr-defined]
+        metrics = dict(zip(pl_module.saes(), pl_module.fidelity_metrics, strict=True))  # type: ignore[arg-type]
+        device = pl_module.device
+        for metric in metrics.values():
+            metric.reset()
+        for given in host.batches[trainer.global_rank :: trainer.world_size]:
+            batch = HostBatch(
+                tuple(t.to(device) for t in given.inputs), given.explained.to(device), given.targets.to(device)
+            )
+            targets = batch.targets[batch.targets >= 0]
+            clean = host.logits(batch)
+            zero = host.logits(batch, torch.zeros_like)
+            mean = host.logits(batch, host.mean.to(device).expand_as)
+            for name, sae in pl_module.saes().items():
+                spliced = host.logits(batch, lambda x, sae=sae: sae(x).x_hat)  # type: ignore[misc]
+                metrics[name].update(spliced, clean, zero, mean, targets)
+        self.results = {name: metric.compute() for name, metric in metrics.items()}
+        for name, result in self.results.items():
+            for key, value in result._asdict().items():
+                pl_module.log(log_key(name, "test", f"fidelity/{key}"), value.float())
