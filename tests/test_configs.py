@@ -6,10 +6,14 @@ import re
 import pytest
 import yaml
 
+from sae_lightning.data import Grammar
+from sae_lightning.data.formal_language import Concepts
 from tests.conftest import CONFIGS, EXPERIMENTS, ROOT, run_cli
 
 SEPARABILITY = sorted((CONFIGS / "separability").glob("*.yaml"))
 HETEROGENEITY = sorted((CONFIGS / "heterogeneity").glob("*.yaml"))
+FORMAL = sorted((CONFIGS / "formal_language").glob("*.yaml"))
+LANGUAGES = ("dyck", "expressions")  # overlays of the comparison
 OVERLAYS = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name in ("debug", "trainer"))
 ALL = sorted(CONFIGS.rglob("*.yaml"))
 
@@ -35,7 +39,8 @@ def saes(config):
 def test_every_config_is_an_experiment_or_an_overlay():
     assert {path.stem for path in SEPARABILITY} == {*EXPERIMENTS, "figure"}
     assert {path.stem for path in HETEROGENEITY} == {*EXPERIMENTS, "figure", "short", "defaults"}
-    assert set(ALL) == {*SEPARABILITY, *HETEROGENEITY, *OVERLAYS}
+    assert {path.stem for path in FORMAL} == {*EXPERIMENTS, "gpt", "gpt-figure", "figure", *LANGUAGES}
+    assert set(ALL) == {*SEPARABILITY, *HETEROGENEITY, *FORMAL, *OVERLAYS}
     assert len(OVERLAYS) == 5
 
 
@@ -58,6 +63,71 @@ def test_experiments_parse_and_are_consistent(path):
         assert args["d_sae"] == d_sae, name
         assert args["optimizer"]["init_args"]["lr"] == 1e-2, name
         assert args["lr_scheduler"]["init_args"]["T_max"] == trainer["max_steps"], name
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_formal_language_experiments_read_the_language_model_and_average_as_the_paper_does(name):
+    config = parsed(CONFIGS / "formal_language" / f"{name}.yaml")
+    assert config["run_dir"] == f"runs/formal_language/{name}"
+    assert config["data"]["init_args"]["checkpoint"] == "runs/formal_language/gpt/checkpoints/last.ckpt"
+    assert list(config["data"]["init_args"]["concepts"]) == ["noun", "verb", "adverb", "adjective", "conjunction"]
+    assert config["recovery"]["top_n"] == 15
+    assert config["trainer"]["max_steps"] == 2500
+    assert {sae["init_args"]["d_sae"] for sae in saes(config).values()} == {256}
+
+
+def test_single_formal_language_experiments_are_those_of_the_comparison():
+    compared = saes(parsed(CONFIGS / "formal_language" / "compare.yaml"))
+    for name, member in compared.items():
+        (alone,) = saes(parsed(CONFIGS / "formal_language" / f"{name}.yaml")).values()
+        assert alone["init_args"] == member["init_args"], name
+        assert alone["class_path"].rpartition(".")[2] == member["class_path"].rpartition(".")[2]
+
+
+def test_the_language_models_schedule_ends_with_its_steps():
+    config = parsed(CONFIGS / "formal_language" / "gpt.yaml")
+    assert config["run_dir"] == "runs/formal_language/gpt"
+    schedule = config["model"]["init_args"]["lr_scheduler"]
+    assert schedule["init_args"]["total_steps"] == config["trainer"]["max_steps"]
+    assert parsed(CONFIGS / "separability" / "spade.yaml")["run_dir"] != config["run_dir"]
+
+
+def test_the_papers_language_model_is_an_overlay():
+    config = parsed(*(CONFIGS / "formal_language" / f"{name}.yaml" for name in ("gpt", "gpt-figure")))
+    assert config["trainer"]["max_steps"] == 70_000
+    assert config["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 1e-4
+    assert config["model"]["init_args"]["lr_scheduler"]["class_path"].endswith("LinearLR")
+
+
+@pytest.mark.parametrize("name", LANGUAGES)
+def test_other_languages_have_concepts_and_a_model_of_their_own(name):
+    config = parsed(*(CONFIGS / "formal_language" / f"{file}.yaml" for file in ("compare", name)))
+    base = parsed(CONFIGS / "formal_language" / "compare.yaml")
+    assert config["model"] == base["model"]
+    assert config["trainer"] == base["trainer"]
+    data = config["data"]["init_args"]
+    assert data["checkpoint"] == f"runs/formal_language/gpt-{name}/checkpoints/last.ckpt"
+    grammar = Grammar.from_file(CONFIGS / "formal_language" / "grammars" / f"{name}.pcfg")
+    names = Concepts(grammar, data["concepts"], data["nesting"] or [], data["n_levels"]).names
+    assert len(names) == (5 if name == "dyck" else 4)
+
+
+def test_the_formal_language_figure_has_the_papers_strengths_and_setting():
+    config = parsed(CONFIGS / "formal_language" / "figure.yaml")
+    assert sweep(saes(config)) == {
+        "SpaDE": [0.001, 0.01, 0.05, 0.1, 1, 4],
+        "ReLUSAE": [0.01, 1, 4],
+        "JumpReLUSAE": [0.001, 0.05, 0.1, 4],
+        "TopKSAE": [4, 8, 16, 64],
+    }
+    assert config["trainer"]["max_steps"] == 1_000_000
+    assert config["data"]["init_args"]["batch_size"] == 1024
+    for member, sae in saes(config).items():
+        args = sae["init_args"]
+        assert args["d_sae"] == 256, member
+        assert args["init"] == "normal", member
+        assert args.get("lambda_init", args.get("pre_code_scale")) in (1 / (256 * 128), 1 / (4 * 128)), member
+        assert ("k" in args) == (args["gamma"] == 0), member
 
 
 @pytest.mark.parametrize("experiment", ["separability", "heterogeneity"])
@@ -160,4 +230,4 @@ def test_comments_show_commands_whose_files_exist(path):
     for line in commands:
         for file in re.findall(r"-c (\S+)", line):
             assert (ROOT / file).is_file(), f"{path.name}: {file}"
-        assert f"configs/{ident(path)}.yaml" in line
+        assert f"configs/{ident(path)}.yaml" in line or "configs/formal_language/gpt.yaml" in line
