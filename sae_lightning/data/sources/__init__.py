@@ -1,0 +1,5 @@
+"""Sources of texts and images that a model reads."""
+
+from sae_lightning.data.sources.base import ImageExample, Source, StreamedSource, TextExample, UnreadableError
+
+__all__ = ["ImageExample", "Source", "StreamedSource", "TextExample", "UnreadableError"]
