@@ -43,10 +43,10 @@ class UnreadableError(ValueError):
         self.reason = reason
 
 
-Example = TypeVar("Example", TextExample, ImageExample, covariant=True)
+Example_co = TypeVar("Example_co", TextExample, ImageExample, covariant=True)
 
 
-class Source(ABC, Generic[Example]):
+class Source(ABC, Generic[Example_co]):
     """Examples that can be read in any order.
 
     Attributes:
@@ -60,7 +60,7 @@ class Source(ABC, Generic[Example]):
         """Number of examples."""
 
     @abstractmethod
-    def __getitem__(self, index: int) -> Example:
+    def __getitem__(self, index: int) -> Example_co:
         """One example, the same every time.
 
         Raises:
@@ -68,7 +68,7 @@ class Source(ABC, Generic[Example]):
         """
 
 
-class StreamedSource(ABC, Generic[Example]):
+class StreamedSource(ABC, Generic[Example_co]):
     """Examples that come in an order of their own, of unknown number, such as those of a dataset on a hub.
 
     Attributes:
@@ -78,5 +78,5 @@ class StreamedSource(ABC, Generic[Example]):
     concept_names: list[str]
 
     @abstractmethod
-    def read(self, start: int) -> Iterator[Example | UnreadableError]:
+    def read(self, start: int) -> Iterator[Example_co | UnreadableError]:
         """All examples from number `start` on; one that cannot be read comes as its error."""
