@@ -4,7 +4,7 @@ import lightning.pytorch as pl
 import torch
 from torch import nn
 
-from sae_lightning.data.host import Host, HostBatch
+from sae_lightning.data.hosts.spliced import HostBatch, SplicedHost
 from sae_lightning.metrics import Fidelity
 from sae_lightning.metrics.functional import FidelityResult
 from sae_lightning.modules.module import SAEModule, log_key
@@ -39,7 +39,7 @@ class DownstreamFidelity(pl.Callback):
         if not self._on:
             return
         assert isinstance(pl_module, SAEModule)
-        host: Host = trainer.datamodule.host()  # type: ignore[attr-defined]
+        host: SplicedHost = trainer.datamodule.host()  # type: ignore[attr-defined]
         metrics = dict(zip(pl_module.saes(), pl_module.fidelity_metrics, strict=True))  # type: ignore[arg-type]
         device = pl_module.device
         for metric in metrics.values():

@@ -11,7 +11,7 @@ from sae_lightning.data.batch import ActivationBatch
 from sae_lightning.data.datamodule import SPLIT_SEEDS, Split
 from sae_lightning.data.derivations import Sentences, SentenceSampler
 from sae_lightning.data.grammar import BEGIN, N_SPECIAL, PAD, Grammar
-from sae_lightning.data.host import Host, HostBatch
+from sae_lightning.data.hosts.spliced import HostBatch, SplicedHost
 from sae_lightning.data.layers import activations_at, find_layer
 from sae_lightning.data.loading import ActivationDataset, ActivationLoader, BatchIndices
 from sae_lightning.data.seeding import seeded_generator
@@ -264,7 +264,7 @@ class FormalLanguageDataModule(StreamingDataModule):
 
     _kept: ActivationDataset | None = None
 
-    def host(self) -> Host:
+    def host(self) -> SplicedHost:
         """The language model with sentences that no split holds, on which downstream fidelity is measured."""
         batches = []
         for i in range(-(-self._n_fidelity // _HOST_SENTENCES)):
@@ -273,4 +273,4 @@ class FormalLanguageDataModule(StreamingDataModule):
             batch = pack(sentences, self._sampler.max_length + 1)
             targets = batch.targets.masked_fill(batch.targets == PAD, -1)
             batches.append(HostBatch((batch.tokens, batch.positions, batch.segments), is_word(batch), targets))
-        return Host(self.model, self.layer, batches, self.split("test").activations.mean(0))
+        return SplicedHost(self.model, self.layer, batches, self.split("test").activations.mean(0))

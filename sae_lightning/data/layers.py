@@ -1,6 +1,6 @@
 """Activations within a model, by the name of a layer: read on their way, or replaced."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,34 +33,47 @@ def _first(output: Any) -> Tensor:
 
 
 @torch.no_grad()
-def activations_at(model: nn.Module, layer: str, *inputs: Any, **named: Any) -> Tensor:
-    """Run a model up to a layer and return what the layer returns; what comes after it is not computed.
+def activations_of(model: nn.Module, layers: Sequence[str], *inputs: Any, **named: Any) -> dict[str, Tensor]:
+    """Run a model up to the last of some layers and return what each returns; what comes after it is not computed.
 
     Args:
         model: The model.
-        layer: Name of a submodule, as in `named_modules`.
+        layers: Names of submodules, as in `named_modules`; of one that runs several times, the first run counts.
         inputs: Passed on to the model.
         named: Passed on to the model.
 
     Raises:
-        ValueError: If there is no such layer, or it returns no tensor.
+        ValueError: If there is no such layer, it returns no tensor, or it is not reached.
     """
-    found: list[Tensor] = []
+    found: dict[str, Tensor] = {}
 
-    def read(module: nn.Module, _: Any, output: Any) -> None:
-        found.append(_first(output))
-        raise _Reached
+    def reader(layer: str) -> Callable[[nn.Module, Any, Any], None]:
+        def read(module: nn.Module, _: Any, output: Any) -> None:
+            if layer not in found:
+                found[layer] = _first(output)
+            if len(found) == len(set(layers)):
+                raise _Reached
 
-    handle = find_layer(model, layer).register_forward_hook(read)
+        return read
+
+    modules = {layer: find_layer(model, layer) for layer in layers}
+    handles = [module.register_forward_hook(reader(layer)) for layer, module in modules.items()]
     try:
         model(*inputs, **named)
     except _Reached:
         pass
     finally:
-        handle.remove()
-    if not found:
-        raise ValueError(f"layer must take part in the forward pass, but {layer!r} does not")
-    return found[0]
+        for handle in handles:
+            handle.remove()
+    for layer in layers:
+        if layer not in found:
+            raise ValueError(f"layer must take part in the forward pass, but {layer!r} does not")
+    return found
+
+
+def activations_at(model: nn.Module, layer: str, *inputs: Any, **named: Any) -> Tensor:
+    """Run a model up to one layer and return what that returns: `activations_of` for a single layer."""
+    return activations_of(model, [layer], *inputs, **named)[layer]
 
 
 @contextmanager

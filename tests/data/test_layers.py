@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from sae_lightning.data.layers import activations_at, find_layer, replaced
+from sae_lightning.data.layers import activations_at, activations_of, find_layer, replaced
 
 
 class Pair(nn.Module):
@@ -36,6 +36,20 @@ def test_reads_what_a_layer_returns_and_stops_there():
     assert torch.equal(activations_at(model, "pair", x), model.first(x).detach() + 1)
     assert model.reached_end == 0
     assert not activations_at(model, "first", x).requires_grad
+    assert not model.first._forward_hooks
+
+
+def test_reads_several_layers_in_one_pass_and_stops_after_the_last():
+    model, x = Model(), torch.randn(4, 3)
+    found = activations_of(model, ["pair", "first"], x)
+    assert list(found) == ["first", "pair"]  # in the order in which they are reached
+    assert torch.equal(found["first"], activations_at(model, "first", x))
+    assert torch.equal(found["pair"], activations_at(model, "pair", x))
+    assert model.reached_end == 0
+    activations_of(model, ["first", "last"], x)
+    assert model.reached_end == 1
+    with pytest.raises(ValueError, match="'unused' does not"):
+        activations_of(model, ["first", "unused"], x)
     assert not model.first._forward_hooks
 
 

@@ -1,4 +1,4 @@
-"""The model that an SAE's activations come from, with what it takes to run it on reconstructions instead."""
+"""A model whose activations at a layer are replaced by others, and what it then loses."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -20,7 +20,7 @@ class HostBatch(NamedTuple):
     """What comes next, -1 where nothing does, int64 `(n, length)`."""
 
 
-class Host:
+class SplicedHost:
     """A model, one of its layers, and batches on which its loss is measured.
 
     Args:
