@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sae_lightning.modules.module import Evaluation, Learned, SAEModule
-from sae_lightning.modules.optimizers import LRSchedulerCallable, OptimizerCallable, adam, make_scheduler
+from sae_lightning.modules.optimizers import LRSchedulerCallable, OptimizerCallable, adam, clippable, make_scheduler
 from sae_lightning.nn import (
     Decoder,
     Encoder,
@@ -179,8 +179,5 @@ class BaseSAE(SAEModule):
 
     def make_optimizer(self) -> tuple[Optimizer, torch.optim.lr_scheduler.LRScheduler | None]:
         """Build this SAE's own optimizer and schedule."""
-        optimizer = self._make_optimizer(self.parameters())
-        if hasattr(optimizer, "_step_supports_amp_scaling"):
-            # fused optimizers would unscale fp16 gradients within their step, which is too late for clipping
-            optimizer._step_supports_amp_scaling = False
+        optimizer = clippable(self._make_optimizer(self.parameters()))
         return optimizer, make_scheduler(optimizer, self._lr_scheduler)

@@ -8,12 +8,31 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, Reduce
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-__all__ = ["LRSchedulerCallable", "OptimizerCallable", "OptimizerGroup", "SchedulerGroup", "adam", "make_scheduler"]
+__all__ = [
+    "LRSchedulerCallable",
+    "OptimizerCallable",
+    "OptimizerGroup",
+    "SchedulerGroup",
+    "adam",
+    "clippable",
+    "make_scheduler",
+]
 
 
 def adam(params: Any) -> Optimizer:
     """Adam with learning rate 1e-3, in PyTorch's fused implementation: the default of every SAE."""
     return torch.optim.Adam(params, lr=1e-3, fused=True)
+
+
+def clippable(optimizer: Optimizer) -> Optimizer:
+    """The same optimizer, whose gradients may be clipped under mixed precision.
+
+    Fused optimizers offer to unscale fp16 gradients within their step, which is too late for clipping: Lightning
+    refuses to clip then, even where nothing is scaled (bf16).
+    """
+    if hasattr(optimizer, "_step_supports_amp_scaling"):
+        optimizer._step_supports_amp_scaling = False
+    return optimizer
 
 
 def make_scheduler(optimizer: Optimizer, factory: LRSchedulerCallable | None) -> LRScheduler | None:

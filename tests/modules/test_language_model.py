@@ -85,3 +85,11 @@ def test_data_that_do_not_fit_are_refused(model, source, message):
 def test_bad_sizes_are_refused():
     with pytest.raises(ValueError, match="width must be a multiple of n_heads = 3, but is 8"):
         LanguageModel(TEXT, **{**TINY, "n_heads": 3})
+
+
+def test_gradients_are_clipped_under_mixed_precision():
+    model = LanguageModel(TEXT, **TINY)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    trainer(precision="bf16-mixed", gradient_clip_val=1.0, max_steps=2).fit(model, datamodule=data())
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
