@@ -16,7 +16,7 @@ ALLOWED = {
     "nn": {"nn"},
     "metrics.functional": {"nn", "metrics.functional"},
     "metrics": {"nn", "metrics"},
-    "data": {"data", "nn.transformer"},
+    "data": {"data", "nn.parts", "nn.transformer"},
     "plotting": {"plotting", "nn.firing"},
     "modules": {"modules", "nn", "data.batch", "data.grammar", "data.sentences", "metrics"},
     "callbacks": {"callbacks", "modules", "metrics", "nn", "plotting", "data", "loggers", "files"},

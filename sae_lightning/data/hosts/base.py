@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sae_lightning.data.layers import activations_of, find_layer
 from sae_lightning.data.sources.base import Example_co
+from sae_lightning.nn.parts import Recorded
 
 
 class Piece(NamedTuple):
@@ -52,7 +53,7 @@ class Read(NamedTuple):
     """As in `Rows`, int32 `(n,)`."""
 
 
-class Host(ABC, Generic[Example_co]):
+class Host(Recorded, ABC, Generic[Example_co]):
     """A model whose activations are read.
 
     Subclasses turn examples into pieces that the model reads, and say which of its tokens are wanted.
@@ -63,11 +64,13 @@ class Host(ABC, Generic[Example_co]):
     Attributes:
         model: The model.
         unaligned: Labelled words for which no token was found so far.
+        batch_size: Tokens or images that it reads at a time where nothing else is said.
         crop: Where images are cropped to a square before they are read, its side as a share of their shorter one.
     """
 
     crop: float | None = None
     unaligned = 0
+    batch_size = 64
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model.eval().requires_grad_(False)

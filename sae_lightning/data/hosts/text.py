@@ -38,6 +38,8 @@ class TextHost(Host[TextExample]):
         ValueError: If the model cannot be loaded, has no fast tokenizer, or `max_length` exceeds what it can.
     """
 
+    batch_size = 8192
+
     def __init__(
         self,
         name: str,

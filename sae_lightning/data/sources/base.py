@@ -4,6 +4,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
+from sae_lightning.nn.parts import Recorded
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -46,8 +48,8 @@ class UnreadableError(ValueError):
 Example_co = TypeVar("Example_co", TextExample, ImageExample, covariant=True)
 
 
-class Source(ABC, Generic[Example_co]):
-    """Examples that can be read in any order.
+class Source(Recorded, ABC, Generic[Example_co]):
+    """Examples that can be read in any order; a source records how it was made.
 
     Attributes:
         concept_names: Names of the concepts, in the order of their labels; empty for unlabelled examples.
@@ -68,7 +70,7 @@ class Source(ABC, Generic[Example_co]):
         """
 
 
-class StreamedSource(ABC, Generic[Example_co]):
+class StreamedSource(Recorded, ABC, Generic[Example_co]):
     """Examples that come in an order of their own, of unknown number, such as those of a dataset on a hub.
 
     Attributes:

@@ -1,0 +1,86 @@
+"""`sae-lightning harvest`: write a model's activations to a cache."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+from jsonargparse import ArgumentParser
+
+from sae_lightning.data.cache import MANIFEST
+from sae_lightning.data.harvest import Harvest
+from sae_lightning.data.hosts import Host
+from sae_lightning.data.reading import WindowReader
+from sae_lightning.data.sources import Source, StreamedSource
+from sae_lightning.files import WriteError
+from sae_lightning.parser import fail
+
+
+def harvest(
+    host: Host[Any],
+    source: Source[Any] | StreamedSource[Any],
+    layers: list[str],
+    output: str,
+    window_size: int = 1024,
+    batch_size: int | None = None,
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32",
+    keep: list[str] | None = None,
+    max_samples: int | None = None,
+    unreadable: Literal["refuse", "skip"] = "refuse",
+    val_fraction: float = 0.1,
+    test_fraction: float = 0.1,
+    seed: int = 0,
+    devices: list[str] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write a model's activations to a cache, which any number of trainings read.
+
+    A harvest that was interrupted goes on when it is started again, and ends with the same files.
+
+    Args:
+        host: Model whose activations are read: TextHost, ImageHost, ModuleHost, or the import path of your own.
+        source: What it reads: TaggedCorpus, ConlluFiles, TextFiles, IdxImages, ImageFolder, ... or your own.
+        layers: Names of the layers, as in `named_modules`; they are read in one forward pass that ends there.
+        output: Folder of the cache.
+        window_size: Examples (texts or images) of a shard, whose activations are mixed.
+        batch_size: Most tokens (filling included) or images in a forward pass. Default: 8192 tokens or 64 images.
+        dtype: Type in which activations are stored.
+        keep: Names of the concepts whose activations are wanted, such as those of content words. Default: all.
+        max_samples: Stop with the shard that brings the activations, of all splits together, to this number.
+        unreadable: Whether examples that cannot be read end the harvest (refuse) or are skipped and counted (skip).
+        val_fraction: Share of the documents for validation; all examples of a document fall into one split.
+        test_fraction: Share of the documents for test.
+        seed: Seed of the order of the examples, the splits and the mixing.
+        devices: Devices that share the work, such as [cuda:0, cuda:1]. Default: the first GPU, or the CPU.
+        overwrite: Whether an earlier cache in `output` is deleted first.
+
+    Raises:
+        ValueError: If an argument does not fit.
+    """
+    reader = WindowReader(
+        host, source, layers, window_size, batch_size, dtype, keep, unreadable, val_fraction, test_fraction, seed
+    )
+    folder = Path(output)
+    if overwrite and folder.exists():
+        if not (folder / MANIFEST).is_file():
+            raise ValueError(f"output {output!r} holds no cache (no {MANIFEST}), so it is not deleted")
+        shutil.rmtree(folder)
+    Harvest(reader, folder, max_samples, devices).run()
+
+
+def main(args: list[str]) -> None:
+    """Parse the arguments and harvest; a wrong argument ends with its message alone."""
+    parser = ArgumentParser(prog="sae-lightning harvest", description=(harvest.__doc__ or "").partition("\n\n")[0])
+    parser.add_argument("-c", "--config", action="config", help="YAML file with the arguments.")
+    parser.add_function_arguments(harvest)
+    config = parser.parse_args(args)
+    config.pop("config")
+    try:
+        harvest(**parser.instantiate_classes(config))
+    except (ValueError, TypeError, OSError) as error:
+        if os.environ.get("SAE_LIGHTNING_TRACEBACK"):
+            raise
+        cause: BaseException = error
+        while cause.__cause__ is not None and not isinstance(cause, WriteError):
+            cause = cause.__cause__
+        fail(str(cause))
