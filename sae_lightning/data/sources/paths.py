@@ -1,0 +1,49 @@
+"""Files of a source: one, those of a folder, or those that a pattern finds."""
+
+import glob
+import os
+from typing import NamedTuple
+
+
+class NamedFile(NamedTuple):
+    """A file and what its documents are called."""
+
+    name: str
+    """Path from the folder where the search begins, with `/` between its parts."""
+    path: str
+    """Path that opens it."""
+
+
+def find_files(path: str, ending: str) -> list[NamedFile]:
+    """Files at a path, in the order of their names.
+
+    Args:
+        path: A file; a folder, which is searched to any depth for files of the ending, without hidden ones; or a
+            pattern of files with `*`, `?`, `[...]`, where `**` stands for folders to any depth.
+        ending: Ending of the files in a folder, such as `.txt`.
+
+    Raises:
+        ValueError: If there is no file.
+    """
+    whole = os.path.expanduser(path)
+    if os.path.isfile(whole):
+        return [NamedFile(os.path.basename(whole), whole)]
+    if os.path.isdir(whole):
+        start, pattern, wanted = whole, os.path.join(glob.escape(whole), "**", "*" + ending), f"file *{ending}"
+    elif glob.has_magic(whole):
+        start, pattern, wanted = _fixed_part(whole), whole, "file"
+    else:
+        raise ValueError(f"path must be a file, a folder or a pattern of files, but there is nothing at {path!r}")
+    found = [file for file in glob.glob(pattern, recursive=True) if os.path.isfile(file)]
+    if not found:
+        raise ValueError(f"path must lead to at least one {wanted}, but there is none at {path!r}")
+    names = [os.path.relpath(file, start or ".").replace(os.sep, "/") for file in found]
+    return sorted(NamedFile(name, file) for name, file in zip(names, found, strict=True))
+
+
+def _fixed_part(pattern: str) -> str:
+    """The folder in front of a pattern's first wildcard."""
+    folder = os.path.dirname(pattern)
+    while glob.has_magic(folder):
+        folder = os.path.dirname(folder)
+    return folder
