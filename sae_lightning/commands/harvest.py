@@ -3,7 +3,7 @@
 import os
 import shutil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from jsonargparse import ArgumentParser
 
@@ -16,9 +16,10 @@ from sae_lightning.files import WriteError
 from sae_lightning.parser import fail
 
 
+# of Host[Any], jsonargparse would not find the classes that derive from it
 def harvest(
-    host: Host[Any],
-    source: Source[Any] | StreamedSource[Any],
+    host: Host,  # type: ignore[type-arg]
+    source: Source | StreamedSource,  # type: ignore[type-arg]
     layers: list[str],
     output: str,
     window_size: int = 1024,

@@ -64,7 +64,7 @@ class ImageHost(_ImageHost):
     """A vision model from Hugging Face with its image processor: its name on the hub, or a folder.
 
     Args:
-        name: Name on the hub or path of a folder.
+        name: Name on the hub, path of a folder, or `package:NAME/FOLDER` for a folder of an installed package.
         revision: Branch, tag or commit on the hub.
         tokens: Which activations are wanted: the class token, those of all patches, their mean, or all tokens.
         n_prefix: Tokens before those of the patches; None reads it off the model's configuration (a class token and

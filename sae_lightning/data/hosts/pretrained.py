@@ -1,9 +1,29 @@
 """Loading from Hugging Face, with errors that say what is wrong."""
 
+import importlib.util
 import os
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
+
+_PACKAGE = "package:"
+
+
+def _resolved(name: str) -> str:
+    """The folder of a model that an installed package holds (`package:NAME/FOLDER`); any other name as it is.
+
+    Raises:
+        ValueError: If the package is not installed or has no such folder.
+    """
+    if not name.startswith(_PACKAGE):
+        return name
+    package, _, folder = name.removeprefix(_PACKAGE).partition("/")
+    found = importlib.util.find_spec(package) if package.isidentifier() else None
+    for place in (found.submodule_search_locations or []) if found else []:
+        path = os.path.join(place, folder)
+        if os.path.isdir(path):
+            return path
+    raise ValueError(f"name must be that of a folder in an installed package after {_PACKAGE!r}, but is {name!r}")
 
 
 def load_pretrained(factory: str, name: str, **arguments: Any) -> Any:
@@ -11,7 +31,7 @@ def load_pretrained(factory: str, name: str, **arguments: Any) -> Any:
 
     Args:
         factory: Name of the class.
-        name: Name on the hub, or path of a folder.
+        name: Name on the hub, path of a folder, or `package:NAME/FOLDER` for a folder of an installed package.
         arguments: Passed on; those that are None are left out.
 
     Raises:
@@ -25,12 +45,13 @@ def load_pretrained(factory: str, name: str, **arguments: Any) -> Any:
         ) from None
     given = {key: value for key, value in arguments.items() if value is not None}
     loads_weights = "dtype" in given
+    path = _resolved(name)
     try:
         if not loads_weights:
-            return getattr(transformers, factory).from_pretrained(name, **given)
-        model, report = getattr(transformers, factory).from_pretrained(name, output_loading_info=True, **given)
+            return getattr(transformers, factory).from_pretrained(path, **given)
+        model, report = getattr(transformers, factory).from_pretrained(path, output_loading_info=True, **given)
     except Exception as error:  # each kind of file and of damage has its own
-        where = "folder" if os.path.isdir(name) else "model on the hub"
+        where = "folder" if os.path.isdir(path) else "model on the hub"
         raise ValueError(f"{name!r} cannot be loaded as a {where} with {factory}: {error}") from error
     missing = sorted(report["missing_keys"])
     if missing and 2 * len(missing) > len(model.state_dict()):

@@ -20,7 +20,7 @@ class TextHost(Host[TextExample]):
     """A language model from Hugging Face: its name on the hub, or a folder.
 
     Args:
-        name: Name on the hub or path of a folder.
+        name: Name on the hub, path of a folder, or `package:NAME/FOLDER` for a folder of an installed package.
         revision: Branch, tag or commit on the hub.
         causal: Whether to load it with the head that predicts the next token (AutoModelForCausalLM), which its layers'
             names then tell; otherwise AutoModel.

@@ -1,0 +1,71 @@
+"""From the place of an activation to what a person reads."""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from sae_lightning.data.contexts import Context, ImageContext, TextContext
+from sae_lightning.data.sources.base import Source, StreamedSource, TextExample, UnreadableError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def contexts_of(
+    source: Source[Any] | StreamedSource[Any], examples: Tensor, starts: Tensor, ends: Tensor, crop: float | None
+) -> list[Context]:
+    """Where activations come from.
+
+    Args:
+        source: The examples.
+        examples: Number of the example of each activation, int64 `(n,)`.
+        starts: First character, or number of the patch; -1 for the whole example, int32 `(n,)`.
+        ends: Behind the last character, or number of patches; -1 for the whole example, int32 `(n,)`.
+        crop: Side of the square in the middle of an image that the model saw, as a share of its shorter side; None
+            where it saw all of it.
+    """
+    found = _read(source, set(examples.tolist()))
+    return [
+        _context(found[example], start, end, crop)
+        for example, start, end in zip(examples.tolist(), starts.tolist(), ends.tolist(), strict=True)
+    ]
+
+
+def _read(source: Source[Any] | StreamedSource[Any], wanted: set[int]) -> dict[int, Any]:
+    if isinstance(source, Source):
+        return {index: source[index] for index in wanted}
+    found: dict[int, Any] = {}
+    if wanted:
+        for index, example in enumerate(source.read(min(wanted)), start=min(wanted)):
+            if index in wanted:
+                found[index] = example
+            if index >= max(wanted):
+                break
+    return found
+
+
+def _context(example: Any, start: int, end: int, crop: float | None) -> Context:
+    if isinstance(example, UnreadableError):
+        raise example
+    if isinstance(example, TextExample):
+        if start < 0:
+            return TextContext(example.text, "", "")
+        return TextContext(example.text[:start], example.text[start:end], example.text[end:])
+    image = _seen(example.image, crop)
+    if start < 0:
+        return ImageContext(image, None)
+    side = math.isqrt(end)
+    if side * side != end:  # patches of an image that is no square
+        return ImageContext(image, None)
+    row, column = divmod(start, side)
+    return ImageContext(image, (column / side, row / side, (column + 1) / side, (row + 1) / side))
+
+
+def _seen(image: "Image", crop: float | None) -> "Image":
+    """The part of an image that the model saw."""
+    if crop is None:
+        return image
+    side = crop * min(image.size)
+    left, top = ((length - side) / 2 for length in image.size)
+    return image.crop((round(left), round(top), round(left + side), round(top + side)))
