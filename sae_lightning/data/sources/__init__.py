@@ -2,6 +2,20 @@
 
 from sae_lightning.data.sources.base import ImageExample, Source, StreamedSource, TextExample, UnreadableError
 from sae_lightning.data.sources.conllu import ConlluFiles
+from sae_lightning.data.sources.huggingface import HuggingFaceText, HuggingFaceTextStream
 from sae_lightning.data.sources.tagged import TaggedCorpus
+from sae_lightning.data.sources.text import JsonLines, TextFiles
 
-__all__ = ["ConlluFiles", "ImageExample", "Source", "StreamedSource", "TaggedCorpus", "TextExample", "UnreadableError"]
+__all__ = [
+    "ConlluFiles",
+    "HuggingFaceText",
+    "HuggingFaceTextStream",
+    "ImageExample",
+    "JsonLines",
+    "Source",
+    "StreamedSource",
+    "TaggedCorpus",
+    "TextExample",
+    "TextFiles",
+    "UnreadableError",
+]

@@ -1,6 +1,7 @@
 """Pieces of text files, found by their bytes and read when they are asked for."""
 
 from array import array
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
@@ -25,19 +26,21 @@ class Block(NamedTuple):
 def blocks(path: str, unit: Unit) -> Iterator[Block]:
     """The pieces of a file that hold more than blanks: its lines, its runs of lines that are not blank, or the whole.
 
-    Lines end in the byte of a line feed, so the text's encoding must write that as one byte.
+    Lines end in the byte of a line feed, so the text's encoding must write that as one byte. UTF-8's mark of the byte
+    order in front of a file is left out.
 
     Raises:
         OSError: If the file cannot be read.
     """
     with open(path, "rb") as file:
+        position = len(BOM_UTF8) if file.read(len(BOM_UTF8)) == BOM_UTF8 else 0
+        file.seek(position)
         if unit == "file":
             data = file.read()
             if data.strip():
-                yield Block(0, 1, data)
+                yield Block(position, 1, data)
             return
         begin, first, parts = 0, 1, list[bytes]()
-        position = 0
         for number, line in enumerate(file, 1):
             filled = bool(line.strip())
             if filled and not parts:

@@ -20,7 +20,7 @@ _COMMENT = re.compile(r"#\s*(text|newdoc(?:\s+id)?)\s*(?:=\s*(.*?)\s*)?")
 
 
 class ConlluFiles(Source[TextExample]):
-    r"""Sentences of treebanks in the format CoNLL-U, with a tag of each word.
+    """Sentences of treebanks in the format CoNLL-U, with a tag of each word.
 
     A text is what the comment `# text` says; without it, the words with a space between them where `SpaceAfter=No` does
     not forbid it. Its document is what the last `# newdoc` of its file names, without one the file.
@@ -63,7 +63,7 @@ class ConlluFiles(Source[TextExample]):
         for number, file in enumerate(self._sentences.files):
             document, n_documents = file.name, 0
             for block in self._sentences.scan(number, "paragraph"):
-                lines = block.data.decode("utf-8-sig", errors="replace").split("\n")
+                lines = block.data.decode("utf-8", errors="replace").split("\n")
                 for key, value in (comment for line in lines for comment in _comment(line)):
                     if key.startswith("newdoc"):
                         n_documents += 1
@@ -83,7 +83,7 @@ class ConlluFiles(Source[TextExample]):
         index = range(len(self))[index]
         file, block = self._sentences[index]
         try:
-            text, words = read_sentence(block.data.decode("utf-8-sig"), block.line, _COLUMNS[self._field])
+            text, words = read_sentence(block.data.decode("utf-8"), block.line, _COLUMNS[self._field])
             if self._field == "upos":
                 _check_upos(words)
         except UnicodeDecodeError as error:

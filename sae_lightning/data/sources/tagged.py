@@ -48,7 +48,7 @@ class TaggedCorpus(Source[TextExample]):
         concepts = {name: [tag] for tag, name in UNIVERSAL.items()} if concepts is None else concepts
         self.concept_names = list(concepts)
         concept_of = concept_of_tag(concepts, UNIVERSAL)
-        # columns, since a million words in tuples would take a hundred times the space
+        # columns, since a million words in tuples would take twenty times the space
         self._documents: list[str] = []
         self._texts: list[str] = []
         self._document_of = array("I")

@@ -167,9 +167,7 @@ def random_treebank(n: int, seed: int) -> str:
                 rows += [row(number + k, part, rng.choice(UPOS)) for k, part in enumerate(parts)]
                 number += 2
             else:
-                rows.append(
-                    row(number, rng.choice(["a", "β", "...", "#", "1-2", "😀"]), rng.choice(UPOS), misc)
-                )
+                rows.append(row(number, rng.choice(["a", "β", "...", "#", "1-2", "😀"]), rng.choice(UPOS), misc))
                 number += 1
             if rng.random() < 0.1:
                 rows.append(row(f"{number - 1}.1", "empty"))

@@ -1,0 +1,213 @@
+"""Texts of a dataset in the form of Hugging Face's `datasets`, from a folder or a hub."""
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from sae_lightning.data.sources.base import Source, StreamedSource, TextExample, UnreadableError
+from sae_lightning.data.sources.concepts import concept_of_label
+
+DataFiles = str | list[str] | dict[str, str | list[str]]
+
+
+class HuggingFaceText(Source[TextExample]):
+    """Texts of a dataset that lies on the disk, or is brought there first, in any order.
+
+    Args:
+        name: A dataset's name on the hub; a folder of files, or one that `save_to_disk` wrote; or the format of
+            `data_files`, such as `json`, `csv`, `parquet` or `text`. A dataset's own code is never run.
+        config: Name of one of the dataset's configurations.
+        split: Name of the split, or a part of it such as `train[:1000]` where the dataset was not saved to disk.
+        revision: Branch, tag or commit on the hub.
+        text_column: Column of the texts.
+        label_column: Column of each text's concept: its name or number, where None and -1 stand for none.
+        document_column: Column of the document that a text belongs to; None makes each row a document of its own,
+            which is called by its number.
+        data_files: Files to read, of the whole or by split.
+        concept_names: Names of the concepts; None takes those of `label_column`, if it holds class labels.
+        cache_dir: Folder for what is brought from the hub or converted; None: the one that `datasets` uses.
+
+    Raises:
+        ValueError: If the dataset cannot be loaded or lacks a column, or an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: str | None = None,
+        split: str = "train",
+        revision: str | None = None,
+        text_column: str = "text",
+        label_column: str | None = None,
+        document_column: str | None = None,
+        data_files: DataFiles | None = None,
+        concept_names: list[str] | None = None,
+        cache_dir: str | None = None,
+    ) -> None:
+        dataset = _load(name, config, split, revision, data_files, cache_dir, streaming=False)
+        self._rows = _Rows(name, text_column, label_column, document_column)
+        self._rows.check_columns(dataset.column_names)
+        self.concept_names = self._rows.names(dataset.features, concept_names)
+        self._dataset = dataset.select_columns(self._rows.columns)
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> TextExample:
+        """The text of one row."""
+        index = range(len(self))[index]
+        return self._rows.example(self._dataset[index], index, self.concept_names)
+
+
+class HuggingFaceTextStream(StreamedSource[TextExample]):
+    """Texts of a dataset that are fetched as they are read, in the dataset's order.
+
+    Args:
+        name: A dataset's name on the hub; a folder of files, or one that `save_to_disk` wrote; or the format of
+            `data_files`, such as `json`, `csv`, `parquet` or `text`. A dataset's own code is never run.
+        config: Name of one of the dataset's configurations.
+        split: Name of the split.
+        revision: Branch, tag or commit on the hub.
+        text_column: Column of the texts.
+        label_column: Column of each text's concept: its name or number, where None and -1 stand for none.
+        document_column: Column of the document that a text belongs to; None makes each row a document of its own,
+            which is called by its number.
+        data_files: Files to read, of the whole or by split.
+        concept_names: Names of the concepts; None takes those of `label_column`, if it holds class labels.
+        cache_dir: Folder for what is brought from the hub; None: the one that `datasets` uses.
+
+    Raises:
+        ValueError: If the dataset cannot be loaded or lacks a column, or an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: str | None = None,
+        split: str = "train",
+        revision: str | None = None,
+        text_column: str = "text",
+        label_column: str | None = None,
+        document_column: str | None = None,
+        data_files: DataFiles | None = None,
+        concept_names: list[str] | None = None,
+        cache_dir: str | None = None,
+    ) -> None:
+        self._dataset = _load(name, config, split, revision, data_files, cache_dir, streaming=True)
+        self._rows = _Rows(name, text_column, label_column, document_column)
+        # a stream may learn its columns from its first row only
+        columns = self._dataset.column_names or list(_first_row(self._dataset, name))
+        self._rows.check_columns(columns)
+        self.concept_names = self._rows.names(self._dataset.features or {}, concept_names)
+
+    def read(self, start: int) -> Iterator[TextExample | UnreadableError]:
+        """The texts of all rows from number `start` on, or the error of one that cannot be read."""
+        if start < 0:
+            raise ValueError(f"start must be at least 0, but is {start}")
+        columns = self._dataset.select_columns(self._rows.columns)
+        for number, row in enumerate(columns.skip(start), start):
+            try:
+                yield self._rows.example(row, number, self.concept_names)
+            except UnreadableError as error:
+                yield error
+
+
+class _Rows:
+    """Turns the rows of a dataset into texts.
+
+    Args:
+        name: Name of the dataset, for errors.
+        text: Column of the texts.
+        label: Column of the concepts, if any.
+        document: Column of the documents, if any.
+    """
+
+    def __init__(self, name: str, text: str, label: str | None, document: str | None) -> None:
+        self.name = name
+        self.text = text
+        self.label = label
+        self.document = document
+        self.columns = list(dict.fromkeys(column for column in (text, label, document) if column is not None))
+
+    def check_columns(self, columns: list[str]) -> None:
+        given = {"text_column": self.text, "label_column": self.label, "document_column": self.document}
+        for argument, column in given.items():
+            if column is not None and column not in columns:
+                raise ValueError(f"{argument} must be one of dataset {self.name!r}, {columns}, but is {column!r}")
+
+    def names(self, features: Mapping[str, Any], names: list[str] | None) -> list[str]:
+        """Names of the concepts."""
+        if self.label is None:
+            if names:
+                raise ValueError(f"concept_names must be None where label_column is None, but are {names}")
+            return []
+        found = names or getattr(features.get(self.label), "names", None)
+        if not found:
+            raise ValueError(
+                f"concept_names must be given where label_column holds no class labels, but {self.label!r} is of type "
+                f"{features.get(self.label)}"
+            )
+        return list(found)
+
+    def example(self, row: Mapping[str, Any], number: int, names: list[str]) -> TextExample:
+        text = row.get(self.text)
+        if not isinstance(text, str):
+            raise UnreadableError(f"row {number}", f"{self.text!r} must be a text, but is {text!r:.200}")
+        document = number if self.document is None else row.get(self.document)
+        if document is None:
+            raise UnreadableError(f"row {number}", f"{self.document!r} must name its document, but is None")
+        try:
+            concept = -1 if self.label is None else concept_of_label(row.get(self.label), names)
+        except ValueError as error:
+            raise UnreadableError(f"row {number}", str(error)) from None
+        return TextExample(str(document), text, concept=concept)
+
+
+def _first_row(dataset: Any, name: str) -> Mapping[str, Any]:
+    try:
+        row: Mapping[str, Any] = next(iter(dataset), {})
+    except Exception as error:  # a hub, a builder and a file each have their own
+        raise ValueError(f"dataset {name!r} must be one that can be read, but is not: {error}") from None
+    return row
+
+
+def _load(
+    name: str,
+    config: str | None,
+    split: str,
+    revision: str | None,
+    data_files: DataFiles | None,
+    cache_dir: str | None,
+    streaming: bool,
+) -> Any:
+    """One split of a dataset."""
+    try:
+        import datasets  # type: ignore[import-untyped]
+    except ImportError:
+        raise ValueError("a dataset of Hugging Face needs the package datasets: pip install datasets") from None
+    folder = os.path.expanduser(name)
+    if not any(os.path.isfile(os.path.join(folder, file)) for file in ("state.json", "dataset_dict.json")):
+        try:
+            return datasets.load_dataset(
+                folder if os.path.isdir(folder) else name,
+                config,
+                split=split,
+                revision=revision,
+                data_files=data_files,
+                cache_dir=cache_dir,
+                streaming=streaming,
+            )
+        except Exception as error:  # a hub, a builder and a file each have their own
+            raise ValueError(f"dataset {name!r} must be one that can be loaded, but is not: {error}") from None
+    for argument, value in {"config": config, "revision": revision, "data_files": data_files}.items():
+        if value is not None:
+            raise ValueError(f"{argument} must be None for {name!r}, which was saved to disk, but is {value!r}")
+    try:
+        saved = datasets.load_from_disk(folder)
+    except Exception as error:  # as above
+        raise ValueError(f"dataset {name!r} must be one that can be loaded, but is not: {error}") from None
+    splits = saved if isinstance(saved, dict) else {str(saved.split or "train"): saved}
+    if split not in splits:
+        raise ValueError(f"split must be one of dataset {name!r}, {list(splits)}, but is {split!r}")
+    return splits[split].to_iterable_dataset() if streaming else splits[split]
