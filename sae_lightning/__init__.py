@@ -10,8 +10,10 @@ if TYPE_CHECKING:
     from sae_lightning.callbacks import load_codes
     from sae_lightning.data import (
         ActivationBatch,
+        CachedDataModule,
         FormalLanguageDataModule,
         HeterogeneityDataModule,
+        LiveDataModule,
         SentenceDataModule,
         SeparabilityDataModule,
         TensorDataModule,
@@ -46,8 +48,10 @@ _PUBLIC = {
     ),
     "sae_lightning.data": (
         "ActivationBatch",
+        "CachedDataModule",
         "FormalLanguageDataModule",
         "HeterogeneityDataModule",
+        "LiveDataModule",
         "SentenceDataModule",
         "SeparabilityDataModule",
         "TensorDataModule",
@@ -58,12 +62,14 @@ _PUBLIC = {
 __all__ = [
     "ActivationBatch",
     "BaseSAE",
+    "CachedDataModule",
     "Comparison",
     "ComposedSAE",
     "FormalLanguageDataModule",
     "HeterogeneityDataModule",
     "JumpReLUSAE",
     "LanguageModel",
+    "LiveDataModule",
     "ReLUSAE",
     "SentenceDataModule",
     "SeparabilityDataModule",

@@ -1,4 +1,4 @@
-"""The command line: LightningCLI's fit, validate, test and predict for SAEs."""
+"""The command line: LightningCLI's fit, validate, test and predict for SAEs, and the commands that train nothing."""
 
 import os
 import shutil
@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from sae_lightning import callbacks, data
 from sae_lightning.callbacks.checkpoint import newest_checkpoint
+from sae_lightning.commands import COMMANDS
 from sae_lightning.files import WriteError, prepare_folder, temporary_of
 from sae_lightning.loggers import RunCSVLogger, RunTensorBoardLogger
 from sae_lightning.modules.loading import read_checkpoint
@@ -83,7 +84,10 @@ class SAECLI(LightningCLI):
             save_config_kwargs={"overwrite": True},  # the run folder as a whole is guarded instead
             trainer_defaults={"max_epochs": 1},
             parser_class=SAEParser,
-            parser_kwargs={"description": "Train, test and compare sparse autoencoders."},
+            parser_kwargs={
+                "description": "Train, test and compare sparse autoencoders. Besides the subcommands below there is "
+                f"`sae-lightning {'`, `sae-lightning '.join(COMMANDS)}` (with a --help of its own)."
+            },
             args=args,
         )
 
@@ -356,6 +360,10 @@ def main(args: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", message=".*overridden `on_before_batch_transfer` in `LightningModule`.*")
     # Lightning 2.6 uses a name that torch 2.13 deprecates
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
+    given = sys.argv[1:] if args is None else args
+    if given and given[0] in COMMANDS:
+        COMMANDS[given[0]](given[1:])
+        return
     if args is not None:  # a notebook's or test's own command line is no argument of ours
         warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter is intended.*")
     SAECLI(args)

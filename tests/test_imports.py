@@ -16,7 +16,7 @@ ALLOWED = {
     "nn": {"nn"},
     "metrics.functional": {"nn", "metrics.functional"},
     "metrics": {"nn", "metrics"},
-    "data": {"data", "nn.parts", "nn.transformer"},
+    "data": {"data", "files", "nn.parts", "nn.transformer"},
     "plotting": {"plotting", "nn.firing"},
     "modules": {"modules", "nn", "data.batch", "data.grammar", "data.sentences", "metrics"},
     "callbacks": {"callbacks", "modules", "metrics", "nn", "plotting", "data", "loggers", "files"},
@@ -24,7 +24,8 @@ ALLOWED = {
     "loggers": {"files"},
     "resume": set(),
     "parser": {"callbacks", "data", "modules"},
-    "cli": {"callbacks", "data", "files", "loggers", "modules", "parser", "resume"},
+    "commands": {"commands", "data", "files", "parser"},
+    "cli": {"callbacks", "commands", "data", "files", "loggers", "modules", "parser", "resume"},
     "__main__": {"cli"},
 }
 

@@ -57,6 +57,14 @@ class BatchSequence(DistributedSampler[Any]):
     def __iter__(self) -> Iterator[Any]:
         """The indices of an epoch's batches, from `position` on."""
 
+    def state_dict(self) -> dict[str, int]:
+        """Which batch comes next."""
+        return {"position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on with the batch that came next."""
+        self.position = state["position"]
+
     def set_epoch(self, epoch: int) -> None:
         """Begin an epoch where the last one ended.
 
@@ -150,9 +158,9 @@ class ActivationLoader(DataLoader[Any]):
 
     def state_dict(self) -> dict[str, int]:
         """Where reading stands."""
-        return {"position": self.sequence.position}
+        return self.sequence.state_dict()
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on where reading stood."""
-        self.sequence.position = state["position"]
+        self.sequence.load_state_dict(state)
         self.sequence.resumed = True

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
+from itertools import count
 from typing import Any, Literal, NamedTuple
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from sae_lightning.data.datamodule import SPLIT_SEEDS, Split
@@ -104,6 +106,7 @@ class WindowReader(Recorded):
         self._bounds = (val_fraction, val_fraction + test_fraction)
         self._kept = None if keep is None else torch.tensor([source.concept_names.index(name) for name in keep])
         self._order: Tensor | None = None
+        self._n_streamed: int | None = None  # windows of a stream, once it was read to its end
         self._stream: tuple[int, Iterator[Any]] | None = None  # the next example's number, and what yields it
 
     def __getstate__(self) -> dict[str, Any]:
@@ -121,22 +124,28 @@ class WindowReader(Recorded):
         place = int.from_bytes(digest, "big") / 2**64
         return "val" if place < self._bounds[0] else "test" if place < self._bounds[1] else "train"
 
-    def prepare(self, window: int) -> Prepared | None:
+    def prepare(self, window: int, only: Split | None = None) -> Prepared | None:
         """Read and tokenize the examples of a window; None behind the last one.
+
+        Args:
+            window: Its number.
+            only: The split whose examples are wanted; None: all.
 
         Raises:
             UnreadableError: If one of them cannot be read and none may be skipped.
         """
         found, skipped = [], []
         before = self.host.unaligned
+        empty = True
         for index, example in self._examples(window):
+            empty = False
             if isinstance(example, UnreadableError):
                 if self.unreadable == "refuse":
                     raise example
                 skipped.append(example.document)
-            else:
+            elif only is None or self.split_of(example.document) == only:
                 found.append((index, example))
-        if not found and not skipped:
+        if empty:
             return None
         pieces = self.host.pieces([example for _, example in found])
         return Prepared(
@@ -178,6 +187,59 @@ class WindowReader(Recorded):
                 found[split] = _rows(whole, rows[mix])
         return found
 
+    def window(self, window: int, split: Split) -> Read | None:
+        """A window's activations for one split, None where it has none; after the last window comes the first again.
+
+        Raises:
+            ValueError: If the source holds no example.
+        """
+        if self._n_streamed is not None:
+            window_of_source = window % self._n_streamed
+        else:
+            window_of_source = window if self.n_windows is None else window % self.n_windows
+        prepared = self.prepare(window_of_source, only=split)
+        if prepared is None:  # a stream that is through
+            if window_of_source == 0:
+                raise ValueError("source must hold an example, but is empty")
+            self._n_streamed = window_of_source
+            return self.window(window, split)
+        _tell(prepared)
+        return self.read(prepared._replace(window=window)).get(split)
+
+    def d_in(self, layer: str) -> int:
+        """Size of the activations at a layer, found by reading the first example that can be read.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        for window in count():
+            prepared = self.prepare(window)
+            if prepared is None:
+                raise ValueError("source must hold an example that can be read, but holds none")
+            if prepared.batches:
+                piece = prepared.batches[0][:1]
+                return self.host.read(piece, [layer], self.dtype).activations[layer].shape[1]
+        raise AssertionError
+
+    def gather(self, split: Split, n: int) -> Read:
+        """The first `n` activations of a split, or all that there are.
+
+        Raises:
+            ValueError: If there are none.
+        """
+        parts: list[Read] = []
+        window, missing = 0, n
+        while missing > 0 and (prepared := self.prepare(window, only=split)) is not None:
+            window += 1
+            _tell(prepared)
+            part = self.read(prepared).get(split)
+            if part is not None:
+                parts.append(part)
+                missing -= len(part.concepts)
+        if not parts:
+            raise ValueError(f"every split must hold an activation, but {split!r} holds none: are there few documents?")
+        return _rows(_joined(parts, self.layers), torch.arange(n - max(0, missing)))
+
     def _examples(self, window: int) -> Iterator[tuple[int, TextExample | ImageExample | UnreadableError]]:
         start = window * self.window_size
         if isinstance(self.source, StreamedSource):
@@ -199,6 +261,14 @@ class WindowReader(Recorded):
                 yield index, self.source[index]
             except UnreadableError as error:
                 yield index, error
+
+
+def _tell(prepared: Prepared) -> None:
+    if prepared.skipped:
+        rank_zero_warn(
+            f"{len(prepared.skipped)} examples of window {prepared.window} cannot be read and are skipped: "
+            f"{', '.join(prepared.skipped[:5])}{', ...' if len(prepared.skipped) > 5 else ''}"
+        )
 
 
 def _batches(pieces: list[Piece], batch_size: int) -> list[list[Piece]]:
