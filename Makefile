@@ -8,9 +8,10 @@ RUN := runs/separability/compare
 help:  ## List the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-.venv/installed: pyproject.toml constraints.txt
+.venv/installed: pyproject.toml constraints.txt $(wildcard tests/requirements*.txt)
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]' -r tests/requirements.txt
+	$(BIN)/pip install --quiet --no-deps -r tests/requirements-no-deps.txt
 	@touch $@
 
 install: .venv/installed  ## Make .venv and install the package with what its tests need

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sae_lightning.data.datamodule import SPLIT_SEEDS, Split
 from sae_lightning.data.hosts.base import Read
-from sae_lightning.files import replacing
+from sae_lightning.files import replacing, temporary_of
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -63,10 +63,10 @@ class CacheWriter:
                     f"output {str(folder)!r} holds a cache of another configuration ({'; '.join(changed)}): choose "
                     "another folder, or replace it with --overwrite true"
                 )
-        elif folder.exists() and any(folder.iterdir()):
+        elif any(path.is_file() and path != temporary_of(folder / MANIFEST) for path in folder.rglob("*")):
             raise ValueError(f"output must be a new folder or a cache, but {str(folder)!r} holds other files")
         (folder / _RECORDS).mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(".work-*"):
+        for leftover in folder.rglob(".work-*"):
             shutil.rmtree(leftover)
         if not (folder / MANIFEST).is_file():
             self.finish(complete=False)

@@ -1,5 +1,6 @@
 """Activations from a cache that `sae-lightning harvest` wrote."""
 
+import warnings
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
@@ -88,7 +89,10 @@ class CachedActivations(Dataset[ActivationBatch]):
             from litdata import StreamingDataset
 
             self._blocks = StreamingDataset(str(self._folder))
-        activations, *rest = self._blocks[index]
+        with warnings.catch_warnings():
+            # litdata's tensors lie in the file's memory, which nobody may write: batches are copies
+            warnings.filterwarnings("ignore", message="The given buffer is not writable")
+            activations, *rest = self._blocks[index]
         return Block(activations.view(torch.bfloat16) if self._dtype == torch.bfloat16 else activations, *rest)
 
     def __getitem__(self, rows: list[tuple[int, int, int]]) -> ActivationBatch:
@@ -96,8 +100,6 @@ class CachedActivations(Dataset[ActivationBatch]):
         for index, begin, end in rows:
             block = self.block(index)
             parts.append((block.activations[begin:end], block.concepts[begin:end]))
-        if len(parts) == 1:
-            return ActivationBatch(parts[0][0].float(), parts[0][1])
         activations, concepts = (torch.cat(values) for values in zip(*parts, strict=True))
         return ActivationBatch(activations.float(), concepts)
 
