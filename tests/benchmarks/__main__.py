@@ -37,7 +37,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--only", nargs="*", default=[], metavar="WORD", help="parts of library/architecture, or loading"
+        "--only", nargs="*", default=[], metavar="WORD", help="parts of library/architecture, loading or harvest"
     )
     parser.add_argument("--shapes", nargs="*", metavar="D_IN,D_SAE,BATCH,K", help="sizes of a step")
     parser.add_argument("--widths", nargs="*", type=int, help="values of d_sae for the sweep; none without a value")
@@ -92,7 +92,9 @@ def outcome(rows: list[Row]) -> str:
     """A job's results in a line."""
     numbers = []
     for row in rows:
-        if row["kind"] == "loading":
+        if row["kind"] == "harvest":
+            numbers.append(f"{row['ratio'][1]:.2f} times the forward pass")
+        elif row["kind"] == "loading":
             numbers.append(f"{row['data']} {row['share']:.1%}")
         else:
             numbers.append("left out" if "left_out" in row else f"{1e3 * row['step'][1]:,.1f} ms")
@@ -102,7 +104,7 @@ def outcome(rows: list[Row]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Measure everything that was asked for; 1 where something failed."""
     args = parse_arguments(arguments)
-    wanted = [n for n in [*ENTRIES, "loading"] if not args.only or any(word in n for word in args.only)]
+    wanted = [n for n in [*ENTRIES, "loading", "harvest"] if not args.only or any(word in n for word in args.only)]
     shapes = [Shape(*map(int, s.split(","))) for s in args.shapes]
     d_in, batch, k = shapes[0][0::2] + shapes[0][3:] if args.quick else _SWEEP
     widths = [Shape(d_in, width, batch, k) for width in sorted(args.widths)]
@@ -114,11 +116,11 @@ def main(arguments: list[str] | None = None) -> int:
         "threads": args.threads,
         "device": args.device,
     }
-    results: dict[str, list[Any]] = {"steps": [], "sweep": [], "loading": [], "problems": []}
+    results: dict[str, list[Any]] = {"steps": [], "sweep": [], "loading": [], "harvest": [], "problems": []}
     start = time.perf_counter()
 
     for name in wanted:
-        if name == "loading":
+        if name in ("loading", "harvest"):
             if args.device == "cuda":
                 continue
             job = Job(name, [], [], **{**common, "repeats": args.repeats if args.quick else _LOADING_STEPS})
@@ -137,7 +139,7 @@ def main(arguments: list[str] | None = None) -> int:
             results["problems"].append(problem)
             print(problem)
 
-    measured = [row for kind in ("steps", "sweep", "loading") for row in results[kind]]
+    measured = [row for kind in ("steps", "sweep", "loading", "harvest") for row in results[kind]]
     if not measured:
         print("nothing was measured")
         return 1

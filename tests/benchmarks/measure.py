@@ -181,6 +181,14 @@ def run(job: Job, write: Callable[[dict[str, Any]], None]) -> None:
         for result in loader_shares(steps=job.repeats):
             write({"kind": "loading", **result, **environment})
         return
+    if job.name == "harvest":
+        from tests.benchmarks.harvesting import cached_share, harvest_results  # needs the extra `activations`
+
+        quick = job.repeats < 10
+        for result in harvest_results(1 if quick else 5, quick):
+            write({"kind": "harvest", **result, **environment})
+        write({"kind": "loading", **cached_share(job.repeats, quick), **environment})
+        return
     entry = ENTRIES[job.name]
     of = {"library": entry.library, "architecture": entry.architecture, **environment}
     for kind, shapes, budget in (("steps", job.shapes, job.budget), ("sweep", job.widths, job.budget / 3)):

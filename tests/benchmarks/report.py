@@ -111,10 +111,10 @@ def sweep_table(rows: list[Row]) -> str:
 
 def loading_table(rows: list[Row]) -> str:
     """Shares of the data loader."""
-    lines = [["data", "batch", "steps", "fetching, ms", "step, ms", "share"]]
+    lines = [["data", "SAE", "batch", "steps", "fetching, ms", "step, ms", "share"]]
     for row in rows:
         fetch, step = 1e3 * row["fetch"], 1e3 * row["step"]
-        lines.append([row["data"], str(row["batch"]), str(row["steps"]), f"{fetch:.3f}", f"{step:.2f}"])
+        lines.append([row["data"], row["model"], str(row["batch"]), str(row["steps"]), f"{fetch:.3f}", f"{step:.2f}"])
         lines[-1].append(f"{row['share']:.1%}")
     return _markdown(lines)
 
@@ -161,8 +161,17 @@ def write_markdown(results: Row) -> str:
         parts.append(sweep_table(sweep))
     if results["loading"]:
         parts.append("## Data loading")
-        parts.append("Fetching the next batch in a real `Trainer.fit` of SpaDE (128 latents), over the training step.")
+        parts.append("Fetching the next batch in a real `Trainer.fit`, over the training step.")
         parts.append(loading_table(results["loading"]))
+    if results.get("harvest"):
+        parts.append("## Harvesting")
+        parts.append(
+            "`sae-lightning harvest` (tokenizing, the pass up to the third of six layers, choosing words, writing) on "
+            "a random model of MiniLM's sizes, over that pass alone on the same batches. Quartiles of pairs."
+        )
+        lines = [["harvest", "times the forward pass", "tokens/s"]]
+        lines += [[r["data"], _range(r["ratio"]), f"{r['tokens_per_second']:,.0f}"] for r in results["harvest"]]
+        parts.append(_markdown(lines))
     parts += [f"{problem}." for problem in results["problems"]]
     return "\n\n".join(parts) + "\n"
 

@@ -57,13 +57,22 @@ def test_contenders_step_at_the_sparsity_that_they_should_have(name: str) -> Non
 def test_a_quick_run_writes_table_numbers_and_plot(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.benchmarks", "--quick", "--threads", "1", "--output", str(tmp_path)]
     done = subprocess.run(
-        [*command, "--only", "spade", "sae-lens/topk", "loading"], cwd=ROOT, capture_output=True, text=True, check=False
+        [*command, "--only", "spade", "sae-lens/topk", "loading", "harvest"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     results = json.loads((tmp_path / "benchmarks.json").read_text())
     assert {row["library"] for row in results["steps"]} >= {"sae_lightning", "naive"}
     assert all(low <= median <= high for row in results["sweep"] for low, median, high in [row["ratio"]])
-    assert {row["data"] for row in results["loading"]} == {"SeparabilityDataModule", "HeterogeneityDataModule"}
+    assert {row["data"] for row in results["loading"]} == {
+        "SeparabilityDataModule",
+        "HeterogeneityDataModule",
+        "CachedDataModule",
+    }
+    assert results["harvest"][0]["ratio"][1] > 1
     page = (tmp_path / "benchmarks.md").read_text()
     assert "SpaDE's step is" in page
     assert ("sae_lens is not installed: make bench" in page) == (find_spec("sae_lens") is None)
