@@ -6,12 +6,11 @@ from sae_lightning.metrics._base import SAEMetric
 from sae_lightning.metrics.functional._inputs import check_matrix, check_size
 from sae_lightning.metrics.functional.top_examples import (
     TopExamplesResult,
-    _count,
     _top_examples_compute,
     check_indices,
     empty_keys,
-    keep_best,
     merge_best,
+    take_in,
 )
 
 
@@ -65,8 +64,8 @@ class TopExamples(SAEMetric):
         """
         codes = check_matrix("codes", codes, columns=self.d_sae)
         check_indices(indices, codes.shape[0])
-        self.best = keep_best(self.best, codes, indices)
-        self._add(_count(codes), "fired", "total", "samples")
+        self.best, *counts = take_in(self.best, codes, indices)
+        self._add(tuple(counts), "fired", "total", "samples")
 
     def compute(self) -> TopExamplesResult:
         """The best examples among everything seen since the last reset."""

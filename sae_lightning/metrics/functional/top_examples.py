@@ -61,7 +61,7 @@ def top_examples(codes: Tensor, indices: Tensor, n: int = 8) -> TopExamplesResul
     codes = check_matrix("codes", codes)
     check_indices(indices, codes.shape[0])
     best = empty_keys(codes.shape[1], check_size("n", n, minimum=1)).to(codes.device)
-    return _top_examples_compute(keep_best(best, codes, indices), *_count(codes))
+    return _top_examples_compute(*take_in(best, codes, indices))
 
 
 def check_indices(indices: Tensor, rows: int) -> None:
@@ -84,11 +84,11 @@ def empty_keys(d_sae: int, n: int) -> Tensor:
     return torch.zeros(d_sae, n, dtype=torch.int64)
 
 
-def keep_best(best: Tensor, codes: Tensor, indices: Tensor) -> Tensor:
-    """Offer a batch to the best examples so far.
+def take_in(best: Tensor, codes: Tensor, indices: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Offer a batch to the best examples so far, and count what fires in it.
 
-    Almost no code of a later batch is larger than the n-th best one before: only those that are get a key and are
-    sorted, so that most of the time goes into one comparison of the codes.
+    Only codes that fire are looked at, and only those that reach the n-th best one before get a key and are sorted:
+    most of the time goes into one comparison of all codes.
 
     Args:
         best: ``(d_sae, n)`` int64, keys in falling order.
@@ -96,23 +96,33 @@ def keep_best(best: Tensor, codes: Tensor, indices: Tensor) -> Tensor:
         indices: ``(batch,)`` int64.
 
     Returns:
-        The new keys, ``(d_sae, n)`` in falling order.
+        The new keys, ``(d_sae, n)`` in falling order; firings in this batch, ``(d_sae,)`` int64; sums of the codes that
+        fire, ``(d_sae,)`` float64; number of samples, scalar int64.
     """
-    rows = max(1, _ENTRIES_AT_ONCE // best.shape[0])
+    d_sae = best.shape[0]
+    fired = torch.zeros(d_sae, dtype=torch.int64, device=codes.device)
+    total = torch.zeros(d_sae, dtype=torch.float64, device=codes.device)
+    rows = max(1, _ENTRIES_AT_ONCE // d_sae)
     for part, names in zip(codes.split(rows), indices.split(rows), strict=True):
-        wide = part.float()
-        row, latent = (fires(wide) & (wide >= _values(best[:, -1]))).nonzero(as_tuple=True)
-        bits = wide[row, latent].view(torch.int32).long()
-        keys, order = ((bits << 32) | (_WORD - names[row])).sort(descending=True)
-        latent, by_latent = latent[order].sort(stable=True)
-        keys = keys[by_latent]
-        first = torch.searchsorted(latent, torch.arange(best.shape[0], device=latent.device))
-        place = torch.arange(len(latent), device=latent.device) - first[latent]
-        fits = place < best.shape[1]
-        offered = torch.zeros_like(best)
-        offered[latent[fits], place[fits]] = keys[fits]
-        best = merge_best(torch.stack([best, offered]))
-    return best
+        row, latent = fires(part).nonzero(as_tuple=True)
+        values = part[row, latent].float()
+        fired += latent.bincount(minlength=d_sae)
+        total.index_add_(0, latent, part[row, latent].double())
+        able = values >= _values(best[:, -1])[latent]
+        best = _merge(best, values[able], names[row[able]], latent[able])
+    return best, fired, total, torch.full((), codes.shape[0], dtype=torch.int64, device=codes.device)
+
+
+def _merge(best: Tensor, values: Tensor, indices: Tensor, latent: Tensor) -> Tensor:
+    """Offer codes of any latents, ``(m,)`` float32, with their samples and latents, ``(m,)`` int64."""
+    keys, order = ((values.view(torch.int32).long() << 32) | (_WORD - indices)).sort(descending=True)
+    latent, by_latent = latent[order].sort(stable=True)
+    first = torch.searchsorted(latent, torch.arange(best.shape[0], device=latent.device))
+    place = torch.arange(len(latent), device=latent.device) - first[latent]
+    fits = place < best.shape[1]
+    offered = torch.zeros_like(best)
+    offered[latent[fits], place[fits]] = keys[by_latent][fits]
+    return merge_best(torch.stack([best, offered]))
 
 
 def merge_best(stacked: Tensor) -> Tensor:
@@ -123,13 +133,6 @@ def merge_best(stacked: Tensor) -> Tensor:
 def _values(keys: Tensor) -> Tensor:
     """The float32 codes in keys of any shape."""
     return (keys >> 32).to(torch.int32).view(torch.float32)
-
-
-def _count(codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Firings ``(d_sae,)`` int64, sums of the codes that fire ``(d_sae,)`` float64, and the number of samples."""
-    firing = fires(codes)
-    total = codes.where(firing, torch.zeros((), dtype=codes.dtype, device=codes.device)).sum(dim=0, dtype=torch.float64)
-    return firing.sum(dim=0), total, torch.full((), codes.shape[0], dtype=torch.int64, device=codes.device)
 
 
 def _top_examples_compute(best: Tensor, fired: Tensor, total: Tensor, samples: Tensor) -> TopExamplesResult:
