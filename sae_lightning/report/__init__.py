@@ -1,0 +1,21 @@
+"""A run's results as one HTML page that opens anywhere: plain data in, a string out."""
+
+from sae_lightning.report.content import Concept, Detector, Example, Figure, Latent, Report, Sample, SAEReport
+from sae_lightning.report.excerpts import Picture, Text, make_excerpt, read_excerpts
+from sae_lightning.report.page import render
+
+__all__ = [
+    "Concept",
+    "Detector",
+    "Example",
+    "Figure",
+    "Latent",
+    "Picture",
+    "Report",
+    "SAEReport",
+    "Sample",
+    "Text",
+    "make_excerpt",
+    "read_excerpts",
+    "render",
+]
