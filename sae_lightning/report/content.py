@@ -33,7 +33,7 @@ class Detector(NamedTuple):
 class Latent(NamedTuple):
     """A latent that is shown."""
 
-    index: int
+    number: int
     frequency: float
     """Share of the samples on which it fires."""
     mean_code: float

@@ -39,7 +39,7 @@ Excerpt = Text | Picture
 
 def read_excerpts(
     positions: Iterable[int], contexts: Callable[[list[int]], list[Context]], max_bytes: float
-) -> dict[int, Excerpt]:
+) -> tuple[dict[int, Excerpt], int]:
     """Ask for the contexts of samples, a few at a time, until the page has no more room for them.
 
     Args:
@@ -48,7 +48,7 @@ def read_excerpts(
         max_bytes: How much room they may take; an image counts once, however many patches of it there are.
 
     Returns:
-        Excerpts by position.
+        Excerpts by position, and the bytes that they take.
     """
     found: dict[int, Excerpt] = {}
     seen: set[str] = set()
@@ -58,14 +58,15 @@ def read_excerpts(
         for position, context in zip(chunk, contexts(chunk), strict=True):
             excerpt = make_excerpt(context)
             if isinstance(excerpt, Picture):
-                size += 40 + (0 if excerpt.uri in seen else len(excerpt.uri))
+                needed = 40 + (0 if excerpt.uri in seen else len(excerpt.uri))
                 seen.add(excerpt.uri)
             else:
-                size += sum(len(part.encode()) for part in excerpt)
-            if size > max_bytes:
-                return found
+                needed = sum(len(part.encode()) for part in excerpt)
+            if size + needed > max_bytes:
+                return found, size
             found[position] = excerpt
-    return found
+            size += needed
+    return found, size
 
 
 def make_excerpt(context: Context) -> Excerpt:

@@ -99,7 +99,8 @@
       return card;
     }
     const latent = byNumber[s].get(first[0]);
-    card.append(stats([["latent", link(s, first[0])], ["F1", f1(first[1])], ["precision", f1(first[2])], ["recall", f1(first[3])]]));
+    card.append(make("p", { class: "leads" }, link(s, first[0]), make("b", {}, `F1 ${f1(first[1])}`)));
+    card.append(stats([["precision", f1(first[2])], ["recall", f1(first[3])]]));
     if (latent) card.append(examples(latent.examples, concept, 4) || "");
     if (others.length) {
       const rows = others.map(([i, ...scores]) =>

@@ -33,6 +33,7 @@ def render(report: Report) -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     parts = {
         "title": escape(report.title),
+        "heading": escape(report.title).replace("/", "/<wbr>").replace("_", "_<wbr>"),
         "policy": f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
         "style": _asset("page.css"),
         "script": script,
@@ -87,7 +88,7 @@ def _sae(sae: SAEReport, place: dict[int, int]) -> dict[str, Any]:
 
 def _latent(latent: Latent, place: dict[int, int]) -> dict[str, Any]:
     return {
-        "i": latent.index,
+        "i": latent.number,
         "frequency": _short(latent.frequency),
         "mean": _short(latent.mean_code),
         "mono": _short(latent.monosemanticity),

@@ -34,7 +34,7 @@ def verdicts(report: Report) -> str:
 def _verdict(sae: SAEReport, report: Report) -> str:
     found, hidden = split_found(sae, report)
     total = len(found) + len(hidden)
-    head = f'<h3>{_swatch(sae)}{escape(sae.name)}{_family(sae)}</h3>'
+    head = f"<h3>{_swatch(sae)}{escape(sae.name)}{_family(sae)}</h3>"
     if not total:
         return f"<li>{head}<p>No concept has samples here.</p></li>"
     count = f'<p class="count"><b>{len(found)}</b> of {total} concepts found</p>'
@@ -58,7 +58,7 @@ def overview(report: Report) -> str:
         heads.append(("mean F1", "Mean over concepts of the best latent's F1"))
     cells = "".join(f'<th scope="col" title="{escape(title)}">{name}</th>' for name, title in heads)
     cells += "".join(
-        f'<th scope="col" class="concept"><span class="dot" style="--c:{escape(c.color)}"></span>{escape(c.name)}</th>'
+        f'<th scope="col" class="concept">{escape(c.name)}<span style="--c:{escape(c.color)}"></span></th>'
         for c in report.concepts
     )
     rows = "".join(_row(sae, report) for sae in report.saes)
@@ -111,8 +111,8 @@ def _family(sae: SAEReport) -> str:
 
 
 def _names(names: list[str]) -> str:
-    return ", ".join(f"<b>{escape(name)}</b>" for name in names)
+    return " <i>·</i> ".join(f"<b>{escape(name)}</b>" for name in names)
 
 
 def _number(value: float | None, digits: int = 3) -> str:
-    return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+    return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"

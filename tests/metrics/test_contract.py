@@ -14,7 +14,9 @@ UNEVEN = [1, 100, 0, 39, 7, 93]
 
 every_metric = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 with_labels = pytest.mark.parametrize(
-    "case", [case for case in CASES if case.name not in ("DeadLatents", "Fidelity", "TopExamples")], ids=lambda case: case.name
+    "case",
+    [case for case in CASES if case.name not in ("DeadLatents", "Fidelity", "TopExamples")],
+    ids=lambda case: case.name,
 )
 
 

@@ -103,7 +103,8 @@ def take_in(best: Tensor, codes: Tensor, indices: Tensor) -> tuple[Tensor, Tenso
     fired = torch.zeros(d_sae, dtype=torch.int64, device=codes.device)
     total = torch.zeros(d_sae, dtype=torch.float64, device=codes.device)
     rows = max(1, _ENTRIES_AT_ONCE // d_sae)
-    for part, names in zip(codes.split(rows), indices.split(rows), strict=True):
+    for start in range(0, len(codes), rows):
+        part, names = codes[start : start + rows], indices[start : start + rows]
         row, latent = fires(part).nonzero(as_tuple=True)
         values = part[row, latent].float()
         fired += latent.bincount(minlength=d_sae)
