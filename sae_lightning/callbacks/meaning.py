@@ -169,7 +169,7 @@ def as_markdown(texts: Sequence[TextContext], codes: Sequence[float]) -> str:
     for (before, token, after), code in zip(texts, codes, strict=True):
         core = token.strip()
         # no mark of Markdown may touch the space around a word
-        lead, tail = token.partition(core)[::2] if core else (token, "")
+        lead, tail = token.partition(core)[::2] if core else ("", "")
         word = f"**{_plain(core)}**" if core else ("**␣**" if token else "")
         rows.append(f"| {code:.3g} | {_plain(before + lead)}{word}{_plain(tail + after)} |")
     return "\n".join(rows)
