@@ -76,11 +76,12 @@
 
   function examples(list, concept, limit = Infinity) {
     if (!list.length) return null;
-    const pictures = typeof data.samples[list[0][0]][2] === "number";
+    const kind = typeof data.samples[list[0][0]][2];
+    const pictures = kind === "number";
     const draw = pictures ? pictureExample : textExample;
     const top = list[0][1] || 1;
     const items = list.slice(0, limit).map((example) => draw(example, top, concept));
-    return make("ul", { class: pictures ? "examples pictures" : "examples texts" }, ...items);
+    return make("ul", { class: `examples ${pictures ? "pictures" : kind === "undefined" ? "texts plain" : "texts"}` }, ...items);
   }
 
   // ---------------------------------------------------------------- concepts

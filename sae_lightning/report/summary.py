@@ -111,7 +111,7 @@ def _family(sae: SAEReport) -> str:
 
 
 def _names(names: list[str]) -> str:
-    return " <i>·</i> ".join(f"<b>{escape(name)}</b>" for name in names)
+    return "&nbsp;<i>·</i> ".join(f"<b>{escape(name)}</b>" for name in names)
 
 
 def _number(value: float | None, digits: int = 3) -> str:

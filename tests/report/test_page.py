@@ -67,7 +67,9 @@ class Page(HTMLParser):
 def make_sae(name="spade", best=(0.99, 0.5), **changes):
     detectors = [[Detector(3, best[0], 1.0, best[0])], []] if best else []
     examples = [Example(7, 1.5), Example(9, 0.25)]
-    latent = Latent(3, 0.02, 0.8, examples, 0, detectors[0][0], 0.9) if best else Latent(3, 1.0, 0.8, [], None, None, None)
+    latent = (
+        Latent(3, 0.02, 0.8, examples, 0, detectors[0][0], 0.9) if best else Latent(3, 1.0, 0.8, [], None, None, None)
+    )
     sae = SAEReport(name, "SpaDE", "#D55E00", 16, 2.5, 0.0123, 0.25, 0.875, 3.25, list(best), detectors, [latent])
     return sae._replace(**changes)
 
@@ -89,7 +91,9 @@ def make_report(**changes):
 def test_is_one_file_that_loads_nothing():
     text = render(make_report())
     page = Page(text)
-    addresses = [v for _, attrs in page.tags for k, v in attrs.items() if k in ("src", "href", "srcset", "action") and v]
+    addresses = [
+        v for _, attrs in page.tags for k, v in attrs.items() if k in ("src", "href", "srcset", "action") and v
+    ]
     assert addresses == ["data:image/png;base64,AAAA"]
     assert not any(tag in ("link", "iframe", "object", "embed", "base") for tag, _ in page.tags)
     for part in ("http:", "https:", "//cdn", "@import", "url("):
@@ -150,7 +154,12 @@ def test_hostile_texts_stay_texts():
 def test_hidden_concepts_are_marked_and_named():
     page = Page(render(make_report()))
     cells = [(kind, "".join(text.split())) for kind, text in page.cells if "f1" in kind]
-    assert cells == [("f1 found", "0.990found"), ("f1 hidden", "0.500hidden"), ("f1 found", "0.910found"), ("f1 none", cells[3][1])]
+    assert cells == [
+        ("f1 found", "0.990found"),
+        ("f1 hidden", "0.500hidden"),
+        ("f1 found", "0.910found"),
+        ("f1 none", cells[3][1]),
+    ]
     assert cells[3][1].startswith("n/a")
     assert "spade1 of 2 concepts foundhides: verbsfinds: nouns" in page.text
     assert "relu SpaDE1 of 1 concepts foundfinds: nouns" in page.text
@@ -172,7 +181,11 @@ def test_unlabelled_data_have_no_concepts():
 
 def test_images_are_stored_once():
     uri, other = "data:image/png;base64,AAAA", "data:image/png;base64,BBBB"
-    samples = {7: Sample([], Picture(uri, (0, 0.25, 1 / 3, 1))), 9: Sample([], Picture(uri, None)), 4: Sample([], Picture(other, None))}
+    samples = {
+        7: Sample([], Picture(uri, (0, 0.25, 1 / 3, 1))),
+        9: Sample([], Picture(uri, None)),
+        4: Sample([], Picture(other, None)),
+    }
     data = Page(render(make_report(samples=samples))).data
     assert data["images"] == [uri, other]
     assert data["samples"] == [[7, [], 0, [0, 0.25, 0.3333, 1]], [9, [], 0, None], [4, [], 1, None]]
