@@ -73,25 +73,21 @@ def test_examples_are_those_of_the_whole_split(files, tmp_path):
     assert sorted(shown) == top.fired.nonzero().flatten().tolist()
 
 
-def test_positions_of_two_processes_interleave(files, monkeypatch):
+@pytest.mark.parametrize("rank", [0, 1])
+def test_positions_of_two_processes_interleave(files, monkeypatch, rank):
     """What each of two ranks takes in is what BatchIndices deals to it."""
-    data = make_data(files)
-    split = data.split("test")
-    for rank in (0, 1):
-        meaning, seen = TopActivations(), []
-        trainer = pl.Trainer(accelerator="cpu", logger=False, barebones=True)
-        trainer.datamodule = data
-        module = make_sae()
-        meaning.setup(trainer, module, "test")
-        monkeypatch.setattr(pl.Trainer, "global_rank", rank)
-        monkeypatch.setattr(pl.Trainer, "world_size", 2)
-        monkeypatch.setattr(type(data), "_processes", lambda self, rank=rank: (rank, 2))
-        monkeypatch.setattr(module.meaning_metrics[0], "update", lambda codes, positions: seen.append(positions))
-        for i, batch in enumerate(data.test_dataloader()):
-            meaning.on_test_batch_end(trainer, module, {"": module.evaluate(batch.activations)}, batch, i)
-            assert torch.equal(split.activations[seen[-1]], batch.activations)
-        assert len(torch.cat(seen)) == 25
-        monkeypatch.undo()
+    data, module, meaning, seen = make_data(files), make_sae(), TopActivations(), []
+    trainer = pl.Trainer(accelerator="cpu", logger=False, barebones=True)
+    trainer.datamodule = data
+    meaning.setup(trainer, module, "test")
+    monkeypatch.setattr(pl.Trainer, "global_rank", rank)
+    monkeypatch.setattr(pl.Trainer, "world_size", 2)
+    monkeypatch.setattr(data, "_processes", lambda: (rank, 2))
+    monkeypatch.setattr(module.meaning_metrics[0], "update", lambda codes, positions: seen.append(positions))
+    for i, batch in enumerate(data.test_dataloader()):
+        meaning.on_test_batch_end(trainer, module, {"": module.evaluate(batch.activations)}, batch, i)
+        assert torch.equal(data.split("test").activations[seen[-1]], batch.activations)
+    assert len(torch.cat(seen)) == 25
 
 
 def test_which_latents_are_shown():
