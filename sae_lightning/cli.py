@@ -35,6 +35,8 @@ _SAE_CALLBACKS = (  # what a language model has no use for
     callbacks.TrainingDynamics,
     callbacks.CodesWriter,
     callbacks.DownstreamFidelity,
+    callbacks.TopActivations,
+    callbacks.ReportPage,
 )
 _FIRST_FILES = ("events.out.tfevents.", ".config.yaml.", "probe", ".probe.")  # what a run writes before config.yaml
 _LINKED = ("d_in", "grammar_text")  # arguments of models that come from the data
@@ -127,6 +129,8 @@ class SAECLI(LightningCLI):
         parser.add_lightning_class_args(callbacks.CodesWriter, "codes")
         parser.add_lightning_class_args(callbacks.SAEProgressBar, "progress")
         parser.add_lightning_class_args(callbacks.DownstreamFidelity, "fidelity")
+        parser.add_lightning_class_args(callbacks.TopActivations, "meaning")
+        parser.add_lightning_class_args(callbacks.ReportPage, "page")
         parser.add_lightning_class_args(callbacks.GrammarReport, "grammar")
         # a link concerns the models that have its target
         parser.link_arguments("data.d_in", "model.init_args.d_in", apply_on="instantiate")

@@ -5,6 +5,8 @@ from sae_lightning.callbacks.dynamics import TrainingDynamics
 from sae_lightning.callbacks.fidelity import DownstreamFidelity
 from sae_lightning.callbacks.geometry import GeometryFigures
 from sae_lightning.callbacks.language import GrammarReport
+from sae_lightning.callbacks.meaning import TopActivations
+from sae_lightning.callbacks.page import ReportPage
 from sae_lightning.callbacks.predictions import CodesWriter, load_codes
 from sae_lightning.callbacks.progress import SAEProgressBar
 from sae_lightning.callbacks.receptive_fields import ReceptiveFields
@@ -23,10 +25,12 @@ __all__ = [
     "ReceptiveFields",
     "RecoveryFigures",
     "RecoveryTable",
+    "ReportPage",
     "ResampleDeadLatents",
     "ResultsWriter",
     "RunCheckpoint",
     "SAEProgressBar",
+    "TopActivations",
     "TrainingDynamics",
     "load_codes",
 ]

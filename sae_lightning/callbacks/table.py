@@ -6,6 +6,9 @@ from sae_lightning.callbacks.recovery import Recovery, find_recovery
 from sae_lightning.loggers import run_folder
 from sae_lightning.modules.module import SAEModule
 
+FOUND_ABOVE = 0.9
+"""Best F1 from which a concept counts as found, where nobody says otherwise."""
+
 
 def recovery_table(results: dict[str, Recovery], concept_names: list[str], found_above: float, title: str) -> list[str]:
     """Lines of a Markdown table: a row per SAE, its metrics, then the F1 of its best latent for each concept.
@@ -51,7 +54,7 @@ class RecoveryTable(pl.Callback):
         ValueError: If `found_above` lies outside 0 and 1.
     """
 
-    def __init__(self, found_above: float = 0.9) -> None:
+    def __init__(self, found_above: float = FOUND_ABOVE) -> None:
         if not 0 <= found_above <= 1:
             raise ValueError(f"found_above must lie between 0 and 1, but is {found_above}")
         self.found_above = found_above

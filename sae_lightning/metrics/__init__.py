@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sae_lightning.metrics.latent_similarity import LatentSimilarity
     from sae_lightning.metrics.monosemanticity import Monosemanticity
     from sae_lightning.metrics.normalized_mse import NormalizedMSE
+    from sae_lightning.metrics.top_examples import TopExamples
 
 __all__ = [
     "L0",
@@ -29,6 +30,7 @@ __all__ = [
     "LatentSimilarity",
     "Monosemanticity",
     "NormalizedMSE",
+    "TopExamples",
 ]
 
 _MODULES = {
@@ -41,6 +43,7 @@ _MODULES = {
     "LatentSimilarity": "latent_similarity",
     "Monosemanticity": "monosemanticity",
     "NormalizedMSE": "normalized_mse",
+    "TopExamples": "top_examples",
 }
 
 

@@ -9,6 +9,7 @@ from sae_lightning.plotting.bars import concept_f1_bars
 from sae_lightning.plotting.colors import FAMILY_STYLES, FamilyStyle, family_styles, palette
 from sae_lightning.plotting.components import principal_components, singular_values
 from sae_lightning.plotting.dimension import l0_against_dimension
+from sae_lightning.plotting.examples import example_images
 from sae_lightning.plotting.fields import receptive_fields
 from sae_lightning.plotting.files import save_png
 from sae_lightning.plotting.scatter import sample_scatter
@@ -20,6 +21,7 @@ __all__ = [
     "FamilyStyle",
     "SweepPoint",
     "concept_f1_bars",
+    "example_images",
     "f1_against_l0",
     "family_styles",
     "l0_against_dimension",

@@ -18,6 +18,7 @@ class Samples(NamedTuple):
     x_hat: Tensor
     codes: Tensor
     concepts: Tensor
+    index: Tensor
 
     def part(self, rows: slice | Tensor) -> "Samples":
         return Samples(*(field[rows] for field in self))
@@ -36,7 +37,7 @@ def make_samples(n: int = 240, seed: int = 0, overlapping: bool = False) -> Samp
     x_hat = x + 0.1 * torch.randn(n, D_IN, generator=generator)
     if overlapping:
         concepts = torch.rand(n, N_CONCEPTS, generator=generator) < 0.4
-    return Samples(x, x_hat, codes, concepts)
+    return Samples(x, x_hat, codes, concepts, torch.arange(n))
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,12 @@ CASES = [
         lambda: metrics.LatentSimilarity(D_SAE, N_CONCEPTS),
         _codes_and_concepts,
         lambda s: functional.latent_similarity(s.codes, s.concepts, N_CONCEPTS),
+    ),
+    Case(
+        "TopExamples",
+        lambda: metrics.TopExamples(D_SAE, n=5),
+        lambda s: (s.codes, s.index),
+        lambda s: functional.top_examples(s.codes, s.index, n=5),
     ),
     Case(
         "ConceptDiscovery",

@@ -14,7 +14,9 @@ UNEVEN = [1, 100, 0, 39, 7, 93]
 
 every_metric = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 with_labels = pytest.mark.parametrize(
-    "case", [case for case in CASES if case.name not in ("DeadLatents", "Fidelity")], ids=lambda case: case.name
+    "case",
+    [case for case in CASES if case.name not in ("DeadLatents", "Fidelity", "TopExamples")],
+    ids=lambda case: case.name,
 )
 
 
@@ -222,6 +224,7 @@ def test_bad_matrices(case):
         (lambda: metrics.NormalizedMSE(2.0, 1), "`d_in` must be an integer >= 1, got 2.0"),
         (lambda: metrics.ConceptF1(4, 2, top_n=0), "`top_n` must be an integer >= 1, got 0"),
         (lambda: metrics.ConceptF1(4, 2, top_n=5), "`top_n` must be at most d_sae=4, got 5"),
+        (lambda: metrics.TopExamples(4, n=0), "`n` must be an integer >= 1, got 0"),
         (lambda: metrics.ConceptDiscovery(4, 2, max_samples=0), "`max_samples` must be an integer >= 1, got 0"),
     ],
 )

@@ -19,6 +19,12 @@ POINT = plotting.SweepPoint(
 )
 FIGURES = {
     "concept_f1_bars": lambda: plotting.concept_f1_bars({"SpaDE": torch.rand(2), "TopK": torch.rand(2)}, NAMES),
+    "example_images": lambda: plotting.example_images(
+        [Image.new("L", (28, 28), 90), Image.new("RGB", (40, 20))] * 3,
+        [(0.0, 0.5, 0.5, 1.0), None] * 3,
+        ["1.5"] * 6,
+        "A",
+    ),
     "f1_against_l0": lambda: plotting.f1_against_l0([POINT], NAMES, reference=[POINT]),
     "l0_against_dimension": lambda: plotting.l0_against_dimension([POINT], [2, 8], reference=[POINT]),
     "nmse_against_l0": lambda: plotting.nmse_against_l0([POINT], NAMES, reference=[POINT]),

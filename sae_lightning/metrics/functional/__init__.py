@@ -9,6 +9,7 @@ from sae_lightning.metrics.functional.l0 import L0Result, l0
 from sae_lightning.metrics.functional.latent_similarity import LatentSimilarityResult, latent_similarity
 from sae_lightning.metrics.functional.monosemanticity import MonosemanticityResult, monosemanticity
 from sae_lightning.metrics.functional.normalized_mse import NormalizedMSEResult, normalized_mse
+from sae_lightning.metrics.functional.top_examples import TopExamplesResult, top_examples
 
 __all__ = [
     "CodeSimilarityResult",
@@ -20,6 +21,7 @@ __all__ = [
     "LatentSimilarityResult",
     "MonosemanticityResult",
     "NormalizedMSEResult",
+    "TopExamplesResult",
     "code_similarity",
     "concept_discovery",
     "concept_f1",
@@ -29,4 +31,5 @@ __all__ = [
     "latent_similarity",
     "monosemanticity",
     "normalized_mse",
+    "top_examples",
 ]

@@ -1,0 +1,225 @@
+"""The page of a run: what each SAE finds, and what its latents fire on, for people."""
+
+import os
+import time
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from sae_lightning.callbacks.meaning import PER_CONCEPT, Meaning, find_meaning
+from sae_lightning.callbacks.recovery import Recovery, find_recovery
+from sae_lightning.callbacks.table import FOUND_ABOVE, RecoveryTable
+from sae_lightning.data.contexts import HasContexts
+from sae_lightning.data.datamodule import ActivationDataModule
+from sae_lightning.files import replacing
+from sae_lightning.loggers import run_folder
+from sae_lightning.modules.module import SAEModule
+from sae_lightning.plotting import family_styles, palette
+from sae_lightning.report import (
+    Concept,
+    Detector,
+    Example,
+    Excerpt,
+    Figure,
+    Latent,
+    Report,
+    SAEReport,
+    Sample,
+    read_excerpts,
+    read_figures,
+    render,
+)
+
+
+class ReportPage(pl.Callback):
+    """Writes `report.html` to the run's folder after a test: one file that opens in any browser, offline.
+
+    It holds the table of the SAEs with what each one finds and hides, the best latents of each concept, and the
+    latents that TopActivations chose, with the samples on which they fire most. Needs ConceptRecovery; without
+    TopActivations it holds the table alone.
+
+    Args:
+        enabled: Whether to write it.
+        max_latents: Latents of each SAE on the page, at least 0; TopActivations may choose fewer.
+        max_megabytes: Room for texts and images of examples, of which each latent keeps its largest ones where there
+            is too little, and then for figures; the numbers come on top of it.
+
+    Raises:
+        ValueError: If an argument is negative.
+    """
+
+    def __init__(self, enabled: bool = True, max_latents: int = 200, max_megabytes: float = 8.0) -> None:
+        for name, value in {"max_latents": max_latents, "max_megabytes": max_megabytes}.items():
+            if value < 0:
+                raise ValueError(f"{name} must be at least 0, but is {value}")
+        self.enabled = enabled
+        self.max_latents = max_latents
+        self.max_megabytes = max_megabytes
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write on rank zero."""
+        folder = run_folder(trainer)
+        recovery = find_recovery(trainer)
+        if not self.enabled or not trainer.is_global_zero or folder is None or recovery is None:
+            return
+        assert isinstance(pl_module, SAEModule)
+        path = folder / "report.html"
+        page = render(self._gather(trainer, pl_module, folder))
+        with replacing(path, "w", encoding="utf-8") as file:
+            file.write(page)
+        print(f"Page:        {path}\n")
+
+    def _gather(self, trainer: pl.Trainer, module: SAEModule, folder: Path) -> Report:
+        recovery, collected = find_recovery(trainer), find_meaning(trainer)
+        assert recovery is not None
+        data, concepts = trainer.datamodule, recovery.concept_names  # type: ignore[attr-defined]
+        meanings = collected.results if collected is not None else {}
+        families = {name: type(sae).__name__ for name, sae in module.saes().items()}
+        styles = family_styles(families.values())
+        saes = [
+            report_sae(
+                name or families[name],
+                families[name],
+                styles[families[name]].color,
+                module.saes()[name].d_sae,
+                measured,
+                meanings.get(name),
+                self.max_latents,
+            )
+            for name, measured in recovery.results.items()
+        ]
+        room = 1e6 * self.max_megabytes
+        positions = by_importance(saes)
+        excerpts: dict[int, Excerpt] = {}
+        notes = []
+        if has_contexts := isinstance(data, HasContexts):
+            excerpts, used = read_excerpts(positions, lambda p: data.contexts("test", p), room)
+            room -= used
+            saes = [_with_examples_in(sae, excerpts) for sae in saes]
+            missing = len(positions) - len(excerpts)
+            if missing:
+                notes.append(f"{missing:,} samples are left out, to keep the page below {self.max_megabytes:g} MB.")
+        samples = {
+            position: Sample(members, excerpts.get(position))
+            for position, members in zip(positions, _memberships(data, positions), strict=True)
+            if position in excerpts or not has_contexts
+        }
+        folders = {"": folder / "figures" / "test"}
+        folders |= {name: folder / "figures" / name / "test" for name in recovery.results if name}
+        found = [Figure(caption, uri) for caption, uri in read_figures(folders, room)]
+        return Report(
+            title=_title(folder),
+            facts=_facts(trainer, module, saes, meanings),
+            concepts=[Concept(name, color) for name, color in zip(concepts, palette(len(concepts)), strict=True)],
+            found_above=_found_above(trainer),
+            saes=saes,
+            samples=samples,
+            figures=found,
+            notes=notes,
+        )
+
+
+def report_sae(
+    name: str, family: str, color: str, d_sae: int, measured: Recovery, meaning: Meaning | None, max_latents: int
+) -> SAEReport:
+    """Bring what was measured of one SAE into plain numbers."""
+    scalars = {key: float(value) for key, value in measured.scalars([]).items()}
+    f1 = measured.f1
+    scores = None if f1 is None else torch.stack([f1.f1, f1.precision, f1.recall]).cpu()
+    mono = None if measured.monosemanticity is None else measured.monosemanticity.per_latent.tolist()
+    shown = meaning.shown[:max_latents] if meaning is not None else []
+    return SAEReport(
+        name=name,
+        family=family,
+        color=color,
+        n_latents=d_sae,
+        l0=scalars["l0"],
+        nmse=scalars["nmse"],
+        dead=scalars["dead_latents"],
+        monosemanticity=scalars.get("monosemanticity"),
+        stable_rank=scalars.get("stable_rank_codes"),
+        best_f1=[] if f1 is None else f1.best.tolist(),
+        detectors=[] if scores is None else [_best(scores[:, i]) for i in range(scores.shape[1])],
+        latents=[] if meaning is None else [_latent(i, meaning, scores, mono) for i in shown],
+    )
+
+
+def _best(scores: Tensor) -> list[Detector]:
+    """The best latents for one concept, of `(3, d_sae)` F1, precision and recall."""
+    f1, order = scores[0].nan_to_num(0.0).sort(descending=True, stable=True)
+    return [Detector(i, *scores[:, i].tolist()) for i in order[:PER_CONCEPT][f1[:PER_CONCEPT] > 0].tolist()]
+
+
+def _latent(i: int, meaning: Meaning, scores: Tensor | None, mono: list[float] | None) -> Latent:
+    top = meaning.top
+    examples = [Example(p, code) for p, code in zip(top.indices[i].tolist(), top.values[i].tolist(), strict=True)]
+    concept = detects = None
+    if scores is not None and scores.shape[1]:
+        value, best = scores[0, :, i].nan_to_num(0.0).max(0)
+        if value > 0:
+            concept = int(best)
+            detects = Detector(i, *scores[:, concept, i].tolist())
+    return Latent(
+        number=i,
+        frequency=float(top.frequency[i]),
+        mean_code=float(top.mean_code[i]),
+        examples=[example for example in examples if example.sample >= 0],
+        concept=concept,
+        detects=detects,
+        monosemanticity=None if mono is None else mono[i],
+    )
+
+
+def by_importance(saes: list[SAEReport]) -> list[int]:
+    """Positions of all examples once each: every latent's best example first, then every one's second best."""
+    ranks = zip_longest(*(latent.examples for sae in saes for latent in sae.latents))
+    return list(dict.fromkeys(example.sample for rank in ranks for example in rank if example is not None))
+
+
+def _with_examples_in(sae: SAEReport, kept: dict[int, Any]) -> SAEReport:
+    latents = [
+        latent._replace(examples=[example for example in latent.examples if example.sample in kept])
+        for latent in sae.latents
+    ]
+    return sae._replace(latents=latents)
+
+
+def _memberships(data: object, positions: list[int]) -> list[list[int]]:
+    """The concepts of samples of the test data; none where the data do not hold them."""
+    if not isinstance(data, ActivationDataModule) or not data.concept_names or not positions:
+        return [[] for _ in positions]
+    concepts = data.split("test").concepts[torch.tensor(positions)]
+    if concepts.ndim == 2:
+        return [row.nonzero().flatten().tolist() for row in concepts]
+    return [[label] if label >= 0 else [] for label in concepts.tolist()]
+
+
+def _facts(
+    trainer: pl.Trainer, module: SAEModule, saes: list[SAEReport], meanings: dict[str, Meaning]
+) -> list[tuple[str, str]]:
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    several = "" if len(saes) == 1 else f" of {len(saes)} SAEs"
+    facts = [("Data", type(data).__name__)] if data is not None else []
+    facts.append(("Model", f"{type(module).__name__}{several}, d_in {module.d_in}"))
+    if "PL_GLOBAL_SEED" in os.environ:
+        facts.append(("Seed", os.environ["PL_GLOBAL_SEED"]))
+    facts.append(("Trained on", f"{module.samples_seen:,} samples"))
+    if meanings:
+        facts.append(("Tested on", f"{int(next(iter(meanings.values())).top.samples):,} samples"))
+    facts.append(("Date", time.strftime("%Y-%m-%d %H:%M")))
+    return facts
+
+
+def _title(folder: Path) -> str:
+    """The run's folder, with the one that it lies in unless that holds all runs."""
+    folder = folder.resolve()
+    return folder.name if folder.parent.name in ("", "runs") else f"{folder.parent.name}/{folder.name}"
+
+
+def _found_above(trainer: pl.Trainer) -> float:
+    tables = (c for c in trainer.callbacks if isinstance(c, RecoveryTable))  # type: ignore[attr-defined]
+    return next((table.found_above for table in tables), FOUND_ABOVE)

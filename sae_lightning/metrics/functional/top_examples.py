@@ -1,0 +1,150 @@
+"""Top examples: the samples on which each latent's code is largest."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sae_lightning.metrics.functional._inputs import check_matrix, check_size, fires
+
+_WORD = (1 << 32) - 1
+_ENTRIES_AT_ONCE = 1 << 22  # codes per step, which bounds the memory where many latents fire
+
+
+class TopExamplesResult(NamedTuple):
+    """What each latent fires on most, and how often it fires.
+
+    Attributes:
+        values: ``(d_sae, n)`` float32, the largest codes in falling order; 0 where a latent fired less than n times.
+        indices: ``(d_sae, n)`` int64, the samples that they belong to; -1 there.
+        fired: ``(d_sae,)`` int64, number of samples on which the latent fires.
+        frequency: ``(d_sae,)`` float64, their share. NaN without samples.
+        mean_code: ``(d_sae,)`` float64, mean code where the latent fires. NaN where it never does.
+        density: Scalar float64, share of all codes that fire. NaN without samples.
+        samples: Scalar int64, number of samples.
+    """
+
+    values: Tensor
+    indices: Tensor
+    fired: Tensor
+    frequency: Tensor
+    mean_code: Tensor
+    density: Tensor
+    samples: Tensor
+
+
+def top_examples(codes: Tensor, indices: Tensor, n: int = 8) -> TopExamplesResult:
+    """Find the ``n`` samples with the largest codes of each latent, and count its firings.
+
+    Only codes above 1e-6 count. Codes are compared in float32; of equal ones, that with the smaller index comes first.
+
+    Args:
+        codes: ``(batch, d_sae)``.
+        indices: ``(batch,)`` int64, what names each sample, such as its position in the data; in 0..2**32-1, each once.
+        n: How many samples to find.
+
+    Returns:
+        The samples with their codes, and each latent's frequency and mean code.
+
+    Raises:
+        ValueError: if a tensor has the wrong shape or dtype, an index is out of range, or ``n`` is below 1.
+
+    Example:
+        >>> import torch
+        >>> result = top_examples(torch.tensor([[0.5, 0.0], [0.75, 0.0], [0.75, 1.0]]), torch.tensor([7, 8, 9]), n=2)
+        >>> result.indices
+        tensor([[ 8,  9],
+                [ 9, -1]])
+        >>> result.mean_code
+        tensor([0.6667, 1.0000], dtype=torch.float64)
+    """
+    codes = check_matrix("codes", codes)
+    check_indices(indices, codes.shape[0])
+    best = empty_keys(codes.shape[1], check_size("n", n, minimum=1)).to(codes.device)
+    return _top_examples_compute(*take_in(best, codes, indices))
+
+
+def check_indices(indices: Tensor, rows: int) -> None:
+    """Raise a ValueError unless there is an index in 0..2**32-1 for every row."""
+    if indices.shape != (rows,):
+        raise ValueError(f"`indices` must have one entry per sample, shape [{rows}], got {list(indices.shape)}.")
+    if indices.dtype != torch.int64:
+        raise ValueError(f"`indices` must be int64, got {indices.dtype}.")
+    if rows and (indices.amin() < 0 or indices.amax() > _WORD):
+        raise ValueError(f"`indices` must lie in 0..{_WORD}, got {indices.amin().item()} to {indices.amax().item()}.")
+
+
+def empty_keys(d_sae: int, n: int) -> Tensor:
+    """The examples of latents that have not fired yet: ``(d_sae, n)`` int64.
+
+    An example is one integer: the bits of its float32 code, which order positive numbers as their values do, above
+    those of its index, counted backwards. The largest keys are then the largest codes, and of equal codes those with
+    the smallest indices, whatever the order in which they come.
+    """
+    return torch.zeros(d_sae, n, dtype=torch.int64)
+
+
+def take_in(best: Tensor, codes: Tensor, indices: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Offer a batch to the best examples so far, and count what fires in it.
+
+    Only codes that fire are looked at, and only those that reach the n-th best one before get a key and are sorted:
+    most of the time goes into one comparison of all codes.
+
+    Args:
+        best: ``(d_sae, n)`` int64, keys in falling order.
+        codes: ``(batch, d_sae)``.
+        indices: ``(batch,)`` int64.
+
+    Returns:
+        The new keys, ``(d_sae, n)`` in falling order; firings in this batch, ``(d_sae,)`` int64; sums of the codes that
+        fire, ``(d_sae,)`` float64; number of samples, scalar int64.
+    """
+    d_sae = best.shape[0]
+    fired = torch.zeros(d_sae, dtype=torch.int64, device=codes.device)
+    total = torch.zeros(d_sae, dtype=torch.float64, device=codes.device)
+    rows = max(1, _ENTRIES_AT_ONCE // d_sae)
+    for start in range(0, len(codes), rows):
+        part, names = codes[start : start + rows], indices[start : start + rows]
+        row, latent = fires(part).nonzero(as_tuple=True)
+        values = part[row, latent].float()
+        fired += latent.bincount(minlength=d_sae)
+        total.index_add_(0, latent, part[row, latent].double())
+        able = values >= _values(best[:, -1])[latent]
+        best = _merge(best, values[able], names[row[able]], latent[able])
+    return best, fired, total, torch.full((), codes.shape[0], dtype=torch.int64, device=codes.device)
+
+
+def _merge(best: Tensor, values: Tensor, indices: Tensor, latent: Tensor) -> Tensor:
+    """Offer codes of any latents, ``(m,)`` float32, with their samples and latents, ``(m,)`` int64."""
+    keys, order = ((values.view(torch.int32).long() << 32) | (_WORD - indices)).sort(descending=True)
+    latent, by_latent = latent[order].sort(stable=True)
+    first = torch.searchsorted(latent, torch.arange(best.shape[0], device=latent.device))
+    place = torch.arange(len(latent), device=latent.device) - first[latent]
+    fits = place < best.shape[1]
+    offered = torch.zeros_like(best)
+    offered[latent[fits], place[fits]] = keys[by_latent][fits]
+    return merge_best(torch.stack([best, offered]))
+
+
+def merge_best(stacked: Tensor) -> Tensor:
+    """Merge the keys of several batches or processes, ``(world, d_sae, n)`` into ``(d_sae, n)``."""
+    return stacked.movedim(0, 1).flatten(1).topk(stacked.shape[2], dim=1).values
+
+
+def _values(keys: Tensor) -> Tensor:
+    """The float32 codes in keys of any shape."""
+    return (keys >> 32).to(torch.int32).view(torch.float32)
+
+
+def _top_examples_compute(best: Tensor, fired: Tensor, total: Tensor, samples: Tensor) -> TopExamplesResult:
+    """Take the keys apart, and divide sums by counts."""
+    none = torch.nan
+    return TopExamplesResult(
+        values=_values(best),
+        indices=torch.where(best > 0, _WORD - (best & _WORD), -1),
+        fired=fired,
+        frequency=torch.where(samples > 0, fired / samples.double(), none),
+        mean_code=torch.where(fired > 0, total / fired.double(), none),
+        density=torch.where(samples > 0, fired.sum() / (samples.double() * fired.numel()), none),
+        samples=samples,
+    )

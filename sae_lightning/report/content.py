@@ -1,0 +1,104 @@
+"""What the page shows, as plain data; None or NaN is what is not known."""
+
+from typing import NamedTuple
+
+from sae_lightning.report.excerpts import Excerpt
+
+
+class Concept(NamedTuple):
+    """A concept of the data."""
+
+    name: str
+    color: str
+    """Its colour in every figure, such as "#332288"."""
+
+
+class Example(NamedTuple):
+    """A sample on which a latent fires."""
+
+    sample: int
+    """Its position in the test data."""
+    code: float
+
+
+class Detector(NamedTuple):
+    """How well a latent detects one concept."""
+
+    latent: int
+    f1: float
+    precision: float
+    recall: float
+
+
+class Latent(NamedTuple):
+    """A latent that is shown."""
+
+    number: int
+    frequency: float
+    """Share of the samples on which it fires."""
+    mean_code: float
+    """Mean code where it fires."""
+    examples: list[Example]
+    """Its largest codes, the largest first."""
+    concept: int | None
+    """The concept that it detects best, if any."""
+    detects: Detector | None
+    """How well."""
+    monosemanticity: float | None
+
+
+class SAEReport(NamedTuple):
+    """What was measured of one SAE."""
+
+    name: str
+    family: str
+    """Name of its class."""
+    color: str
+    n_latents: int
+    l0: float
+    nmse: float
+    dead: float
+    """Share of latents that never fire."""
+    monosemanticity: float | None
+    stable_rank: float | None
+    """Stable rank of its codes."""
+    best_f1: list[float]
+    """F1 of the best latent for each concept, NaN for a concept without samples; empty for unlabelled data."""
+    detectors: list[list[Detector]]
+    """The best latents of each concept, the best first."""
+    latents: list[Latent]
+    """The latents that are shown."""
+
+
+class Sample(NamedTuple):
+    """A sample of the test data."""
+
+    concepts: list[int]
+    """The concepts that it belongs to."""
+    excerpt: Excerpt | None
+    """Where it comes from, where the data know it."""
+
+
+class Figure(NamedTuple):
+    """A figure of the run."""
+
+    caption: str
+    uri: str
+    """The image as a `data:` address."""
+
+
+class Report(NamedTuple):
+    """A run."""
+
+    title: str
+    facts: list[tuple[str, str]]
+    """What the head of the page says of the run: names and values, such as `("Seed", "0")`."""
+    concepts: list[Concept]
+    found_above: float
+    """Best F1 from which a concept counts as found."""
+    saes: list[SAEReport]
+    samples: dict[int, Sample]
+    """The samples of all examples, by position."""
+    figures: list[Figure]
+    notes: list[str]
+    """What a reader should know about the page, such as what was left out."""

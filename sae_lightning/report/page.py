@@ -1,0 +1,111 @@
+"""The page itself: template, style and script from this folder, filled with a report."""
+
+import base64
+import hashlib
+import json
+import math
+import re
+from html import escape
+from importlib.resources import files
+from typing import Any
+
+from sae_lightning.report.content import Detector, Latent, Report, SAEReport
+from sae_lightning.report.excerpts import Picture
+from sae_lightning.report.summary import facts, figures, notes, overview, verdicts
+
+# characters that could end the element that holds the JSON, or that older parsers of scripts take for line ends
+_UNSAFE = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
+
+
+def render(report: Report) -> str:
+    """Write a report as one HTML file that needs nothing else.
+
+    Summary, table and figures are plain HTML; the script draws concepts and latents from data in the page, and sets
+    texts as texts only. A policy in the page forbids any other script and everything from outside.
+
+    Args:
+        report: What to show.
+
+    Returns:
+        The file's content.
+    """
+    script = _asset("page.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    parts = {
+        "title": escape(report.title),
+        "heading": escape(report.title).replace("/", "/<wbr>").replace("_", "_<wbr>"),
+        "policy": f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
+        "style": _asset("page.css"),
+        "script": script,
+        "facts": facts(report),
+        "verdicts": verdicts(report),
+        "overview": overview(report),
+        "figures": figures(report),
+        "notes": notes(report),
+        "data": embedded(contents(report)),
+    }
+    # one pass, so that nothing within a part is taken for a place to fill
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _asset("page.html"))
+
+
+def contents(report: Report) -> dict[str, Any]:
+    """What the script draws from, in JSON's types: samples and images once each, and referred to by number."""
+    place = {position: i for i, position in enumerate(report.samples)}
+    images: dict[str, int] = {}
+    samples: list[list[Any]] = []
+    for position, sample in report.samples.items():
+        excerpt = sample.excerpt
+        shown: list[Any] = list(excerpt or ())
+        if isinstance(excerpt, Picture):
+            box = None if excerpt.box is None else [_short(edge) for edge in excerpt.box]
+            shown = [images.setdefault(excerpt.uri, len(images)), box]
+        samples.append([position, sample.concepts, *shown])
+    return {
+        "concepts": [list(concept) for concept in report.concepts],
+        "found_above": report.found_above,
+        "images": list(images),
+        "samples": samples,
+        "saes": [_sae(sae, place) for sae in report.saes],
+    }
+
+
+def embedded(value: Any) -> str:
+    """JSON that may stand within any element: it holds no character that has a meaning in HTML."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).translate(_UNSAFE)
+
+
+def _sae(sae: SAEReport, place: dict[int, int]) -> dict[str, Any]:
+    return {
+        "name": sae.name,
+        "family": sae.family,
+        "color": sae.color,
+        "size": sae.n_latents,
+        "best": [_short(value) for value in sae.best_f1],
+        "detectors": [[_detector(d) for d in best] for best in sae.detectors],
+        "latents": [_latent(latent, place) for latent in sae.latents],
+    }
+
+
+def _latent(latent: Latent, place: dict[int, int]) -> dict[str, Any]:
+    return {
+        "i": latent.number,
+        "frequency": _short(latent.frequency),
+        "mean": _short(latent.mean_code),
+        "mono": _short(latent.monosemanticity),
+        "concept": latent.concept,
+        "detects": None if latent.detects is None else _detector(latent.detects),
+        "examples": [[place[example.sample], _short(example.code)] for example in latent.examples],
+    }
+
+
+def _detector(detector: Detector) -> list[Any]:
+    return [detector.latent, *map(_short, detector[1:])]
+
+
+def _short(value: float | None) -> float | None:
+    """A number with the digits that the page shows; null where it is unknown or infinite."""
+    return float(f"{value:.4g}") if value is not None and math.isfinite(value) else None
+
+
+def _asset(name: str) -> str:
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")

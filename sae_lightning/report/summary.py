@@ -1,0 +1,118 @@
+"""The part of the page that needs no script: head, verdicts, table and figures."""
+
+import math
+from html import escape
+
+from sae_lightning.report.content import Report, SAEReport
+
+_MANY_SAES = 12  # above this, their verdicts are folded
+
+
+def facts(report: Report) -> str:
+    """What the run was, as a list of terms."""
+    return "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in report.facts)
+
+
+def split_found(sae: SAEReport, report: Report) -> tuple[list[str], list[str]]:
+    """Names of the concepts that an SAE finds and of those that it hides; those without samples are neither."""
+    known = [(c.name, f1) for c, f1 in zip(report.concepts, sae.best_f1, strict=True) if not math.isnan(f1)]
+    found = [name for name, f1 in known if f1 >= report.found_above]
+    return found, [name for name, f1 in known if f1 < report.found_above]
+
+
+def verdicts(report: Report) -> str:
+    """A card per SAE that names what it finds and what it hides; empty for unlabelled data."""
+    if not report.concepts:
+        return ""
+    cards = "".join(_verdict(sae, report) for sae in report.saes)
+    cards = f'<ul class="verdicts">{cards}</ul>'
+    if len(report.saes) <= _MANY_SAES:
+        return cards
+    return f"<details><summary>What each of the {len(report.saes)} SAEs finds and hides</summary>{cards}</details>"
+
+
+def _verdict(sae: SAEReport, report: Report) -> str:
+    found, hidden = split_found(sae, report)
+    total = len(found) + len(hidden)
+    head = f"<h3>{_swatch(sae)}{escape(sae.name)}{_family(sae)}</h3>"
+    if not total:
+        return f"<li>{head}<p>No concept has samples here.</p></li>"
+    count = f'<p class="count"><b>{len(found)}</b> of {total} concepts found</p>'
+    lines = ""
+    if hidden:
+        lines += f'<p class="hides">hides: {_names(hidden)}</p>'
+    if found:
+        lines += f'<p class="finds">finds: {_names(found)}</p>'
+    return f"<li>{head}{count}{lines}</li>"
+
+
+def overview(report: Report) -> str:
+    """The table: a row per SAE, its metrics, and the F1 of its best latent for each concept."""
+    labelled = bool(report.concepts)
+    heads = [("L0", "Mean number of latents that fire per sample")]
+    heads += [("NMSE", "Normalised mean squared error of the reconstruction"), ("dead", "Latents that never fire")]
+    if labelled:
+        heads.append(("monosem.", "Mean monosemanticity: 1 where every latent fires for one concept only"))
+    heads.append(("rank", "Stable rank of the codes"))
+    if labelled:
+        heads.append(("mean F1", "Mean over concepts of the best latent's F1"))
+    cells = "".join(f'<th scope="col" title="{escape(title)}">{name}</th>' for name, title in heads)
+    cells += "".join(
+        f'<th scope="col" class="concept">{escape(c.name)}<span style="--c:{escape(c.color)}"></span></th>'
+        for c in report.concepts
+    )
+    rows = "".join(_row(sae, report) for sae in report.saes)
+    return f'<thead><tr><th scope="col">SAE</th>{cells}</tr></thead><tbody>{rows}</tbody>'
+
+
+def _row(sae: SAEReport, report: Report) -> str:
+    values = [f"{sae.l0:.2f}", f"{sae.nmse:.2e}", f"{sae.dead:.1%}"]
+    if report.concepts:
+        values.append(_number(sae.monosemanticity))
+    values.append(_number(sae.stable_rank, 2))
+    if report.concepts:
+        known = [f1 for f1 in sae.best_f1 if not math.isnan(f1)]
+        values.append(_number(sum(known) / len(known) if known else None))
+    cells = "".join(f"<td>{value}</td>" for value in values)
+    cells += "".join(_cell(f1, report.found_above) for f1 in sae.best_f1)
+    return f'<tr><th scope="row">{_swatch(sae)}{escape(sae.name)}</th>{cells}</tr>'
+
+
+def _cell(f1: float, found_above: float) -> str:
+    if math.isnan(f1):
+        return '<td class="f1 none" title="no samples">n/a</td>'
+    state = "found" if f1 >= found_above else "hidden"
+    return f'<td class="f1 {state}" style="--v:{f1:.3f}"><span>{f1:.3f}</span><span class="vh"> {state}</span></td>'
+
+
+def figures(report: Report) -> str:
+    """The run's figures; empty without any."""
+    if not report.figures:
+        return ""
+    shown = "".join(
+        f'<figure><button type="button" class="zoom"><img loading="lazy" alt="{escape(f.caption)}" '
+        f'src="{escape(f.uri)}"></button><figcaption>{escape(f.caption)}</figcaption></figure>'
+        for f in report.figures
+    )
+    return f'<section id="figures"><h2>Figures</h2><div class="figures">{shown}</div></section>'
+
+
+def notes(report: Report) -> str:
+    """What was left out."""
+    return "".join(f"<p>{escape(note)}</p>" for note in report.notes)
+
+
+def _swatch(sae: SAEReport) -> str:
+    return f'<span class="swatch" style="--c:{escape(sae.color)}"></span>'
+
+
+def _family(sae: SAEReport) -> str:
+    return "" if sae.family.removesuffix("SAE").lower() == sae.name.lower() else f" <small>{escape(sae.family)}</small>"
+
+
+def _names(names: list[str]) -> str:
+    return "&nbsp;<i>·</i> ".join(f"<b>{escape(name)}</b>" for name in names)
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"

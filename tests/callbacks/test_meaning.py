@@ -1,0 +1,241 @@
+"""The callbacks find what a sort of the whole test split finds, and the page says what the results say."""
+
+import json
+from functools import partial
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from sae_lightning import Comparison, SpaDE, TensorDataModule, TopKSAE
+from sae_lightning.callbacks import ConceptRecovery, ReportPage, TopActivations
+from sae_lightning.callbacks.meaning import as_markdown, latents_to_show
+from sae_lightning.data.contexts import TextContext
+from sae_lightning.loggers import RunTensorBoardLogger
+from sae_lightning.metrics.functional import top_examples
+from tests.callbacks.contexts import ImageData, TextData
+from tests.conftest import run_cli
+from tests.report.test_page import Page
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """500 samples of three labels, of which 50 are tested."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    kind = rng.integers(0, 3, 500)
+    np.save(folder / "x.npy", (rng.standard_normal((500, 4)) + 3 * np.eye(4)[kind]).astype(np.float32))
+    np.save(folder / "y.npy", kind)
+    return folder
+
+
+def make_data(files, kind=TextData, labels=True):
+    y = str(files / "y.npy") if labels else None
+    return kind(str(files / "x.npy"), y, seed=0, eval_batch_size=16, batch_size=32)
+
+
+def make_sae(kind=SpaDE, **arguments):
+    torch.manual_seed(0)
+    return kind(d_in=4, d_sae=12, **arguments)
+
+
+def run(module, data, folder, *callbacks, **arguments):
+    """Train for a few steps, and test with callbacks."""
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    cpu = {"accelerator": "cpu", "devices": 1, **quiet}
+    pl.Trainer(max_steps=20, logger=False, limit_val_batches=0, **cpu).fit(module, datamodule=data)
+    logger = RunTensorBoardLogger(str(folder))
+    trainer = pl.Trainer(logger=logger, callbacks=list(callbacks), **{**cpu, **arguments})
+    trainer.test(module, datamodule=data, verbose=False)
+    logger.finalize("success")
+    return trainer
+
+
+def expected(module, data, n=8):
+    split = data.split("test")
+    with torch.no_grad():
+        codes = module.eval().encode(split.activations)
+    return top_examples(codes, torch.arange(len(split)), n)
+
+
+def test_examples_are_those_of_the_whole_split(files, tmp_path):
+    module, data, meaning = make_sae(), make_data(files), TopActivations(n_examples=3)
+    run(module, data, tmp_path, ConceptRecovery(), meaning)
+    top, shown = meaning.results[""]
+    reference = expected(module, data, 3)
+    assert len(data.split("test")) == 50  # more than three batches of 16
+    assert torch.equal(top.indices, reference.indices)
+    torch.testing.assert_close(top.values, reference.values)
+    torch.testing.assert_close(top.mean_code, reference.mean_code, equal_nan=True, rtol=1e-5, atol=1e-7)
+    assert torch.equal(top.fired, reference.fired)
+    assert sorted(shown) == top.fired.nonzero().flatten().tolist()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_positions_of_two_processes_interleave(files, monkeypatch, rank):
+    """What each of two ranks takes in is what BatchIndices deals to it."""
+    data, module, meaning, seen = make_data(files), make_sae(), TopActivations(), []
+    trainer = pl.Trainer(accelerator="cpu", logger=False, barebones=True)
+    trainer.datamodule = data
+    meaning.setup(trainer, module, "test")
+    monkeypatch.setattr(pl.Trainer, "global_rank", rank)
+    monkeypatch.setattr(pl.Trainer, "world_size", 2)
+    monkeypatch.setattr(data, "_processes", lambda: (rank, 2))
+    monkeypatch.setattr(module.meaning_metrics[0], "update", lambda codes, positions: seen.append(positions))
+    for i, batch in enumerate(data.test_dataloader()):
+        meaning.on_test_batch_end(trainer, module, {"": module.evaluate(batch.activations)}, batch, i)
+        assert torch.equal(data.split("test").activations[seen[-1]], batch.activations)
+    assert len(torch.cat(seen)) == 25
+
+
+def test_which_latents_are_shown():
+    f1 = torch.tensor([[0.9, 0.1, 0.0, 0.5, 0.0, 0.0], [0.8, 0.7, 0.0, 0.0, 0.0, 0.0]])
+    fired = torch.tensor([5, 3, 9, 2, 1, 0])
+    assert latents_to_show(fired, f1, 10) == [0, 3, 1, 2, 4]
+    assert latents_to_show(fired, f1, 2) == [0, 3]
+    assert latents_to_show(fired, None, 10) == [2, 0, 1, 3, 4]
+    assert latents_to_show(fired, torch.full((2, 6), torch.nan), 10) == [2, 0, 1, 3, 4]
+
+
+def test_no_more_latents_than_asked_for(files, tmp_path):
+    meaning = TopActivations(max_latents=3)
+    run(make_sae(), make_data(files), tmp_path, ConceptRecovery(), meaning, ReportPage(max_latents=2))
+    assert len(meaning.results[""].shown) == 3
+    assert len(Page((tmp_path / "report.html").read_text()).data["saes"][0]["latents"]) == 2
+
+
+def events(folder):
+    read = EventAccumulator(str(folder), size_guidance={"tensors": 0, "images": 0})
+    read.Reload()
+    return read
+
+
+def test_texts_go_to_tensorboard(files, tmp_path):
+    meaning = TopActivations(tensorboard_latents=2)
+    run(make_sae(), make_data(files), tmp_path, ConceptRecovery(), meaning)
+    read = events(tmp_path)
+    shown = meaning.results[""].shown[:2]
+    assert sorted(read.Tags()["tensors"]) == sorted(f"latents/{i}/text_summary" for i in shown)
+    (event,) = read.Tensors(f"latents/{shown[0]}/text_summary")
+    text = event.tensor_proto.string_val[0].decode()
+    position = int(meaning.results[""].top.indices[shown[0], 0])
+    assert f"&lt;b&gt;before&lt;/b&gt; {position} **token{position}** after" in text
+
+
+def test_images_go_to_tensorboard(files, tmp_path):
+    meaning = TopActivations(tensorboard_latents=2)
+    run(make_sae(), make_data(files, ImageData), tmp_path, ConceptRecovery(), meaning)
+    assert sorted(events(tmp_path).Tags()["images"]) == sorted(f"latents/{i}" for i in meaning.results[""].shown[:2])
+
+
+def test_markdown_has_no_other_mark_than_the_token():
+    texts = [TextContext("a*b", " <i>|_x_\n", "c\n\nd"), TextContext("a", "\n", "b")]
+    assert as_markdown(texts, [1.0, 0.25]).splitlines()[2:] == [
+        r"| 1 | a\*b **&lt;i&gt;\|\_x\_** c d |",
+        "| 0.25 | a**␣**b |",
+    ]
+
+
+@pytest.mark.parametrize("kind", [TextData, ImageData])
+def test_page_shows_examples_with_their_contexts(files, tmp_path, kind):
+    module = Comparison(4, {"spade": partial(SpaDE, d_sae=12), "topk": partial(TopKSAE, d_sae=12, k=4)})
+    data, meaning = make_data(files, kind), TopActivations()
+    run(module, data, tmp_path, ConceptRecovery(), meaning, ReportPage())
+    shown = Page((tmp_path / "report.html").read_text()).data
+    assert [sae["name"] for sae in shown["saes"]] == ["spade", "topk"]
+    labels = data.split("test").concepts
+    for sae in shown["saes"]:
+        top = meaning.results[sae["name"]].top
+        assert [latent["i"] for latent in sae["latents"]] == meaning.results[sae["name"]].shown
+        for latent in sae["latents"]:
+            samples = [shown["samples"][place] for place, _ in latent["examples"]]
+            positions = [p for p in top.indices[latent["i"]].tolist() if p >= 0]
+            assert [sample[0] for sample in samples] == positions
+            for position, concepts, *context in samples:
+                assert concepts == [int(labels[position])]
+                if kind is TextData:
+                    assert context == [f"<b>before</b> {position} ", f"token{position}", " after"]
+                else:
+                    assert context[1] == [0.0, 0.25, 0.5, 0.75]
+    assert len(shown["images"]) == (0 if kind is TextData else 3)
+
+
+def test_examples_make_room(files, tmp_path):
+    """Where there is room for a few texts only, they are the largest code of each latent."""
+    run(make_sae(), make_data(files), tmp_path, ConceptRecovery(), TopActivations(), ReportPage(max_megabytes=0.0005))
+    page = Page((tmp_path / "report.html").read_text())
+    assert 0 < len(page.data["samples"]) < 30
+    assert "samples are left out, to keep the page below 0.0005 MB" in page.text
+    assert not any(tag == "figure" for tag, _ in page.tags)
+
+
+def test_page_without_labels_or_contexts(files, tmp_path):
+    data = make_data(files, TensorDataModule, labels=False)
+    run(make_sae(), data, tmp_path, ConceptRecovery(), TopActivations(), ReportPage())
+    shown = Page((tmp_path / "report.html").read_text()).data
+    assert shown["concepts"] == []
+    assert all(sample[1:] == [[]] for sample in shown["samples"])
+    frequencies = [latent["frequency"] for latent in shown["saes"][0]["latents"]]
+    assert frequencies == sorted(frequencies, reverse=True)
+
+
+def test_switched_off(files, tmp_path):
+    module, meaning = make_sae(), TopActivations(enabled=False)
+    run(module, make_data(files), tmp_path, ConceptRecovery(), meaning, ReportPage(enabled=False))
+    assert meaning.results == {}
+    assert not hasattr(module, "meaning_metrics")
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_page_without_examples(files, tmp_path):
+    run(make_sae(), make_data(files), tmp_path, ConceptRecovery(), TopActivations(enabled=False), ReportPage())
+    (sae,) = Page((tmp_path / "report.html").read_text()).data["saes"]
+    assert sae["latents"] == []
+    assert len(sae["detectors"]) == 3
+
+
+@pytest.mark.parametrize(("argument", "least"), [("n_examples", 1), ("max_latents", 1), ("tensorboard_latents", 0)])
+def test_arguments_are_checked(argument, least):
+    TopActivations(**{argument: least})
+    with pytest.raises(ValueError, match=f"{argument} must be at least {least}, but is {least - 1}"):
+        TopActivations(**{argument: least - 1})
+
+
+@pytest.mark.parametrize("argument", ["max_latents", "max_megabytes"])
+def test_arguments_of_the_page_are_checked(argument):
+    with pytest.raises(ValueError, match=f"{argument} must be at least 0, but is -1"):
+        ReportPage(**{argument: -1})
+
+
+def test_command_line_writes_the_page_with_the_numbers_of_the_results(experiment):
+    folder = experiment("compare")
+    page = Page((folder / "report.html").read_text())
+    metrics = json.loads((folder / "results.json").read_text())["test"]["metrics"]
+    rows, names = [], ["spade", "relu", "jumprelu", "topk"]
+    texts = [(kind, text.split()) for kind, text in page.cells]
+    for i, (_, words) in enumerate(texts):
+        if words and words[0] in names and len(texts[i + 1 : i + 13]) == 12:
+            rows.append((words[0], [w[0] for _, w in texts[i + 1 : i + 13]]))
+    assert [name for name, _ in rows] == names
+    for name, cells in rows:
+        values = {key.removeprefix(f"{name}/test/"): v for key, v in metrics.items() if key.startswith(f"{name}/")}
+        assert cells[0] == f"{values['l0']:.2f}"
+        assert cells[1] == f"{values['nmse']:.2e}"
+        assert cells[2] == f"{values['dead_latents']:.1%}"
+        assert cells[5] == f"{values['best_f1']:.3f}"
+        for concept, cell in enumerate(cells[6:]):
+            assert cell == f"{values[f'best_f1/C{concept}']:.3f}"
+    assert any(tag == "figure" for tag, _ in page.tags)
+    assert not (folder / ".report.html.tmp").exists()
+
+
+def test_command_line_switches_the_page_off(experiment, tmp_path):
+    checkpoint = experiment("spade") / "checkpoints" / "last.ckpt"
+    config = experiment("spade") / "config.yaml"
+    args = ["-c", config, "--ckpt_path", checkpoint, "--run_dir", tmp_path / "run"]
+    outcome = run_cli("test", *args, "--page.enabled", "false", "--meaning.enabled", "false")
+    assert outcome.code == 0, outcome.err[-2000:]
+    assert not (tmp_path / "run" / "report.html").exists()
+    assert (tmp_path / "run" / "results.json").exists()

@@ -1,0 +1,204 @@
+"""The page is whole, safe and says what it was given."""
+
+import base64
+import hashlib
+import json
+import math
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from sae_lightning.report import (
+    Concept,
+    Detector,
+    Example,
+    Figure,
+    Latent,
+    Picture,
+    Report,
+    SAEReport,
+    Sample,
+    Text,
+    render,
+)
+from sae_lightning.report.page import contents, embedded
+
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\u2028{{data}} <!--"
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the text of each script, title and cell."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.scripts, self.cells, self.words = [], [], [], []
+        self._open = None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag == "script":
+            self.scripts.append("")
+        if tag in ("td", "th"):
+            self.cells.append([dict(attrs).get("class") or "", ""])
+        self._open = tag if tag == "script" else None
+
+    def handle_endtag(self, tag):
+        self._open = None
+
+    def handle_data(self, text):
+        if self._open == "script":
+            self.scripts[-1] += text
+            return
+        self.words.append(text)
+        if self.cells:
+            self.cells[-1][1] += text
+
+    @property
+    def data(self):
+        return json.loads(self.scripts[0])
+
+    @property
+    def text(self):
+        return " ".join("".join(self.words).split())
+
+
+def make_sae(name="spade", best=(0.99, 0.5), **changes):
+    detectors = [[Detector(3, best[0], 1.0, best[0])], []] if best else []
+    examples = [Example(7, 1.5), Example(9, 0.25)]
+    latent = (
+        Latent(3, 0.02, 0.8, examples, 0, detectors[0][0], 0.9) if best else Latent(3, 1.0, 0.8, [], None, None, None)
+    )
+    sae = SAEReport(name, "SpaDE", "#D55E00", 16, 2.5, 0.0123, 0.25, 0.875, 3.25, list(best), detectors, [latent])
+    return sae._replace(**changes)
+
+
+def make_report(**changes):
+    report = Report(
+        title="runs/first",
+        facts=[("Seed", "0")],
+        concepts=[Concept("nouns", "#332288"), Concept("verbs", "#CC6677")],
+        found_above=0.9,
+        saes=[make_sae(), make_sae("relu", (0.91, math.nan))],
+        samples={7: Sample([0], Text("the ", "cat", " sat")), 9: Sample([1], Text("a ", "dog", ""))},
+        figures=[Figure("concept f1", "data:image/png;base64,AAAA")],
+        notes=["some are left out"],
+    )
+    return report._replace(**changes)
+
+
+def test_is_one_file_that_loads_nothing():
+    text = render(make_report())
+    page = Page(text)
+    addresses = [
+        v for _, attrs in page.tags for k, v in attrs.items() if k in ("src", "href", "srcset", "action") and v
+    ]
+    assert addresses == ["data:image/png;base64,AAAA"]
+    assert not any(tag in ("link", "iframe", "object", "embed", "base") for tag, _ in page.tags)
+    for part in ("http:", "https:", "//cdn", "@import", "url("):
+        assert part not in text
+    assert "{{" not in text
+
+
+def test_policy_allows_its_own_script_only():
+    page = Page(render(make_report()))
+    (policy,) = [a["content"] for t, a in page.tags if t == "meta" and a.get("http-equiv") == "Content-Security-Policy"]
+    digest = base64.b64encode(hashlib.sha256(page.scripts[1].encode()).digest()).decode()
+    assert policy.startswith("default-src 'none';")
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert len(page.scripts) == 2
+    assert not any(name.startswith("on") for _, attrs in page.tags for name in attrs)
+
+
+def test_the_script_never_parses_text_as_html():
+    script = Page(render(make_report())).scripts[1]
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", script)
+
+
+def test_data_come_back():
+    report = make_report()
+    data = Page(render(report)).data
+    assert data == json.loads(json.dumps(contents(report)))
+    assert data["concepts"] == [["nouns", "#332288"], ["verbs", "#CC6677"]]
+    assert data["samples"] == [[7, [0], "the ", "cat", " sat"], [9, [1], "a ", "dog", ""]]
+    spade, relu = data["saes"]
+    assert spade["latents"][0]["examples"] == [[0, 1.5], [1, 0.25]]
+    assert spade["detectors"] == [[[3, 0.99, 1.0, 0.99]], []]
+    assert relu["best"] == [0.91, None]
+
+
+def test_hostile_texts_stay_texts():
+    sample = Sample([0], Text(HOSTILE, HOSTILE, HOSTILE))
+    report = make_report(
+        title=HOSTILE,
+        facts=[(HOSTILE, HOSTILE)],
+        concepts=[Concept(HOSTILE, "#332288"), Concept("verbs", "#CC6677")],
+        saes=[make_sae(HOSTILE, (0.2, 0.99))],
+        samples={7: sample, 9: sample},
+        figures=[Figure(HOSTILE, "data:image/png;base64,AAAA")],
+        notes=[HOSTILE],
+    )
+    text, harmless = render(report), render(make_report(saes=[make_sae("mine", (0.2, 0.99))]))
+    assert text.count("<script") == harmless.count("<script") == 2
+    page, same = Page(text), Page(harmless)
+    assert [tag for tag, _ in page.tags if tag != "wbr"] == [tag for tag, _ in same.tags if tag != "wbr"]
+    assert [set(attrs) for tag, attrs in page.tags if tag != "wbr"] == [
+        set(attrs) for tag, attrs in same.tags if tag != "wbr"
+    ]
+    assert page.data["samples"][0][2:] == [HOSTILE] * 3
+    assert page.data["saes"][0]["name"] == HOSTILE
+    assert not set("<>&\u2028") & set(embedded(contents(report)))
+
+
+def test_hidden_concepts_are_marked_and_named():
+    page = Page(render(make_report()))
+    cells = [(kind, "".join(text.split())) for kind, text in page.cells if "f1" in kind]
+    assert cells == [
+        ("f1 found", "0.990found"),
+        ("f1 hidden", "0.500hidden"),
+        ("f1 found", "0.910found"),
+        ("f1 none", cells[3][1]),
+    ]
+    assert cells[3][1].startswith("n/a")
+    assert "spade1 of 2 concepts foundhides: verbsfinds: nouns" in page.text
+    assert "relu SpaDE1 of 1 concepts foundfinds: nouns" in page.text
+
+
+def test_table_holds_the_metrics():
+    page = Page(render(make_report(saes=[make_sae()])))
+    cells = [text.strip() for kind, text in page.cells if not kind]
+    assert cells[-7:] == ["spade", "2.50", "1.23e-02", "25.0%", "0.875", "3.25", "0.745"]
+
+
+def test_unlabelled_data_have_no_concepts():
+    sae = make_sae(best=(), monosemanticity=None, stable_rank=None)
+    page = Page(render(make_report(concepts=[], saes=[sae], figures=[], samples={})))
+    assert [t.strip() for _, t in page.cells][:5] == ["SAE", "L0", "NMSE", "dead", "rank"]
+    assert "concepts found" not in page.text
+    assert page.data["saes"][0]["latents"][0]["concept"] is None
+
+
+def test_images_are_stored_once():
+    uri, other = "data:image/png;base64,AAAA", "data:image/png;base64,BBBB"
+    samples = {
+        7: Sample([], Picture(uri, (0, 0.25, 1 / 3, 1))),
+        9: Sample([], Picture(uri, None)),
+        4: Sample([], Picture(other, None)),
+    }
+    data = Page(render(make_report(samples=samples))).data
+    assert data["images"] == [uri, other]
+    assert data["samples"] == [[7, [], 0, [0, 0.25, 0.3333, 1]], [9, [], 0, None], [4, [], 1, None]]
+
+
+def test_unknown_and_infinite_numbers_are_null():
+    latent = Latent(3, math.nan, math.inf, [Example(7, math.inf)], None, None, math.nan)
+    data = Page(render(make_report(saes=[make_sae(latents=[latent])]))).data
+    found = data["saes"][0]["latents"][0]
+    assert (found["frequency"], found["mean"], found["mono"], found["examples"]) == (None, None, None, [[0, None]])
+
+
+@pytest.mark.parametrize("n", [1, 12, 13])
+def test_verdicts_of_many_saes_are_folded(n):
+    page = Page(render(make_report(saes=[make_sae(f"s{i}") for i in range(n)])))
+    assert any(tag == "details" for tag, _ in page.tags) == (n > 12)
