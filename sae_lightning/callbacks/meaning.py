@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from sae_lightning.callbacks.recovery import find_recovery
@@ -142,7 +143,7 @@ class TopActivations(pl.Callback):
     def _write(self, trainer: pl.Trainer) -> None:
         data = _data(trainer)
         loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-        if not loggers or not isinstance(data, HasContexts):
+        if not loggers or not knows_contexts(data):
             return
         for name, (top, shown) in self.results.items():
             for latent in shown[: self.tensorboard_latents]:
@@ -179,6 +180,18 @@ def _plain(text: str) -> str:
     """A text in one line, without a meaning in Markdown or HTML."""
     text = re.sub(r"\s+", " ", text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_{}\[\]()#+\-.!|~])", r"\\\1", text)
+
+
+def knows_contexts(data: Any) -> TypeGuard[HasContexts]:
+    """Whether data can tell where their activations come from, which is tried; a warning says why not."""
+    if not isinstance(data, HasContexts):
+        return False
+    try:
+        data.contexts("test", [0])
+    except (ValueError, OSError) as error:  # such as texts that have been moved away since the harvest
+        rank_zero_warn(f"no examples of latents are shown: {error}")
+        return False
+    return True
 
 
 def find_meaning(trainer: pl.Trainer) -> TopActivations | None:

@@ -10,10 +10,9 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from sae_lightning.callbacks.meaning import PER_CONCEPT, Meaning, find_meaning
+from sae_lightning.callbacks.meaning import PER_CONCEPT, Meaning, find_meaning, knows_contexts
 from sae_lightning.callbacks.recovery import Recovery, find_recovery
 from sae_lightning.callbacks.table import FOUND_ABOVE, RecoveryTable
-from sae_lightning.data.contexts import HasContexts
 from sae_lightning.data.datamodule import ActivationDataModule
 from sae_lightning.files import replacing
 from sae_lightning.loggers import run_folder
@@ -96,7 +95,7 @@ class ReportPage(pl.Callback):
         positions = by_importance(saes)
         excerpts: dict[int, Excerpt] = {}
         notes = []
-        if has_contexts := isinstance(data, HasContexts):
+        if has_contexts := knows_contexts(data):
             excerpts, used = read_excerpts(positions, lambda p: data.contexts("test", p), room)
             room -= used
             saes = [_with_examples_in(sae, excerpts) for sae in saes]

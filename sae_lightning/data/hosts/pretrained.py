@@ -52,7 +52,7 @@ def load_pretrained(factory: str, name: str, **arguments: Any) -> Any:
         model, report = getattr(transformers, factory).from_pretrained(path, output_loading_info=True, **given)
     except Exception as error:  # each kind of file and of damage has its own
         where = "folder" if os.path.isdir(path) else "model on the hub"
-        raise ValueError(f"{name!r} cannot be loaded as a {where} with {factory}: {error}") from error
+        raise ValueError(f"{name!r} cannot be loaded as a {where} with {factory}: {error}") from None
     missing = sorted(report["missing_keys"])
     if missing and 2 * len(missing) > len(model.state_dict()):
         raise ValueError(
