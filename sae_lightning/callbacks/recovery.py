@@ -56,6 +56,7 @@ class Recovery(NamedTuple):
             values |= {
                 "f1": self.f1.overall,
                 "best_f1": self.f1.best.mean(),
+                "purity": self.f1.purity,
                 "monosemanticity": self.monosemanticity.mean,
                 "monosemanticity_std": self.monosemanticity.std,
             }

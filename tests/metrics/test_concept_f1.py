@@ -53,3 +53,10 @@ def test_defaults_to_the_five_best():
     assert ConceptF1(8, 2).top_n == 5
     with pytest.raises(ValueError, match="`top_n` must be at most d_sae=4, got 5"):
         concept_f1(torch.ones(2, 4), torch.tensor([0, 1]), 2)
+
+
+def test_purity_is_the_mean_share_of_a_latents_main_concept():
+    codes = torch.tensor([[1.0, 1, 0, 0], [1, 0, 0, 0], [0, 1, 0, 1], [0, 1, 0, 1], [0, 0, 0, 1]])
+    result = concept_f1(codes, torch.tensor([0, 0, 1, 1, 2]), n_concepts=3, top_n=1)
+    assert result.purity.item() == pytest.approx((1 + 2 / 3 + 2 / 3) / 3, abs=1e-9)  # the third latent never fires
+    assert concept_f1(torch.zeros(2, 3), torch.tensor([0, 1]), n_concepts=2, top_n=1).purity.isnan()

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812  (the usual name)
 
 from sae_lightning.metrics.functional._firing_counts import firing_counts, firing_scores
 from sae_lightning.metrics.functional._inputs import check_matrix, check_size
@@ -21,6 +22,8 @@ class ConceptF1Result(NamedTuple):
         precision: ``(n_concepts, d_sae)``.
         recall: ``(n_concepts, d_sae)``.
         f1: ``(n_concepts, d_sae)``.
+        purity: Scalar, mean over the latents that fire of their largest precision, the share of a latent's firings that
+            its main concept has. NaN if none fires.
     """
 
     overall: Tensor
@@ -31,6 +34,7 @@ class ConceptF1Result(NamedTuple):
     precision: Tensor
     recall: Tensor
     f1: Tensor
+    purity: Tensor
 
 
 def concept_f1(codes: Tensor, concepts: Tensor, n_concepts: int, top_n: int = 5) -> ConceptF1Result:
@@ -82,6 +86,7 @@ def _concept_f1_compute(true_positives: Tensor, fired: Tensor, members: Tensor, 
     top = f1.topk(top_n, dim=1).values
     top_mean = top.mean(dim=1)
     best, best_latent = f1.max(dim=1)
+    main = F.pad(precision.nan_to_num(0.0), (0, 0, 1, 0)).amax(dim=0)  # a row of zeros, should there be no concept
     return ConceptF1Result(
         overall=top_mean.nanmean(),
         top_n_mean=top_mean,
@@ -91,4 +96,5 @@ def _concept_f1_compute(true_positives: Tensor, fired: Tensor, members: Tensor, 
         precision=precision,
         recall=recall,
         f1=f1,
+        purity=main[main > 0].mean(),
     )
