@@ -68,6 +68,7 @@ def cache(model, corpus, tmp_path_factory):
     outcome = run_cli(*arguments(model, corpus, folder))
     assert outcome.code == 0, outcome.err
     assert "tokens/s" in outcome.err
+    assert "activations of 1,000 examples (" in outcome.out
     return folder
 
 

@@ -3,7 +3,7 @@
 import os
 import shutil
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from jsonargparse import ArgumentParser
 
@@ -66,7 +66,22 @@ def harvest(
         if not (folder / MANIFEST).is_file():
             raise ValueError(f"output {output!r} holds no cache (no {MANIFEST}), so it is not deleted")
         shutil.rmtree(folder)
-    Harvest(reader, folder, max_samples, devices).run()
+    print(summary(output, Harvest(reader, folder, max_samples, devices).run()))
+
+
+def summary(output: str, manifest: dict[str, Any]) -> str:
+    """What a cache holds, and what was left out, for a person."""
+    samples = ", ".join(f"{n:,} for {split}" for split, n in manifest["samples"].items())
+    lines = [
+        f"{output}: {sum(manifest['samples'].values()):,} activations of {manifest['examples']:,} examples ({samples})"
+    ]
+    lines += [f"layer {name}: {layer['d_in']} features" for name, layer in manifest["layers"].items()]
+    if manifest["skipped"]:
+        named = ", ".join(manifest["skipped"][:5]) + (", ..." if len(manifest["skipped"]) > 5 else "")
+        lines.append(f"skipped, since they cannot be read: {len(manifest['skipped']):,} examples ({named})")
+    if manifest["unaligned_words"]:
+        lines.append(f"left out, since no token stands for them: {manifest['unaligned_words']:,} labelled words")
+    return "\n".join(lines)
 
 
 def main(args: list[str]) -> None:

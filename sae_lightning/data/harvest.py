@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sae_lightning.data.cache import CacheWriter
+from sae_lightning.data.cache import CacheWriter, read_manifest
 from sae_lightning.data.reading import Prepared, WindowReader
 from sae_lightning.files import WriteError
 from sae_lightning.nn.parts import Recorded
@@ -30,7 +30,8 @@ class Harvest:
         output: Folder of the cache.
         max_samples: Stop with the shard that brings the activations, of all splits together, to this number; None
             reads all examples.
-        devices: Devices that share the work, such as `[cuda:0, cuda:1]`; each holds a copy of the model.
+        devices: Devices that share the work, such as `[cuda:0, cuda:1]`; each holds a copy of the model. None takes the
+            first GPU, or the CPU where there is none.
 
     Raises:
         ValueError: If an argument is out of range, a device is missing, or the folder holds something else.
@@ -43,11 +44,11 @@ class Harvest:
             raise ValueError(f"max_samples must be at least 1, but is {max_samples}")
         self.reader = reader
         self.max_samples = max_samples
-        self.devices = [checked_device(name) for name in devices or ["cpu"]]
+        self.devices = [checked_device(name) for name in devices or [_default_device()]]
         self.writer = CacheWriter(output, describe(reader, max_samples), reader.source.concept_names)
 
-    def run(self) -> None:
-        """Write what is missing, and the manifest.
+    def run(self) -> dict[str, Any]:
+        """Write what is missing, and the manifest, which is returned.
 
         Raises:
             WriteError: If the folder cannot be written, or the disk is full; what was written stays valid.
@@ -72,6 +73,7 @@ class Harvest:
         finally:
             done.close()
         self.writer.finish(complete=True, n_shards=done.n_leading)
+        return read_manifest(self.writer.folder)
 
 
 class _Progress:
@@ -258,6 +260,10 @@ def _plain(value: Any) -> Any:
     cls = value if isinstance(value, type) else type(value)
     described = f"{cls.__module__}.{cls.__qualname__}"
     return f"{described}: {value}" if isinstance(value, nn.Module) else described
+
+
+def _default_device() -> str:
+    return str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
 
 
 def checked_device(name: str) -> str:
