@@ -19,13 +19,15 @@ from sae_lightning import callbacks, data
 from sae_lightning.callbacks.checkpoint import newest_checkpoint
 from sae_lightning.files import WriteError, prepare_folder, temporary_of
 from sae_lightning.loggers import RunCSVLogger, RunTensorBoardLogger
+from sae_lightning.modules.language_model import LanguageModel
 from sae_lightning.modules.loading import read_checkpoint
 from sae_lightning.modules.module import SAEModule
 from sae_lightning.modules.run import CHECKPOINT_KEY, RunModule
+from sae_lightning.modules.vision_model import VisionModel
 from sae_lightning.parser import SAEParser, fail
 from sae_lightning.resume import DATA_KEY, DataRecord, data_changes, describe_data
 
-_SAE_CALLBACKS = (  # what a language model has no use for
+_SAE_CALLBACKS = (  # what a model of language or images has no use for
     callbacks.ConceptRecovery,
     callbacks.RecoveryFigures,
     callbacks.ReceptiveFields,
@@ -35,8 +37,12 @@ _SAE_CALLBACKS = (  # what a language model has no use for
     callbacks.CodesWriter,
     callbacks.DownstreamFidelity,
 )
+_REPORTS: dict[type[Callback], type[RunModule]] = {  # what only one kind of model has a use for
+    callbacks.GrammarReport: LanguageModel,
+    callbacks.FeatureReport: VisionModel,
+}
 _FIRST_FILES = ("events.out.tfevents.", ".config.yaml.", "probe", ".probe.")  # what a run writes before config.yaml
-_LINKED = ("d_in", "grammar_text")  # arguments of models that come from the data
+_LINKED = ("d_in", "grammar_text", "image_size", "channels")  # arguments of models that come from the data
 _RUN_DIR_VARIABLE = "SAE_LIGHTNING_RUN_DIR"  # how the first process tells the ones it launches
 
 
@@ -124,9 +130,10 @@ class SAECLI(LightningCLI):
         parser.add_lightning_class_args(callbacks.SAEProgressBar, "progress")
         parser.add_lightning_class_args(callbacks.DownstreamFidelity, "fidelity")
         parser.add_lightning_class_args(callbacks.GrammarReport, "grammar")
+        parser.add_lightning_class_args(callbacks.FeatureReport, "features")
         # a link concerns the models that have its target
-        parser.link_arguments("data.d_in", "model.init_args.d_in", apply_on="instantiate")
-        parser.link_arguments("data.grammar_text", "model.init_args.grammar_text", apply_on="instantiate")
+        for name in _LINKED:
+            parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         """Leave the printing of results to our own table."""
@@ -303,9 +310,10 @@ class SAECLI(LightningCLI):
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks_: list[Callback]) -> Trainer:
         """Leave out default callbacks that the user switched off, and store the config with the results."""
-        off: tuple[type[Callback], ...] = _SAE_CALLBACKS
-        if isinstance(self.model, SAEModule):
-            off = (callbacks.GrammarReport,)
+        off: tuple[type[Callback], ...] = () if isinstance(self.model, SAEModule) else _SAE_CALLBACKS
+        for report, model in _REPORTS.items():
+            if not isinstance(self.model, model):
+                off += (report,)
         if config.get("enable_progress_bar") is False or config.get("barebones"):
             off += (ProgressBar,)
         if config.get("enable_checkpointing") is False or config.get("barebones"):
