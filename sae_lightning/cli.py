@@ -42,7 +42,8 @@ _REPORTS: dict[type[Callback], type[RunModule]] = {  # what only one kind of mod
     callbacks.FeatureReport: VisionModel,
 }
 _FIRST_FILES = ("events.out.tfevents.", ".config.yaml.", "probe", ".probe.")  # what a run writes before config.yaml
-_LINKED = ("d_in", "grammar_text", "image_size", "channels")  # arguments of models that come from the data
+_SIZES = ("d_in", "image_size", "channels")  # which a checkpoint and its data must share
+_LINKED = (*_SIZES, "grammar_text")  # arguments of models that come from the data
 _RUN_DIR_VARIABLE = "SAE_LIGHTNING_RUN_DIR"  # how the first process tells the ones it launches
 
 
@@ -71,7 +72,7 @@ class SAECLI(LightningCLI):
     """
 
     def __init__(self, args: list[str] | None = None) -> None:
-        self._checkpoint_d_in: int | None = None
+        self._checkpoint_sizes: dict[str, int] = {}
         self._checkpoint_data: dict[str, Any] | None = None
         self._checkpoint_step = 0
         self._first_step: int | None = None  # with which a run goes on in its own folder
@@ -165,7 +166,7 @@ class SAECLI(LightningCLI):
         saved = checkpoint[CHECKPOINT_KEY]
         self._checkpoint_step = checkpoint["global_step"]
         self._checkpoint_data = checkpoint.get(DATA_KEY)
-        self._checkpoint_d_in = saved["init_args"].get("d_in")
+        self._checkpoint_sizes = {key: saved["init_args"][key] for key in _SIZES if key in saved["init_args"]}
         saved_args = {key: value for key, value in saved["init_args"].items() if key not in _LINKED}
         model = given.model
         given_args = {} if model is None else model.get("init_args", {})
@@ -263,10 +264,10 @@ class SAECLI(LightningCLI):
         """Build data, model and trainer; a wrong argument ends with its message alone."""
         try:
             super().instantiate_classes()
-            if self._checkpoint_d_in not in (None, getattr(self.datamodule, "d_in", None)):
-                raise ValueError(
-                    f"--ckpt_path has d_in = {self._checkpoint_d_in}, but the data has d_in = {self.datamodule.d_in}"
-                )
+            for name, size in self._checkpoint_sizes.items():
+                given = getattr(self.datamodule, name, None)
+                if given != size:
+                    raise ValueError(f"--ckpt_path has {name} = {size}, but the data has {name} = {given}")
             self._prepare_checkpoints()
             if self._to_delete is not None:
                 shutil.rmtree(self._to_delete)
