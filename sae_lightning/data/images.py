@@ -126,10 +126,10 @@ class ImageDataModule(SeededDataModule):
         channels: int | None = None,
         n_val: int = 5_000,
         n_test: int = 5_000,
-        crop: float = 0.4,
+        crop: float = 0.7,
         flip: float = 0.5,
         jitter: float = 0.4,
-        batch_size: int = 256,
+        batch_size: int = 128,
         eval_batch_size: int = 1_000,
         seed: int | None = None,
     ) -> None:

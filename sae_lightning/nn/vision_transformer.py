@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from sae_lightning.nn.parts import require_positive
 from sae_lightning.nn.transformer import Block
 
-_STD = 0.02  # of initial weights, tokens and positions
+_STD = 0.02  # of the initial class token and positions
 _MEAN, _SCALE = 0.5, 0.25  # of pixels: about what natural images have
 
 
@@ -98,7 +98,18 @@ class VisionTransformer(nn.Module):
         self.embed = PatchEmbedding(image_size, channels, patch_size, width)
         self.blocks = nn.ModuleList(Block(width, n_heads, causal=False) for _ in range(n_layers))
         self.norm = nn.LayerNorm(width, bias=False)
-        for parameter in (self.embed.cls, *(p for p in self.parameters() if p.ndim == 2)):
+        self._initialize()
+
+    def _initialize(self) -> None:
+        """Draw weights that keep the scale of what comes in; a branch begins small beside the residual stream."""
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            for last in (block.attention.from_heads, block.mlp[2]):
+                last.weight.data /= (2 * len(self.blocks)) ** 0.5  # as many branches are summed
+        for parameter in (self.embed.cls, self.embed.positions):
             nn.init.normal_(parameter, std=_STD)
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
