@@ -126,7 +126,7 @@ class ImageDataModule(SeededDataModule):
         channels: int | None = None,
         n_val: int = 5_000,
         n_test: int = 5_000,
-        crop: float = 0.7,
+        crop: float = 0.85,
         flip: float = 0.5,
         jitter: float = 0.4,
         batch_size: int = 128,

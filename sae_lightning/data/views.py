@@ -22,6 +22,8 @@ class ViewBatch(NamedTuple):
 
     views: Tensor
     """Floats between 0 and 1, `(2n, channels, height, width)`: the second views follow all the first ones."""
+    images: Tensor
+    """The images themselves, floats between 0 and 1, `(n, channels, height, width)`."""
     seed: int
     """Seed of what a model draws for this batch."""
 
@@ -87,5 +89,6 @@ class RandomViews:
 
     def pairs(self, images: Tensor, generator: torch.Generator) -> ViewBatch:
         """Two views of each image."""
+        images = images if images.is_floating_point() else images / 255
         views = self.of(torch.cat([images, images]), generator)
-        return ViewBatch(views, int(torch.randint(2**62, (), generator=generator)))
+        return ViewBatch(views, images, int(torch.randint(2**62, (), generator=generator)))

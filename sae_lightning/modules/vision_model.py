@@ -3,7 +3,8 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812  (the usual name)
 from torch.optim import Optimizer
 
 from sae_lightning.data.views import ImageBatch, ViewBatch
@@ -12,7 +13,7 @@ from sae_lightning.modules.optimizers import LRSchedulerCallable, OptimizerCalla
 from sae_lightning.modules.run import CHECKPOINT_KEY, RunModule
 from sae_lightning.nn.contrastive import ProjectionHead, contrastive_loss, random_subsets
 from sae_lightning.nn.parts import require_positive
-from sae_lightning.nn.vision_transformer import VisionTransformer
+from sae_lightning.nn.vision_transformer import VisionTransformer, standardized
 
 
 def adamw(params: Any) -> Optimizer:
@@ -21,12 +22,14 @@ def adamw(params: Any) -> Optimizer:
 
 
 class VisionModel(RunModule):
-    r"""A vision transformer that learns from images without labels, by telling views of one image from all others.
+    r"""A vision transformer that learns from images without labels: by telling views of one image from all others.
 
-    The class token of each view, projected, is compared with those of all views in the batch:
+    The class token `c_i` of each view, projected to `z_i`, is compared with those of all views in the batch, of which
+    `p(i)` is the other view of the same image; and a small decoder `d` makes the whole image `x_i` of it again:
 
     $$ \mathrm{loss} = - \mathrm{mean}_i \log
-       \frac{\exp(\cos(z_i, z_{p(i)}) / \tau)}{\sum_{j \neq i} \exp(\cos(z_i, z_j) / \tau)} $$
+       \frac{\exp(\cos(z_i, z_{p(i)}) / \tau)}{\sum_{j \neq i} \exp(\cos(z_i, z_j) / \tau)}
+       + \omega\, \mathrm{mean}_{i, pixels}\, (d(c_i) - x_i)^2 $$
 
     In training the model reads a random part of each view's patches, which is both faster and harder. Several processes
     compare within their own batches only.
@@ -39,9 +42,10 @@ class VisionModel(RunModule):
         n_layers: Number of blocks, at least 1.
         n_heads: Attention heads of a block, at least 1.
         keep: Share of its patches that the model reads of a view in training, above 0 and at most 1.
-        hidden: Size of the projection's hidden layer, at least 1.
+        hidden: Size of the hidden layer of projection and decoder, at least 1.
         projected: Size of the projection, at least 1.
         temperature: `tau`, above 0.
+        reconstruction: `omega`, at least 0; the image has about variance 1.
         optimizer: Makes the optimizer from the parameters.
         lr_scheduler: Makes the learning-rate schedule, which steps once per training step.
 
@@ -66,6 +70,7 @@ class VisionModel(RunModule):
         hidden: int = 256,
         projected: int = 64,
         temperature: float = 0.2,
+        reconstruction: float = 2.5,
         optimizer: OptimizerCallable = adamw,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
@@ -76,8 +81,15 @@ class VisionModel(RunModule):
             raise ValueError(f"keep must lie above 0 and be at most 1, but is {keep}")
         if not temperature > 0:
             raise ValueError(f"temperature must be above 0, but is {temperature}")
+        if not reconstruction >= 0:
+            raise ValueError(f"reconstruction must be at least 0, but is {reconstruction}")
         self.transformer = VisionTransformer(image_size, channels, patch_size, width, n_layers, n_heads)
         self.head = ProjectionHead(width, hidden, projected)
+        n_pixels = channels * image_size * image_size
+        self.decoder: nn.Module = nn.Identity()  # where nothing is decoded: weights without gradients upset DDP
+        if reconstruction:
+            self.decoder = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, n_pixels))
+        self.reconstruction = reconstruction
         n_patches = self.transformer.embed.n_patches
         self.n_kept = max(1, round(keep * n_patches))
         self.temperature = temperature
@@ -121,14 +133,18 @@ class VisionModel(RunModule):
         return features
 
     def _loss(self, batch: ViewBatch, n_kept: int) -> Tensor:
-        """The contrastive loss where `n_kept` patches of each view are read."""
+        """The loss where `n_kept` patches of each view are read."""
         n_patches = self.transformer.embed.n_patches
         keep = None
         if n_kept < n_patches:
             generator = torch.Generator().manual_seed(int(batch.seed))
             keep = random_subsets(len(batch.views), n_patches, n_kept, generator).to(batch.views.device)
-        projected = self.head(self.transformer(batch.views, keep)[:, 0])
-        return contrastive_loss(projected.float(), self.temperature)
+        tokens = self.transformer(batch.views, keep)[:, 0]
+        loss = contrastive_loss(self.head(tokens).float(), self.temperature)
+        if not self.reconstruction:
+            return loss
+        whole = standardized(batch.images).flatten(1).repeat(2, 1)
+        return loss + self.reconstruction * F.mse_loss(self.decoder(tokens).float(), whole)
 
     def training_step(self, batch: ViewBatch, batch_idx: int) -> Tensor:
         """Return the loss."""

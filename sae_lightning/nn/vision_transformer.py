@@ -10,6 +10,11 @@ _STD = 0.02  # of the initial class token and positions
 _MEAN, _SCALE = 0.5, 0.25  # of pixels: about what natural images have
 
 
+def standardized(images: Tensor) -> Tensor:
+    """Pixels as the model reads them: about of mean 0 and variance 1, from bytes or floats between 0 and 1."""
+    return ((images if images.is_floating_point() else images / 255) - _MEAN) / _SCALE
+
+
 class PatchEmbedding(nn.Module):
     r"""The class token and the patches of images, each with its position.
 
@@ -47,9 +52,7 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """Return the residual stream before the first block, `(n, 1 + patches, width)`."""
-        if not images.is_floating_point():
-            images = images / 255
-        patches = (self.patches(images) - _MEAN) / _SCALE
+        patches = self.patches(standardized(images))
         positions = self.positions[1:].expand(len(images), -1, -1)
         if keep is not None:  # before the product: what is left out costs nothing
             patches = patches.gather(1, keep[..., None].expand(-1, -1, patches.shape[-1]))

@@ -50,6 +50,7 @@ def test_training_batches_depend_on_seed_and_step_alone(folder):
         assert torch.equal(one.views, other.views)
         assert one.seed == other.seed
         assert one.views.shape == (32, 1, 8, 8)
+        assert one.images.shape == (16, 1, 8, 8)
         assert 0 <= one.views.min() < one.views.max() <= 1
     assert not torch.equal(first[0].views[:16], first[0].views[16:])
     assert len({batch.seed for batch in first}) == 3
@@ -71,7 +72,7 @@ class Still:
     """Views that are the images themselves."""
 
     def pairs(self, images, generator):
-        return ViewBatch(images, 0)
+        return ViewBatch(images, images, 0)
 
 
 @pytest.mark.parametrize("n_ranks", [1, 2])

@@ -29,16 +29,28 @@ def trainer(**changes):
     return pl.Trainer(**{**quiet, "max_epochs": 1, "enable_checkpointing": False, **changes})
 
 
-def test_the_loss_compares_projected_class_tokens_of_whole_views():
+def test_the_loss_compares_projected_class_tokens_and_decodes_them():
     torch.manual_seed(0)
     model = VisionModel(**TINY, temperature=0.5)
     views = torch.rand(6, 1, 8, 8)
     model.head(torch.randn(64, 16))  # statistics of batch normalisation
     model.eval()
     hidden = model.transformer(views)[:, 0]
+    images = torch.rand(3, 1, 8, 8)
     expected = contrastive_loss(model.head(hidden), 0.5)
-    torch.testing.assert_close(model._loss(ViewBatch(views, 1), 4), expected)
+    for i in range(6):
+        error = model.decoder(hidden[i]).view(8, 8) - (images[i % 3, 0] - 0.5) / 0.25
+        expected = expected + 2.5 * error.square().mean() / 6
+    torch.testing.assert_close(model._loss(ViewBatch(views, images, 1), 4), expected)
     torch.testing.assert_close(model(views), hidden)
+
+
+def test_without_reconstruction_there_is_no_decoder():
+    model = VisionModel(**TINY, reconstruction=0.0, keep=1.0)
+    assert not list(model.decoder.parameters())
+    views = torch.rand(6, 1, 8, 8)
+    model._loss(ViewBatch(views, views[:3], 1), 4).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 def test_a_batch_says_which_patches_are_read():
@@ -46,7 +58,7 @@ def test_a_batch_says_which_patches_are_read():
     model = VisionModel(**TINY, keep=0.5).eval()
     assert model.n_kept == 2
     views = torch.rand(6, 1, 8, 8)
-    first, again, other = (model._loss(ViewBatch(views, seed), 2) for seed in (1, 1, 2))
+    first, again, other = (model._loss(ViewBatch(views, views[:3], seed), 2) for seed in (1, 1, 2))
     assert first == again
     assert first != other
 
@@ -108,6 +120,7 @@ def test_images_of_another_size_are_refused(folder):
     [
         ({"keep": 0.0}, "keep must lie above 0 and be at most 1, but is 0.0"),
         ({"temperature": 0.0}, "temperature must be above 0, but is 0.0"),
+        ({"reconstruction": -1.0}, "reconstruction must be at least 0, but is -1.0"),
         ({"hidden": 0}, "hidden must be at least 1, but is 0"),
         ({"patch_size": 3}, "image_size must be a multiple of patch_size = 3, but is 8"),
     ],
