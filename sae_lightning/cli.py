@@ -20,13 +20,15 @@ from sae_lightning.callbacks.checkpoint import newest_checkpoint
 from sae_lightning.commands import COMMANDS
 from sae_lightning.files import WriteError, prepare_folder, temporary_of
 from sae_lightning.loggers import RunCSVLogger, RunTensorBoardLogger
+from sae_lightning.modules.language_model import LanguageModel
 from sae_lightning.modules.loading import read_checkpoint
 from sae_lightning.modules.module import SAEModule
 from sae_lightning.modules.run import CHECKPOINT_KEY, RunModule
+from sae_lightning.modules.vision_model import VisionModel
 from sae_lightning.parser import SAEParser, fail
 from sae_lightning.resume import DATA_KEY, DataRecord, data_changes, describe_data
 
-_SAE_CALLBACKS = (  # what a language model has no use for
+_SAE_CALLBACKS = (  # what a model of language or images has no use for
     callbacks.ConceptRecovery,
     callbacks.RecoveryFigures,
     callbacks.ReceptiveFields,
@@ -38,8 +40,13 @@ _SAE_CALLBACKS = (  # what a language model has no use for
     callbacks.TopActivations,
     callbacks.ReportPage,
 )
+_REPORTS: dict[type[Callback], type[RunModule]] = {  # what only one kind of model has a use for
+    callbacks.GrammarReport: LanguageModel,
+    callbacks.FeatureReport: VisionModel,
+}
 _FIRST_FILES = ("events.out.tfevents.", ".config.yaml.", "probe", ".probe.")  # what a run writes before config.yaml
-_LINKED = ("d_in", "grammar_text")  # arguments of models that come from the data
+_SIZES = ("d_in", "image_size", "channels")  # which a checkpoint and its data must share
+_LINKED = (*_SIZES, "grammar_text")  # arguments of models that come from the data
 _RUN_DIR_VARIABLE = "SAE_LIGHTNING_RUN_DIR"  # how the first process tells the ones it launches
 
 
@@ -68,7 +75,7 @@ class SAECLI(LightningCLI):
     """
 
     def __init__(self, args: list[str] | None = None) -> None:
-        self._checkpoint_d_in: int | None = None
+        self._checkpoint_sizes: dict[str, int] = {}
         self._checkpoint_data: dict[str, Any] | None = None
         self._checkpoint_step = 0
         self._first_step: int | None = None  # with which a run goes on in its own folder
@@ -132,9 +139,10 @@ class SAECLI(LightningCLI):
         parser.add_lightning_class_args(callbacks.TopActivations, "meaning")
         parser.add_lightning_class_args(callbacks.ReportPage, "page")
         parser.add_lightning_class_args(callbacks.GrammarReport, "grammar")
+        parser.add_lightning_class_args(callbacks.FeatureReport, "features")
         # a link concerns the models that have its target
-        parser.link_arguments("data.d_in", "model.init_args.d_in", apply_on="instantiate")
-        parser.link_arguments("data.grammar_text", "model.init_args.grammar_text", apply_on="instantiate")
+        for name in _LINKED:
+            parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         """Leave the printing of results to our own table."""
@@ -166,7 +174,7 @@ class SAECLI(LightningCLI):
         saved = checkpoint[CHECKPOINT_KEY]
         self._checkpoint_step = checkpoint["global_step"]
         self._checkpoint_data = checkpoint.get(DATA_KEY)
-        self._checkpoint_d_in = saved["init_args"].get("d_in")
+        self._checkpoint_sizes = {key: saved["init_args"][key] for key in _SIZES if key in saved["init_args"]}
         saved_args = {key: value for key, value in saved["init_args"].items() if key not in _LINKED}
         model = given.model
         given_args = {} if model is None else model.get("init_args", {})
@@ -264,10 +272,10 @@ class SAECLI(LightningCLI):
         """Build data, model and trainer; a wrong argument ends with its message alone."""
         try:
             super().instantiate_classes()
-            if self._checkpoint_d_in not in (None, getattr(self.datamodule, "d_in", None)):
-                raise ValueError(
-                    f"--ckpt_path has d_in = {self._checkpoint_d_in}, but the data has d_in = {self.datamodule.d_in}"
-                )
+            for name, size in self._checkpoint_sizes.items():
+                given = getattr(self.datamodule, name, None)
+                if given != size:
+                    raise ValueError(f"--ckpt_path has {name} = {size}, but the data has {name} = {given}")
             self._prepare_checkpoints()
             if self._to_delete is not None:
                 shutil.rmtree(self._to_delete)
@@ -311,9 +319,10 @@ class SAECLI(LightningCLI):
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks_: list[Callback]) -> Trainer:
         """Leave out default callbacks that the user switched off, and store the config with the results."""
-        off: tuple[type[Callback], ...] = _SAE_CALLBACKS
-        if isinstance(self.model, SAEModule):
-            off = (callbacks.GrammarReport,)
+        off: tuple[type[Callback], ...] = () if isinstance(self.model, SAEModule) else _SAE_CALLBACKS
+        for report, model in _REPORTS.items():
+            if not isinstance(self.model, model):
+                off += (report,)
         if config.get("enable_progress_bar") is False or config.get("barebones"):
             off += (ProgressBar,)
         if config.get("enable_checkpointing") is False or config.get("barebones"):

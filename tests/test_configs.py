@@ -13,6 +13,7 @@ from tests.conftest import CONFIGS, EXPERIMENTS, ROOT, run_cli
 SEPARABILITY = sorted((CONFIGS / "separability").glob("*.yaml"))
 HETEROGENEITY = sorted((CONFIGS / "heterogeneity").glob("*.yaml"))
 FORMAL = sorted((CONFIGS / "formal_language").glob("*.yaml"))
+VISION = sorted((CONFIGS / "vision").glob("*.yaml"))
 LANGUAGES = ("dyck", "expressions")  # overlays of the comparison
 OVERLAYS = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name in ("debug", "trainer"))
 ALL = sorted(CONFIGS.rglob("*.yaml"))
@@ -40,7 +41,8 @@ def test_every_config_is_an_experiment_or_an_overlay():
     assert {path.stem for path in SEPARABILITY} == {*EXPERIMENTS, "figure"}
     assert {path.stem for path in HETEROGENEITY} == {*EXPERIMENTS, "figure", "short", "defaults"}
     assert {path.stem for path in FORMAL} == {*EXPERIMENTS, "gpt", "gpt-figure", "figure", *LANGUAGES}
-    assert set(ALL) == {*SEPARABILITY, *HETEROGENEITY, *FORMAL, *OVERLAYS}
+    assert {path.stem for path in VISION} == {"vit"}
+    assert set(ALL) == {*SEPARABILITY, *HETEROGENEITY, *FORMAL, *VISION, *OVERLAYS}
     assert len(OVERLAYS) == 5
 
 
@@ -90,6 +92,14 @@ def test_the_language_models_schedule_ends_with_its_steps():
     schedule = config["model"]["init_args"]["lr_scheduler"]
     assert schedule["init_args"]["total_steps"] == config["trainer"]["max_steps"]
     assert parsed(CONFIGS / "separability" / "spade.yaml")["run_dir"] != config["run_dir"]
+
+
+def test_the_vision_models_schedule_ends_with_its_steps():
+    config = parsed(CONFIGS / "vision" / "vit.yaml")
+    assert config["run_dir"] == "runs/vision/vit"
+    schedule = config["model"]["init_args"]["lr_scheduler"]
+    assert schedule["init_args"]["total_steps"] == config["trainer"]["max_steps"]
+    assert len(config["data"]["init_args"]["concept_names"]) == 10
 
 
 def test_the_papers_language_model_is_an_overlay():

@@ -1,68 +1,68 @@
-"""The paper's vision configs, on a tiny model of the same kind, through the real command line."""
+"""A vision model through the command line."""
 
 import json
 
-import numpy as np
 import pytest
-import yaml
+import torch
 
+from sae_lightning.data import read_vision_model
 from tests.conftest import CONFIGS, QUIET, run_cli
-from tests.data.hosts import tiny
+from tests.data.sources.images import write_mnist_like
 
-pytest.importorskip("transformers")
-pytest.importorskip("litdata")
-Image = pytest.importorskip("PIL.Image")
+SMALL = ["--data.concept_names", "[rows, columns]", "--data.n_val", 16, "--data.batch_size", 16]
+SMALL += ["--model.patch_size", 4, "--model.width", 16, "--model.n_layers", 1, "--model.n_heads", 2]
+SMALL += ["--features.n_labelled", 32, "--features.k", 3]
+LITTLE = ["--trainer.max_steps", 8, "--trainer.val_check_interval", 4, "--trainer.log_every_n_steps", 2]
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """A tiny DINOv2 with registers, and two classes of thirty images, one of which cannot be read."""
-    folder = tmp_path_factory.mktemp("vision")
-    tiny.dino(folder / "model")
-    generator = np.random.default_rng(0)
-    for name, low in (("church", 0), ("tench", 128)):
-        (folder / "images" / name).mkdir(parents=True)
-        for i in range(30):
-            pixels = generator.integers(low, low + 128, (70, 90, 3), np.uint8)
-            Image.fromarray(pixels).save(folder / "images" / name / f"{i}.png")
-    (folder / "images" / "church" / "broken.jpg").write_bytes(b"no image")
+def images(tmp_path_factory):
+    return write_mnist_like(tmp_path_factory.mktemp("images"))
+
+
+def command(name, folder, run_dir, *args):
+    given = ["-c", CONFIGS / "vision" / "vit.yaml", "--data.folder", folder, *SMALL, *LITTLE, *QUIET]
+    outcome = run_cli(name, *given, "--run_dir", run_dir, *args)
+    assert outcome.code == 0, outcome.err[-3000:]
+    return outcome
+
+
+def last(folder):
+    return folder / "checkpoints" / "last.ckpt"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, images):
+    folder = tmp_path_factory.mktemp("vision") / "vit"
+    command("fit", images, folder)
     return folder
 
 
-def test_dinov2_is_harvested_and_its_saes_trained_and_tested(folders, tmp_path):
-    harvest = CONFIGS / "vision" / "dinov2-harvest.yaml"
-    for tokens in ("all", "cls"):
-        outcome = run_cli(
-            *("harvest", "-c", harvest, "--host.init_args.name", folders / "model", "--devices", "[cpu]"),
-            *("--source.init_args.root", folders / "images", "--host.init_args.tokens", tokens),
-            *("--output", tmp_path / tokens, "--val_fraction", "0.2", "--test_fraction", "0.2"),
-        )
-        assert outcome.code == 0, outcome.err
-        assert "skipped, since they cannot be read: 1 examples" in outcome.out
-        manifest = json.loads((tmp_path / tokens / "manifest.json").read_text())
-        assert sum(manifest["samples"].values()) == 60 * (21 if tokens == "all" else 1)
-        assert manifest["concept_names"] == ["church", "tench"]
-    config = yaml.safe_load((CONFIGS / "vision" / "dinov2.yaml").read_text())
-    config["data"]["init_args"].update(cache=str(tmp_path / "all"), batch_size=64, n_val=100)
-    config["trainer"].update(max_steps=20, val_check_interval=10, log_every_n_steps=10, accelerator="cpu")
-    (tmp_path / "dinov2.yaml").write_text(yaml.safe_dump(config))
-    run = tmp_path / "run"
-    common = ("-c", tmp_path / "dinov2.yaml", "--run_dir", run, *QUIET)
-    assert run_cli("fit", *common).code == 0
-    test = run_cli(
-        *("test", *common, "--data.init_args.cache", tmp_path / "cls"),
-        *("--ckpt_path", run / "checkpoints" / "last.ckpt"),
-    )
-    assert test.code == 0, test.err
-    metrics = json.loads((run / "results.json").read_text())["test"]["metrics"]
-    assert {f"{name}/test/f1/tench" for name in ("spade", "relu", "jumprelu", "topk")} <= metrics.keys()
-    assert "data:image/" in (run / "report.html").read_text()
+def test_a_vision_model_is_trained_and_tested(trained, images):
+    command("test", images, trained, "--ckpt_path", last(trained))
+    results = json.loads((trained / "results.json").read_text())
+    for name, stage in (("fit", "val"), ("test", "test")):
+        keys = {f"{stage}/{key}" for key in ("loss", "knn_accuracy", "linear_accuracy")}
+        assert results[name]["metrics"].keys() == keys
+    assert results["fit"]["samples_seen"] == 8 * 16
+    assert results["model"]["init_args"]["image_size"] == 8
+    assert read_vision_model(last(trained)).embed.image_size == 8
 
 
-def test_an_unreadable_image_ends_a_harvest_that_may_skip_none(folders, tmp_path):
+def test_a_vision_model_goes_on_where_it_stopped(trained, images, tmp_path):
+    half = tmp_path / "half"
+    command("fit", images, half, "--trainer.max_steps", 4, "--checkpoint.every_n_steps", 4)
+    command("fit", images, half, "--ckpt_path", last(half))
+    whole, resumed = (torch.load(last(folder), weights_only=True)["state_dict"] for folder in (trained, half))
+    for name, weight in whole.items():
+        assert torch.equal(weight, resumed[name]), name
+
+
+def test_images_of_another_size_are_refused(trained, tmp_path):
+    other = write_mnist_like(tmp_path / "other", size=12)
     outcome = run_cli(
-        *("harvest", "-c", CONFIGS / "vision" / "dinov2-harvest.yaml", "--host.init_args.name", folders / "model"),
-        *("--source.init_args.root", folders / "images", "--unreadable", "refuse", "--output", tmp_path / "cache"),
-    )
+        "test", "-c", CONFIGS / "vision" / "vit.yaml", "--data.folder", other, *SMALL, *LITTLE, *QUIET,
+        "--run_dir", tmp_path / "run", "--ckpt_path", last(trained),
+    )  # fmt: skip
     assert outcome.code == 2
-    assert "broken.jpg' cannot be read" in outcome.err
+    assert "--ckpt_path has image_size = 8, but the data has image_size = 12" in outcome.err

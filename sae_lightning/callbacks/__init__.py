@@ -15,11 +15,13 @@ from sae_lightning.callbacks.recovery_figures import RecoveryFigures
 from sae_lightning.callbacks.resampling import ResampleDeadLatents
 from sae_lightning.callbacks.results import ResultsWriter
 from sae_lightning.callbacks.table import RecoveryTable
+from sae_lightning.callbacks.vision import FeatureReport
 
 __all__ = [
     "CodesWriter",
     "ConceptRecovery",
     "DownstreamFidelity",
+    "FeatureReport",
     "GeometryFigures",
     "GrammarReport",
     "ReceptiveFields",

@@ -6,11 +6,13 @@ from sae_lightning.data.datamodule import ActivationDataModule, SeededDataModule
 from sae_lightning.data.formal_language import FormalLanguageDataModule
 from sae_lightning.data.grammar import Grammar
 from sae_lightning.data.heterogeneity import HeterogeneityDataModule
+from sae_lightning.data.images import ImageDataModule
 from sae_lightning.data.live import LiveDataModule
 from sae_lightning.data.sentences import SentenceDataModule
 from sae_lightning.data.separability import SeparabilityDataModule
 from sae_lightning.data.streaming import StreamingDataModule
 from sae_lightning.data.tensor import TensorDataModule, read_tensor
+from sae_lightning.data.vision import read_vision_model
 
 __all__ = [
     "ActivationBatch",
@@ -19,6 +21,7 @@ __all__ = [
     "FormalLanguageDataModule",
     "Grammar",
     "HeterogeneityDataModule",
+    "ImageDataModule",
     "LiveDataModule",
     "SeededDataModule",
     "SentenceDataModule",
@@ -26,4 +29,5 @@ __all__ = [
     "StreamingDataModule",
     "TensorDataModule",
     "read_tensor",
+    "read_vision_model",
 ]

@@ -1,6 +1,6 @@
 """LightningModules: one per SAE architecture, ComposedSAE for any other, Comparison for several at once.
 
-LanguageModel is what they explain in the experiments with formal languages.
+LanguageModel and VisionModel are what they explain.
 """
 
 from sae_lightning.modules.base import BaseSAE
@@ -14,6 +14,7 @@ from sae_lightning.modules.relu import ReLUSAE
 from sae_lightning.modules.run import RunModule
 from sae_lightning.modules.spade import SpaDE
 from sae_lightning.modules.topk import TopKSAE
+from sae_lightning.modules.vision_model import VisionModel
 
 __all__ = [
     "BaseSAE",
@@ -28,6 +29,7 @@ __all__ = [
     "SAEModule",
     "SpaDE",
     "TopKSAE",
+    "VisionModel",
     "load_module",
     "load_sae",
 ]

@@ -26,17 +26,18 @@ class Embedding(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention without biases."""
 
-    def __init__(self, width: int, n_heads: int) -> None:
+    def __init__(self, width: int, n_heads: int, causal: bool = True) -> None:
         super().__init__()
         self.n_heads = n_heads
+        self.causal = causal
         self.to_heads = nn.Linear(width, 3 * width, bias=False)
         self.from_heads = nn.Linear(width, width, bias=False)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Attend where the mask is true, `(n, 1, length, length)`; None is the causal one."""
+        """Attend where the mask is true, `(n, 1, length, length)`; None is the causal one, or none if not causal."""
         n, length, width = x.shape
         q, k, v = self.to_heads(x).view(n, length, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
-        found = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None)
+        found = F.scaled_dot_product_attention(q, k, v, mask, is_causal=self.causal and mask is None)
         merged: Tensor = self.from_heads(found.transpose(1, 2).reshape(n, length, width))
         return merged
 
@@ -44,16 +45,16 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Attention and a perceptron of four times the width, each after a LayerNorm and added to the residual stream."""
 
-    def __init__(self, width: int, n_heads: int) -> None:
+    def __init__(self, width: int, n_heads: int, causal: bool = True) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(width, bias=False)
-        self.attention = Attention(width, n_heads)
+        self.attention = Attention(width, n_heads, causal)
         self.mlp_norm = nn.LayerNorm(width, bias=False)
         self.mlp = nn.Sequential(
             nn.Linear(width, 4 * width, bias=False), nn.GELU(), nn.Linear(4 * width, width, bias=False)
         )
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return the residual stream after this block."""
         x = x + self.attention(self.attention_norm(x), mask)
         after: Tensor = x + self.mlp(self.mlp_norm(x))
