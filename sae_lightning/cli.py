@@ -18,14 +18,14 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from sae_lightning import callbacks, data
 from sae_lightning.callbacks.checkpoint import newest_checkpoint
 from sae_lightning.commands import COMMANDS
-from sae_lightning.files import WriteError, prepare_folder, temporary_of
+from sae_lightning.files import prepare_folder, temporary_of
 from sae_lightning.loggers import RunCSVLogger, RunTensorBoardLogger
 from sae_lightning.modules.language_model import LanguageModel
 from sae_lightning.modules.loading import read_checkpoint
 from sae_lightning.modules.module import SAEModule
 from sae_lightning.modules.run import CHECKPOINT_KEY, RunModule
 from sae_lightning.modules.vision_model import VisionModel
-from sae_lightning.parser import SAEParser, fail
+from sae_lightning.parser import SAEParser, fail, innermost
 from sae_lightning.resume import DATA_KEY, DataRecord, data_changes, describe_data
 
 _SAE_CALLBACKS = (  # what a model of language or images has no use for
@@ -282,11 +282,7 @@ class SAECLI(LightningCLI):
         except (ValueError, TypeError, OSError, MisconfigurationException) as error:
             if os.environ.get("SAE_LIGHTNING_TRACEBACK"):
                 raise
-            cause: BaseException = error
-            # the parser wraps what the constructor said
-            while cause.__cause__ is not None and not isinstance(cause, WriteError):
-                cause = cause.__cause__
-            fail(str(cause))
+            fail(innermost(error))
 
     def _prepare_checkpoints(self) -> None:
         """See whether the run can write its checkpoints, before anything is written or deleted."""

@@ -12,6 +12,8 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from sae_lightning import callbacks, data, modules
 from sae_lightning.data.datamodule import ActivationDataModule, SeededDataModule
+from sae_lightning.data.sources import UnreadableError
+from sae_lightning.files import WriteError
 from sae_lightning.modules.module import SAEModule
 from sae_lightning.modules.run import RunModule
 
@@ -65,6 +67,13 @@ def fail(message: str) -> NoReturn:
     """End with a message and status 2, without the usage of hundreds of arguments."""
     sys.stderr.write(f"error: {message}\n")
     sys.exit(2)
+
+
+def innermost(error: BaseException) -> str:
+    """What a constructor said, which the parser wraps; errors that name a file are not unwrapped further."""
+    while error.__cause__ is not None and not isinstance(error, (WriteError, UnreadableError)):
+        error = error.__cause__
+    return str(error)
 
 
 def _class_help(title: str, prefix: str, cls: type) -> str:

@@ -13,7 +13,9 @@ from tests.conftest import CONFIGS, EXPERIMENTS, ROOT, run_cli
 SEPARABILITY = sorted((CONFIGS / "separability").glob("*.yaml"))
 HETEROGENEITY = sorted((CONFIGS / "heterogeneity").glob("*.yaml"))
 FORMAL = sorted((CONFIGS / "formal_language").glob("*.yaml"))
-VISION = sorted((CONFIGS / "vision").glob("*.yaml"))
+HARVESTS = sorted(CONFIGS.rglob("*harvest.yaml"))
+VISION = sorted(set((CONFIGS / "vision").glob("*.yaml")) - set(HARVESTS))
+LANGUAGE = sorted(set((CONFIGS / "language").glob("*.yaml")) - set(HARVESTS))
 LANGUAGES = ("dyck", "expressions")  # overlays of the comparison
 OVERLAYS = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name in ("debug", "trainer"))
 ALL = sorted(CONFIGS.rglob("*.yaml"))
@@ -41,8 +43,12 @@ def test_every_config_is_an_experiment_or_an_overlay():
     assert {path.stem for path in SEPARABILITY} == {*EXPERIMENTS, "figure"}
     assert {path.stem for path in HETEROGENEITY} == {*EXPERIMENTS, "figure", "short", "defaults"}
     assert {path.stem for path in FORMAL} == {*EXPERIMENTS, "gpt", "gpt-figure", "figure", *LANGUAGES}
-    assert {path.stem for path in VISION} == {"vit"}
-    assert set(ALL) == {*SEPARABILITY, *HETEROGENEITY, *FORMAL, *VISION, *OVERLAYS}
+    assert {path.stem for path in VISION} == {"vit", "compare", "dinov2"}
+    assert {path.stem for path in LANGUAGE} == {"compare", "pythia"}
+    assert {ident(path) for path in HARVESTS} == {
+        *("language/harvest", "language/pythia-harvest", "vision/harvest", "vision/dinov2-harvest")
+    }
+    assert set(ALL) == {*SEPARABILITY, *HETEROGENEITY, *FORMAL, *VISION, *LANGUAGE, *HARVESTS, *OVERLAYS}
     assert len(OVERLAYS) == 5
 
 
@@ -65,6 +71,17 @@ def test_experiments_parse_and_are_consistent(path):
         assert args["d_sae"] == d_sae, name
         assert args["optimizer"]["init_args"]["lr"] == 1e-2, name
         assert args["lr_scheduler"]["init_args"]["T_max"] == trainer["max_steps"], name
+
+
+@pytest.mark.parametrize("path", HARVESTS, ids=ident)
+def test_harvests_parse_and_write_what_an_experiment_reads(path):
+    outcome = run_cli("harvest", "-c", path, "--print_config")
+    assert outcome.code == 0, outcome.err[-2000:]
+    harvest = yaml.safe_load(outcome.out)
+    name = path.stem.removesuffix("harvest").removesuffix("-") or "compare"
+    data = parsed(path.with_name(f"{name}.yaml"))["data"]["init_args"]
+    assert data["cache"] == harvest["output"]
+    assert data["layer"] in harvest["layers"]
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -240,4 +257,5 @@ def test_comments_show_commands_whose_files_exist(path):
     for line in commands:
         for file in re.findall(r"-c (\S+)", line):
             assert (ROOT / file).is_file(), f"{path.name}: {file}"
-        assert f"configs/{ident(path)}.yaml" in line or "configs/formal_language/gpt.yaml" in line
+        before = ("configs/formal_language/gpt.yaml", "harvest.yaml", "configs/vision/vit.yaml")  # what comes first
+        assert f"configs/{ident(path)}.yaml" in line or any(file in line for file in before)

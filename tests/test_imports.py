@@ -24,7 +24,7 @@ ALLOWED = {
     "files": set(),
     "loggers": {"files"},
     "resume": set(),
-    "parser": {"callbacks", "data", "modules"},
+    "parser": {"callbacks", "data", "files", "modules"},
     "commands": {"commands", "data", "files", "parser"},
     "cli": {"callbacks", "commands", "data", "files", "loggers", "modules", "parser", "resume"},
     "__main__": {"cli"},

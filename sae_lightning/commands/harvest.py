@@ -12,8 +12,7 @@ from sae_lightning.data.harvest import Harvest
 from sae_lightning.data.hosts import Host
 from sae_lightning.data.reading import WindowReader
 from sae_lightning.data.sources import Source, StreamedSource
-from sae_lightning.files import WriteError
-from sae_lightning.parser import fail
+from sae_lightning.parser import fail, innermost
 
 
 # of Host[Any], jsonargparse would not find the classes that derive from it
@@ -96,7 +95,4 @@ def main(args: list[str]) -> None:
     except (ValueError, TypeError, OSError) as error:
         if os.environ.get("SAE_LIGHTNING_TRACEBACK"):
             raise
-        cause: BaseException = error
-        while cause.__cause__ is not None and not isinstance(cause, WriteError):
-            cause = cause.__cause__
-        fail(str(cause))
+        fail(innermost(error))

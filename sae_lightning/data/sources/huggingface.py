@@ -183,7 +183,7 @@ def _load(
 ) -> Any:
     """One split of a dataset."""
     try:
-        import datasets  # type: ignore[import-untyped]
+        import datasets
     except ImportError:
         raise ValueError("a dataset of Hugging Face needs the package datasets: pip install datasets") from None
     folder = os.path.expanduser(name)
