@@ -38,6 +38,7 @@ def test_dinov2_is_harvested_and_its_saes_trained_and_tested(folders, tmp_path):
             *("--output", tmp_path / tokens, "--val_fraction", "0.2", "--test_fraction", "0.2"),
         )
         assert outcome.code == 0, outcome.err
+        assert "images/s" in outcome.err
         assert "skipped, since they cannot be read: 1 examples" in outcome.out
         manifest = json.loads((tmp_path / tokens / "manifest.json").read_text())
         assert sum(manifest["samples"].values()) == 60 * (21 if tokens == "all" else 1)

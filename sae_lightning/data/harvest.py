@@ -53,7 +53,7 @@ class Harvest:
         Raises:
             WriteError: If the folder cannot be written, or the disk is full; what was written stays valid.
         """
-        done = _Progress(self.writer, self.reader.n_windows, self.max_samples)
+        done = _Progress(self.writer, self.reader.n_windows, self.max_samples, self.reader.host.unit)
         try:
             if not done.finished:
                 if len(self.devices) == 1:
@@ -83,14 +83,16 @@ class _Progress:
         writer: What writes the shards.
         n_windows: Number of windows; None where that is unknown.
         max_samples: Number of samples that is enough; None for all.
+        counted: What the model reads, such as tokens.
     """
 
-    def __init__(self, writer: CacheWriter, n_windows: int | None, max_samples: int | None) -> None:
+    def __init__(self, writer: CacheWriter, n_windows: int | None, max_samples: int | None, counted: str) -> None:
         from tqdm import tqdm
 
         self._writer = writer
         self.n_windows = n_windows
         self._max_samples = max_samples
+        self._counted = counted
         self.n_leading = 0  # shards from the first on without a gap
         self.n_samples = 0
         self._tokens = 0
@@ -132,7 +134,7 @@ class _Progress:
             self.n_samples += n
             if self._begin is not None:  # shards of an earlier run say nothing of this one's speed
                 rate = self._tokens / (time.perf_counter() - self._begin)
-                self._bar.set_postfix_str(f"{rate:,.0f} tokens/s")
+                self._bar.set_postfix_str(f"{rate:,.0f} {self._counted}/s")
             self._bar.update(n if self.limited else 1)
 
     def close(self) -> None:

@@ -65,12 +65,14 @@ class Host(Recorded, ABC, Generic[Example_co]):
         model: The model.
         unaligned: Labelled words for which no token was found so far.
         batch_size: Tokens or images that it reads at a time where nothing else is said.
+        unit: Which of the two.
         crop: Where images are cropped to a square before they are read, its side as a share of their shorter one.
     """
 
     crop: float | None = None
     unaligned = 0
     batch_size = 64
+    unit = "tokens"
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model.eval().requires_grad_(False)

@@ -25,6 +25,8 @@ class _ImageHost(Host[ImageExample]):
         argument: Name of the argument that takes the images; empty for the first one.
     """
 
+    unit = "images"
+
     def __init__(self, model: nn.Module, tokens: ImageTokens, n_prefix: int, argument: str) -> None:
         super().__init__(model)
         if n_prefix < 0:
