@@ -43,6 +43,7 @@ def by_hand(sae, x, concepts, names, stage, top_n=5, discovery_samples=1024):
         values |= {
             "f1": f1.overall,
             "best_f1": f1.best.mean(),
+            "purity": f1.purity,
             "monosemanticity": mono.mean,
             "monosemanticity_std": mono.std,
             "cross_concept_cosine": functional.latent_similarity(codes, concepts, n).cross_concept,
