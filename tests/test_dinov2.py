@@ -67,3 +67,18 @@ def test_an_unreadable_image_ends_a_harvest_that_may_skip_none(folders, tmp_path
     )
     assert outcome.code == 2
     assert "broken.jpg' cannot be read" in outcome.err
+
+
+def test_patches_may_be_read_as_training_goes(folders, tmp_path):
+    outcome = run_cli(
+        *("fit", "--model", "TopKSAE", "--model.d_sae", "32", "--model.k", "4", "--data", "LiveDataModule"),
+        *("--data.host", "ImageHost", "--data.host.name", folders / "model", "--data.host.tokens", "patches"),
+        *("--data.source", "ImageFolder", "--data.source.root", folders / "images", "--data.layer", "layernorm"),
+        *("--data.unreadable", "skip", "--data.window_size", "20", "--data.batch_size", "32", "--data.n_val", "64"),
+        *("--data.val_fraction", "0.2", "--data.test_fraction", "0.2", "--data.n_test", "64"),
+        *("--trainer.max_steps", "12", "--trainer.max_epochs", "-1", "--trainer.accelerator", "cpu"),
+        *("--run_dir", tmp_path / "run", *QUIET),
+    )
+    assert outcome.code == 0, outcome.err
+    assert any("cannot be read and are skipped" in message and "broken.jpg" in message for message in outcome.warnings)
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()

@@ -133,6 +133,15 @@ def test_a_killed_harvest_goes_on_and_ends_with_the_same_files(cache, model, cor
     assert files(folder) == files(cache)
 
 
+@pytest.mark.slow
+def test_two_devices_write_the_same_files(cache, model, corpus, tmp_path):
+    command = [sys.executable, "-m", "sae_lightning", *map(str, arguments(model, corpus, tmp_path / "cache"))]
+    command[-1] = "[cpu,cpu]"
+    done = subprocess.run(command, cwd=ROOT, env=process_environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert files(tmp_path / "cache") == files(cache)
+
+
 def test_wrong_arguments_end_with_a_message_alone(cache, model, corpus, tmp_path):
     for changes, message in [
         (("--layers", "[encoder.layer.9]"), "layer must be one of the model's ['embeddings'"),

@@ -17,6 +17,8 @@ from sae_lightning.data.places import contexts_of
 from sae_lightning.data.reading import WindowReader
 from sae_lightning.data.sources import Source, StreamedSource
 
+_PATIENCE = 100  # windows of a stream that may give no batch, one after the other
+
 
 class WindowBatches(Dataset[ActivationBatch]):
     """A rank's training batches, window by window; an index is a pair: the window, and the batch in it.
@@ -35,18 +37,24 @@ class WindowBatches(Dataset[ActivationBatch]):
         self._held: tuple[int, Tensor, Tensor] | None = None
 
     def n_batches(self, window: int) -> int:
-        """How many batches a window gives; what does not fill one is left out.
+        """How many batches a window gives; what does not fill one is left out."""
+        return len(self._window(window)[1]) // self.batch_size
+
+    def following(self, window: int, step: int) -> int:
+        """The first window that gives a batch, from `window` on in steps of `step`.
+
+        The last window of a source may be too small to give any.
 
         Raises:
-            ValueError: If it gives none.
+            ValueError: If none does.
         """
-        n = len(self._window(window)[1]) // self.batch_size
-        if n == 0:
-            raise ValueError(
-                f"window_size must give at least a batch of {self.batch_size} activations for training, but is "
-                f"{self.reader.window_size} examples, of which window {window} gives {len(self._window(window)[1])}"
-            )
-        return n
+        for number in range(window, window + step * (1 + (self.reader.n_windows or _PATIENCE)), step):
+            if self.n_batches(number):
+                return number
+        raise ValueError(
+            f"window_size must give at least a batch of {self.batch_size} activations for training, but is "
+            f"{self.reader.window_size} examples, of which no window gives so many"
+        )
 
     def __getitem__(self, place: tuple[int, int]) -> ActivationBatch:
         window, batch = place
@@ -91,8 +99,8 @@ class WindowSteps(BatchSequence):
         known = max(position for position in self._places if position <= self.position)
         for position in range(known, self.position + len(self)):
             window, batch = self._places[position]
-            while batch >= self._batches.n_batches(window):
-                window, batch = window + self._world_size, 0
+            if batch >= self._batches.n_batches(window):
+                window, batch = self._batches.following(window + self._world_size * (batch > 0), self._world_size), 0
             self._places[position + 1] = (window, batch + 1)
             if position >= self.position:
                 self._forget()

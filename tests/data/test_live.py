@@ -49,6 +49,11 @@ def test_training_goes_on_with_the_next_batch(stop):
     assert all(torch.equal(a, b) for a, b in zip(take(resumed, 20), everything[stop:], strict=True))
 
 
+def test_a_last_window_that_is_too_small_is_passed_over():
+    module = data(Numbers(303, 100), n_train=16 * 60)
+    assert {window for window, _ in module.train_dataloader().sequence} == {0, 1, 2, 4, 5}  # 3 has three examples
+
+
 def test_ranks_read_windows_of_their_own():
     def places(rank, world_size, n):
         batches = WindowBatches(WindowReader(WordHost(), Numbers(600, 100), ["first"], 100), 16)
@@ -95,7 +100,9 @@ def test_wrong_arguments():
             data(**changes)
     with pytest.raises(ValueError, match="layer must be one of the model's"):
         LiveDataModule(WordHost(), Numbers(), "tenth")
-    with pytest.raises(ValueError, match=r"window_size must give at least a batch of 16 .* but is 2 examples"):
+    with pytest.raises(
+        ValueError, match=r"window_size must give at least a batch of 16 .* but is 2 examples, of which no window"
+    ):
         take(data(window_size=2).train_dataloader(), 1)
     with pytest.raises(ValueError, match="split must be 'val' or 'test'"):
         data().split("train")
