@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from sae_lightning.files import replacing, temporary_of
 FORMAT = 1
 MANIFEST = "manifest.json"
 _RECORDS = "shards"
+_REMOTE = ("s3://", "gs://", "r2://", "azure://", "hf://", "local:")
 _BLOCK = 1024  # activations that are stored, and read, together
 
 
@@ -172,15 +174,22 @@ class CacheWriter:
             json.dump(manifest, file, indent=1)
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def is_remote(cache: str) -> bool:
+    """Whether a cache lies where litdata has to download it from."""
+    return cache.startswith(_REMOTE)
+
+
+def read_manifest(folder: Path | str) -> dict[str, Any]:
     """What a cache says of itself.
+
+    Args:
+        folder: The cache's folder, or its address in an object store.
 
     Raises:
         ValueError: If there is none, or it is damaged or of another format.
     """
-    path = folder / MANIFEST
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text())
+        manifest: dict[str, Any] = json.loads(_manifest_text(str(folder)))
         version = manifest["format"]
     except FileNotFoundError:
         raise ValueError(
@@ -191,6 +200,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if version != FORMAT:
         raise ValueError(f"cache must be of format {FORMAT}, but {str(folder)!r} is of format {version}")
     return manifest
+
+
+def _manifest_text(cache: str) -> str:
+    if not is_remote(cache):
+        return (Path(cache) / MANIFEST).read_text()
+    from litdata.streaming.downloader import get_downloader
+
+    with TemporaryDirectory() as folder:
+        get_downloader(cache, folder, []).download_file(f"{cache}/{MANIFEST}", f"{folder}/{MANIFEST}")
+        return Path(folder, MANIFEST).read_text()
 
 
 def checksum(path: Path) -> str:

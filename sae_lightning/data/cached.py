@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from sae_lightning.data import sources
 from sae_lightning.data.batch import ActivationBatch
-from sae_lightning.data.cache import Block, checksum, read_manifest
+from sae_lightning.data.cache import Block, checksum, is_remote, read_manifest
 from sae_lightning.data.contexts import Context
 from sae_lightning.data.datamodule import ActivationDataModule, Split
 from sae_lightning.data.loading import ActivationDataset, ActivationLoader, BatchSequence
@@ -74,11 +74,11 @@ class CachedActivations(Dataset[ActivationBatch]):
     """The blocks of one layer and split of a cache; an index is a list of (block, first row, behind the last row).
 
     Args:
-        folder: Folder of the layer and split, in litdata's format.
+        folder: Folder of the layer and split, in litdata's format, or its address in an object store.
         dtype: Type of the stored activations.
     """
 
-    def __init__(self, folder: Path, dtype: torch.dtype) -> None:
+    def __init__(self, folder: str, dtype: torch.dtype) -> None:
         self._folder = folder
         self._dtype = dtype
         self._blocks: Any = None
@@ -88,7 +88,7 @@ class CachedActivations(Dataset[ActivationBatch]):
         if self._blocks is None:  # opened where it is read, which may be a worker process
             from litdata import StreamingDataset
 
-            self._blocks = StreamingDataset(str(self._folder))
+            self._blocks = StreamingDataset(self._folder)
         with warnings.catch_warnings():
             # litdata's tensors lie in the file's memory, which nobody may write: batches are copies
             warnings.filterwarnings("ignore", message="The given buffer is not writable")
@@ -115,12 +115,14 @@ class CachedDataModule(ActivationDataModule):
     document or image. Validation and test are held in memory.
 
     Args:
-        cache: Folder of the cache.
+        cache: Folder of the cache, or its address in an object store (s3://, gs://, ...), from which litdata downloads
+            a shard when it is first read.
         layer: Name of one of its layers; None where there is just one.
         model: Name or path of the model that the activations must be of; None takes any.
         n_val: Most activations of the validation split that are used; None: all.
         n_test: Most activations of the test split that are used; None: all.
-        verify: Whether the checksums of all files are compared first, which reads all of them.
+        verify: Whether the checksums of all files are compared first, which reads all of them; those in an object store
+            are not compared.
         allow_incomplete: Whether the cache may be one whose harvest was interrupted.
         source: Where examples are shown from; None takes the source of the harvest, if it is one of this package's.
         batch_size: Training activations per step and process, at least 1.
@@ -148,8 +150,7 @@ class CachedDataModule(ActivationDataModule):
         num_workers: int = 0,
         seed: int | None = None,
     ) -> None:
-        folder = Path(cache)
-        manifest = read_manifest(folder)
+        manifest = read_manifest(cache)
         layers = manifest["layers"]
         if not manifest["complete"] and not allow_incomplete:
             raise ValueError(
@@ -173,7 +174,7 @@ class CachedDataModule(ActivationDataModule):
         for split in ("train", "val", "test"):
             if split not in self._chunks:
                 raise ValueError(f"every split must hold an activation, but {split!r} of {cache!r} holds none")
-        self._folder = folder
+        self._cache = cache.rstrip("/")
         self._layer = layer
         self._dtype: torch.dtype = getattr(torch, manifest["config"]["dtype"])
         self._n: dict[Split, int | None] = {"val": n_val, "test": n_test}
@@ -191,13 +192,13 @@ class CachedDataModule(ActivationDataModule):
             ValueError: If a file is missing or is not what was written; it is named.
         """
         super().setup(stage)
-        if not self._verified:
+        if not self._verified and not is_remote(self._cache):
             for chunk in (chunk for chunks in self._chunks.values() for chunk in chunks):
                 self._check(chunk)
             self._verified = True
 
     def _check(self, chunk: dict[str, Any]) -> None:
-        path = self._folder / chunk["file"]
+        path = Path(self._cache, chunk["file"])
         wrong = None
         if not path.is_file():
             wrong = "is missing"
@@ -207,12 +208,12 @@ class CachedDataModule(ActivationDataModule):
             wrong = "has another checksum than when it was written"
         if wrong:
             raise ValueError(
-                f"cache {str(self._folder)!r} is damaged: {chunk['file']} {wrong}. Delete it with "
+                f"cache {self._cache!r} is damaged: {chunk['file']} {wrong}. Delete it with "
                 f"{_record_of(chunk['file'])} and harvest again, which writes just this shard"
             )
 
     def _stored(self, split: Split) -> CachedActivations:
-        return CachedActivations(self._folder / self._layer / split, self._dtype)
+        return CachedActivations(f"{self._cache}/{self._layer}/{split}", self._dtype)
 
     def _sizes(self, split: Split) -> list[int]:
         return [rows for chunk in self._chunks[split] for rows in chunk["rows"]]

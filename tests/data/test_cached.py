@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import uuid
 
 import pytest
 import torch
@@ -137,6 +138,19 @@ def test_contexts_come_from_the_source(cache):
     assert streamed.contexts("test", [17, 0, 17]) == [contexts[1], contexts[0], contexts[1]]
     with pytest.raises(ValueError, match=r"to show examples of tests\.data.*, which is none of this package's"):
         data(cache).contexts("test", [0])
+
+
+def test_a_cache_may_lie_where_it_has_to_be_downloaded_from(cache, tmp_path):
+    folder = tmp_path / uuid.uuid4().hex  # litdata keeps what it downloads, by address
+    shutil.copytree(cache, folder)
+    remote = data(f"local:{folder}")
+    here = data(cache)
+    assert all(
+        torch.equal(a, b) for a, b in zip(epoch(remote.train_dataloader()), epoch(here.train_dataloader()), strict=True)
+    )
+    assert torch.equal(remote.split("test").activations, here.split("test").activations)
+    with pytest.raises(ValueError, match="cache must be a folder that"):
+        data(f"local:{tmp_path}/nothing")
 
 
 def test_damage_is_named_and_refused(cache, tmp_path):
