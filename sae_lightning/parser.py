@@ -63,10 +63,10 @@ class SAEParser(LightningArgumentParser):
         return "\n".join([text, *sections])
 
 
-def fail(message: str) -> NoReturn:
-    """End with a message and status 2, without the usage of hundreds of arguments."""
+def fail(message: str, status: int = 2) -> NoReturn:
+    """End with a message and a status, without the usage of hundreds of arguments."""
     sys.stderr.write(f"error: {message}\n")
-    sys.exit(2)
+    sys.exit(status)
 
 
 def innermost(error: BaseException) -> str:

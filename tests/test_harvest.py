@@ -1,6 +1,8 @@
 """From a model's folder to a page, through the real command line."""
 
+import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -159,6 +161,20 @@ def test_wrong_arguments_end_with_a_message_alone(cache, model, corpus, tmp_path
     outcome = run_cli(*arguments(model, corpus, corpus.parent), "--overwrite", "true")
     assert "holds no cache (no manifest.json), so it is not deleted" in outcome.err
     assert corpus.is_file()
+
+
+def test_a_folder_that_cannot_be_written_ends_with_a_message_and_status_1(model, corpus, tmp_path, monkeypatch):
+    replace = os.replace
+
+    def refuse(source, target):
+        if str(target).endswith("chunk-000001.bin"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    outcome = run_cli(*arguments(model, corpus, tmp_path / "cache"))
+    assert outcome.code == 1
+    assert f"error: the cache cannot be written to '{tmp_path}/cache': No space left on device" in outcome.err
 
 
 def test_a_cache_is_replaced_when_asked_to(model, corpus, tmp_path):

@@ -12,6 +12,7 @@ from sae_lightning.data.harvest import Harvest
 from sae_lightning.data.hosts import Host
 from sae_lightning.data.reading import WindowReader
 from sae_lightning.data.sources import Source, StreamedSource
+from sae_lightning.files import WriteError
 from sae_lightning.parser import fail, innermost
 
 
@@ -95,4 +96,4 @@ def main(args: list[str]) -> None:
     except (ValueError, TypeError, OSError) as error:
         if os.environ.get("SAE_LIGHTNING_TRACEBACK"):
             raise
-        fail(innermost(error))
+        fail(innermost(error), status=1 if isinstance(error, WriteError) else 2)

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from contextlib import suppress
 from functools import partial
 from itertools import count
 from multiprocessing import get_context
@@ -63,7 +64,8 @@ class Harvest:
                 else:
                     _share(self.reader, self.writer, self.devices, done)
         except OSError as error:
-            self.writer.finish(complete=False, n_shards=done.n_leading)
+            with suppress(OSError):  # should even the manifest find no room, the one before it stays
+                self.writer.finish(complete=False, n_shards=done.n_leading)
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EIO):
                 raise WriteError("the cache", self.writer.folder, error) from error
             raise
