@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from sae_lightning.data.views import ImageBatch, ViewBatch
 from sae_lightning.modules.allocator import keep_freed_memory
-from sae_lightning.modules.optimizers import LRSchedulerCallable, OptimizerCallable, make_scheduler
+from sae_lightning.modules.optimizers import LRSchedulerCallable, OptimizerCallable, clippable, make_scheduler
 from sae_lightning.modules.run import CHECKPOINT_KEY, RunModule
 from sae_lightning.nn.contrastive import ProjectionHead, contrastive_loss, random_subsets
 from sae_lightning.nn.parts import require_positive
@@ -179,7 +179,7 @@ class VisionModel(RunModule):
 
     def configure_optimizers(self) -> Any:
         """Optimizer and, where there is one, schedule, which steps with every training step."""
-        optimizer = self._make_optimizer(self.parameters())
+        optimizer = clippable(self._make_optimizer(self.parameters()))
         scheduler = make_scheduler(optimizer, self._lr_scheduler)
         if scheduler is None:
             return optimizer

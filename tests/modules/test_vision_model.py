@@ -158,3 +158,11 @@ def test_as_many_neighbours_vote_as_there_are():
 def test_the_reports_arguments_are_checked(name):
     with pytest.raises(ValueError, match=f"{name} must be at least 1, but is 0"):
         FeatureReport(**{name: 0})
+
+
+def test_gradients_are_clipped_under_mixed_precision(folder):
+    model = VisionModel(**TINY, keep=1.0)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    trainer(precision="bf16-mixed", gradient_clip_val=1.0, max_steps=2).fit(model, data(folder))
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
