@@ -201,6 +201,9 @@ class WindowReader(Recorded):
         if prepared is None:  # a stream that is through
             if window_of_source == 0:
                 raise ValueError("source must hold an example, but is empty")
+            # a run that goes on may ask for a window far behind the end
+            while window_of_source > 1 and next(self._examples(window_of_source - 1), None) is None:
+                window_of_source -= 1
             self._n_streamed = window_of_source
             return self.window(window, split)
         _tell(prepared)

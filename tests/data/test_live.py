@@ -49,6 +49,16 @@ def test_training_goes_on_with_the_next_batch(stop):
     assert all(torch.equal(a, b) for a, b in zip(take(resumed, 20), everything[stop:], strict=True))
 
 
+def test_training_on_a_stream_goes_on_where_it_was_behind_the_streams_end():
+    stream = NumberStream(600, 100)
+    everything = take(data(stream).train_dataloader(), 150)  # the stream has 85 batches at most
+    first = data(stream).train_dataloader()
+    take(first, 130)
+    resumed = data(stream).train_dataloader()
+    resumed.load_state_dict(first.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(take(resumed, 20), everything[130:], strict=True))
+
+
 def test_a_last_window_that_is_too_small_is_passed_over():
     module = data(Numbers(303, 100), n_train=16 * 60)
     assert {window for window, _ in module.train_dataloader().sequence} == {0, 1, 2, 4, 5}  # 3 has three examples
