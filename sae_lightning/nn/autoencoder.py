@@ -114,6 +114,17 @@ class SparseAutoencoder(nn.Module):
         self.dense_above = dense_above
         self.register_buffer("batches_silent", torch.zeros(self.d_sae, dtype=torch.int64))
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        """Move and convert, but keep everything except matrices from half precision, at which it would be ruined."""
+
+        def convert(tensor: Tensor) -> Tensor:
+            converted = fn(tensor)
+            if tensor.ndim < 2 and tensor.is_floating_point() and converted.itemsize < 4:
+                return tensor.to(converted.device)
+            return converted
+
+        return super()._apply(convert, recurse)
+
     def autoencode(self, x: Tensor) -> SAEOutput:
         """Run encoder, projection and decoder on standardised inputs; `x_hat` is standardised too."""
         return self._project(self.pre_codes(x))

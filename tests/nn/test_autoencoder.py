@@ -134,13 +134,17 @@ def test_autocast_touches_the_products_only(architecture: str, extras: dict[str,
             assert all(torch.equal(a, b) for a, b in zip(full, half, strict=True))
             return
 
-        # A product rounds both factors and its result: three roundings (3.1 allows for their products) of sum |x||w|
-        # (and of |b|). A distance holds the product twice, and is multiplied by lambda.
+        # Both factors are rounded, and the sum: three roundings (3.1 allows for their products) of sum |x||w| (and |b|).
+        # A distance is that between rounded points, which differ from the points by `moved`, and is then rounded.
         seen = x - sae.decoder.bias if options.subtract_decoder_bias else x
-        bound = seen.abs() @ sae.encoder.weight.abs().T
-        bound = 2 * sae.encoder.scale * bound if architecture == "spade" else bound + sae.encoder.bias.abs()
+        if architecture == "spade":
+            moved = ROUNDING * (seen.abs()[:, None] + sae.encoder.weight.abs())
+            moved = sae.encoder.scale * (2 * (seen[:, None] - sae.encoder.weight).abs() * moved + moved**2).sum(-1)
+            bound = 1.01 * (moved + ROUNDING * full.pre_codes.abs())
+        else:
+            bound = 3.1 * ROUNDING * (seen.abs() @ sae.encoder.weight.abs().T + sae.encoder.bias.abs())
         error = (half.pre_codes - full.pre_codes).abs()
-        assert (error <= 3.1 * ROUNDING * bound + 1e-5).all()
+        assert (error <= bound + 1e-5).all()
         assert error.max() > 1e-5  # the product did run in bfloat16
 
         # the projection of the same pre-codes is the same, bit by bit

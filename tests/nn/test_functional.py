@@ -78,15 +78,37 @@ def test_squared_distance_to_itself_is_zero_up_to_rounding() -> None:
     assert (own.abs() <= 50 * torch.finfo(torch.float32).eps * x.square().sum(-1)).all()
 
 
-def test_squared_distance_under_autocast_keeps_norms_in_float32() -> None:
-    x, w = randn(20, 32, dtype=torch.float32), randn(10, 32, seed=1, dtype=torch.float32)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        half = negative_squared_distance(x, w, torch.tensor(0.5))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("offset", [0.0, 3.0])
+def test_half_precision_rounds_points_and_distances_once(offset: float, dtype: torch.dtype) -> None:
+    # tight clusters far from zero: the norms are up to a thousand times the squared distances within a cluster
+    w = 0.5 * randn(10, 32, seed=1, dtype=torch.float32) + offset
+    x = w.repeat(2, 1) + 0.1 * randn(20, 32, dtype=torch.float32)
+    scale = torch.tensor(0.5)
+    with torch.autocast("cpu", dtype=dtype):
+        half = negative_squared_distance(x, w, scale)
     assert half.dtype == torch.float32
-    # what is left when the product's own rounding is taken away is as exact as in float32
-    product = (x.bfloat16() @ w.bfloat16().T).float()
-    norms = x.square().sum(-1, keepdim=True) + w.square().sum(-1)
-    torch.testing.assert_close(half, product - 0.5 * norms, rtol=1e-5, atol=1e-4)
+    exact = -0.5 * cdist(numpy(x.to(dtype)), numpy(w.to(dtype)), "sqeuclidean")
+    # the sums within the product are those of float32
+    norms = numpy(x.square().sum(-1, keepdim=True) + w.square().sum(-1))
+    rounding = torch.finfo(dtype).eps / 2
+    assert (np.abs(numpy(half) - exact) <= 1.01 * rounding * np.abs(exact) + 1e-6 * norms).all()
+    assert np.abs(numpy(half) - exact).max() > 1e-5  # it did run in half precision
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_gradients_of_distances_are_those_of_the_rounded_points(dtype: torch.dtype) -> None:
+    w = (0.5 * randn(10, 32, seed=1, dtype=torch.float32) + 3.0).requires_grad_()
+    x = w.detach().repeat(2, 1) + 0.1 * randn(20, 32, dtype=torch.float32)
+    pull = randn(20, 10, seed=2, dtype=torch.float32)
+    with torch.autocast("cpu", dtype=dtype):
+        v = negative_squared_distance(x, w, torch.tensor(0.5))
+    v.backward(pull)
+    p, x_, w_ = (numpy(t.detach().to(dtype)) for t in (pull, x, w))
+    exact = np.einsum("nl,nld->ld", p, x_[:, None] - w_[None])
+    # the product is rounded, the difference is not
+    bound = 1.01 * torch.finfo(dtype).eps / 2 * np.abs(p.T @ x_) + 1e-5
+    assert (np.abs(numpy(w.grad) - exact) <= bound).all()
 
 
 def test_squared_distance_of_float64_inputs_to_float32_prototypes() -> None:
