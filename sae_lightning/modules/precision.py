@@ -1,7 +1,6 @@
 """What half precision asks of a run of the Trainer: refused where it cannot work, warned of where it costs much."""
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
@@ -12,8 +11,8 @@ def require_trainable(trainer: pl.Trainer) -> None:
     """Raise a ValueError for the precision in which no SAE can be trained."""
     if trainer.precision == "16-true":
         raise ValueError(
-            "trainer.precision must not be '16-true': gradients and Adam's moments of a matrix vanish in float16, below "
-            "6e-8, and nothing scales them. Use 'bf16-mixed', '16-mixed' (on an accelerator) or 'bf16-true'"
+            "trainer.precision must not be '16-true': gradients and Adam's moments of a matrix vanish in float16, "
+            "below 6e-8, and nothing scales them. Use 'bf16-mixed', '16-mixed' (on an accelerator) or 'bf16-true'"
         )
 
 
@@ -24,8 +23,9 @@ def require_in_range(trainer: pl.Trainer, name: str, loss: Tensor) -> None:
     """
     if trainer.precision == "16-mixed" and not bool(loss.isfinite()):
         raise ValueError(
-            f"the training loss{f' of {name}' if name else ''} must be finite, but is {loss.item()} with trainer.precision "
-            "'16-mixed': a product exceeds float16's largest number, 65504. Use 'bf16-mixed', which has float32's range"
+            f"the training loss{f' of {name}' if name else ''} must be finite, but is {loss.item()} with "
+            "trainer.precision '16-mixed': a product exceeds float16's largest number, 65504. Use 'bf16-mixed', which "
+            "has float32's range"
         )
 
 
@@ -40,6 +40,6 @@ def warn_of_rounded_inputs(trainer: pl.Trainer, x: Tensor) -> None:
     spread = x.float().var(0, correction=0).mean().sqrt()
     if bool(lost > _TOLERATED * spread):
         rank_zero_warn(
-            f"trainer.precision 'bf16-true' rounds raw activations by {(lost / spread).item():.1%} of their spread, since "
-            "they lie far from zero: use 'bf16-mixed', which standardises them in float32, or subtract their mean before"
+            f"trainer.precision 'bf16-true' rounds raw activations by {(lost / spread).item():.1%} of their spread, "
+            "since they lie far from zero: use 'bf16-mixed', which standardises them in float32, or subtract their mean"
         )

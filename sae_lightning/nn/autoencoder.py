@@ -1,7 +1,7 @@
 """The sparse autoencoder: encoder, projection and decoder as one torch module."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -114,7 +114,7 @@ class SparseAutoencoder(nn.Module):
         self.dense_above = dense_above
         self.register_buffer("batches_silent", torch.zeros(self.d_sae, dtype=torch.int64))
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Move and convert, but keep everything except matrices from half precision, at which it would be ruined."""
 
         def convert(tensor: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ class SparseAutoencoder(nn.Module):
                 return tensor.to(converted.device)
             return converted
 
-        return super()._apply(convert, recurse)
+        return super()._apply(convert, recurse)  # type: ignore[no-untyped-call]
 
     def autoencode(self, x: Tensor) -> SAEOutput:
         """Run encoder, projection and decoder on standardised inputs; `x_hat` is standardised too."""

@@ -71,9 +71,10 @@ def _with_terms(matrix: Tensor, term: Tensor | None, begin: int) -> Tensor:
     columns = whole[..., matrix.shape[-1] :]
     other = _PIECES - begin
     columns[..., other : other + _PIECES] = 1
-    for i in range(_PIECES if term is not None else 0):
-        columns[..., begin + i] = term[..., 0]
-        term = term - columns[..., begin + i, None]
+    if term is not None:
+        for i in range(_PIECES):
+            columns[..., begin + i] = term[..., 0]
+            term = term - columns[..., begin + i, None]
     return whole
 
 

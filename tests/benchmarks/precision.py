@@ -1,10 +1,11 @@
 """What half precision changes: the shipped comparisons trained in several precisions, against what chance changes.
 
-`python -m tests.benchmarks.precision --output docs` writes docs/precision.json and the tables in docs/precision.md. Runs
-are kept in `--runs` and not repeated, so that an interrupted measurement goes on; `--only` takes a part.
+`python -m tests.benchmarks.precision --output docs` writes docs/precision.json and the tables in docs/precision.md.
+Runs are kept in `--runs` and not repeated, so that an interrupted measurement goes on.
 
-Each seed trains every experiment as it is (32-true), again with one weight of each SAE moved by 1e-6 (so much differs
-without any change of precision), and in half precision.
+Each seed trains every experiment as it is (32-true), and in half precision. How much differs without any change of
+precision is seen where one initial weight of each SAE is moved by 1e-6 (nudged), and where each is multiplied by
+1 + 2^-9 times a normal number, about as much as bfloat16 rounds (shaken).
 """
 
 import argparse
@@ -22,28 +23,30 @@ import lightning.pytorch as pl
 import torch
 import yaml
 
+from tests.benchmarks.precision_report import BARS, MARK, MEMBERS, write_tables
+
 _ROOT = Path(__file__).parents[2]
 _CONFIGS = Path("configs")
 _GPT = Path("gpt", "checkpoints", "last.ckpt")
 EXPERIMENTS = {"separability": 750, "heterogeneity": 500, "formal_language": 1000}  # steps: half, half and two fifths
-WAYS = ("32-true", "nudged", "bf16-mixed", "bf16-true")
-MEMBERS = ("spade", "relu", "jumprelu", "topk")
-METRICS = ("f1", "monosemanticity", "l0", "nmse")
-BARS = {"f1": 0.02, "monosemanticity": 0.02, "l0": 0.05, "nmse": 0.10}
-RELATIVE = ("l0", "nmse")
+WAYS = ("32-true", "nudged", "shaken", "bf16-mixed", "bf16-true")
+CONTROLS = ("nudged", "shaken")
 _NUDGE = 1e-6
+_SHAKE = 2.0**-9  # bfloat16 rounds by at most twice this
 
 
 class Trial(pl.Callback):
-    """Moves one weight of each SAE before training, and times steps in both precisions after it.
+    """Moves weights of each SAE before training, and times steps in both precisions after it.
 
     Args:
         nudge: What is added to the first weight of each encoder.
+        shake: Standard deviation of what every weight of both matrices is multiplied by, around one.
         pairs: How many steps are timed in either precision, in turn; 0 times none.
     """
 
-    def __init__(self, nudge: float = 0.0, pairs: int = 0) -> None:
+    def __init__(self, nudge: float = 0.0, shake: float = 0.0, pairs: int = 0) -> None:
         self.nudge = nudge
+        self.shake = shake
         self.pairs = pairs
         self._batch: torch.Tensor | None = None
 
@@ -52,6 +55,9 @@ class Trial(pl.Callback):
         """Move the weights, which data has initialised by now."""
         for sae in pl_module.saes().values():
             sae.sae.encoder.weight[0, 0] += self.nudge
+            generator = torch.Generator().manual_seed(0)
+            for weight in (sae.sae.encoder.weight, sae.sae.decoder.weight) if self.shake else ():
+                weight.mul_(1 + self.shake * torch.randn(weight.shape, generator=generator))
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Keep a batch to time steps on."""
@@ -99,10 +105,11 @@ def arguments(experiment: str, way: str, seed: int, runs: Path) -> list[str]:
     args = ["fit", "-c", str(shortened(experiment, runs)), "--seed_everything", str(seed)]
     args += ["--run_dir", str(folder(experiment, way, seed, runs)), "--overwrite", "true", "--num_threads", "1"]
     args += ["--model.processes", "1", "--recovery.top_n", "5", "--trainer.accelerator", "cpu"]
-    args += ["--trainer.precision", "32-true" if way == "nudged" else way, "--figures.on_validation", "false"]
+    args += ["--trainer.precision", "32-true" if way in CONTROLS else way, "--figures.on_validation", "false"]
     args += ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
     args += ["--trainer.callbacks+", "tests.benchmarks.precision.Trial"]
     args += ["--trainer.callbacks.nudge", str(_NUDGE if way == "nudged" else 0.0)]
+    args += ["--trainer.callbacks.shake", str(_SHAKE if way == "shaken" else 0.0)]
     args += ["--trainer.callbacks.pairs", str(40 if way == "32-true" and seed == 0 else 0)]
     if experiment == "formal_language":
         args += ["--data.checkpoint", str(runs / _GPT)]
@@ -141,6 +148,24 @@ def train(experiment: str, way: str, seed: int, runs: Path) -> None:
         print(f"{time.perf_counter() - start:5.0f} s  {place.name}", flush=True)
 
 
+def collect(runs: Path) -> dict[str, Any]:
+    """What is in the runs' folders: held-out metrics by experiment, way, seed and SAE, and the times of steps."""
+    found: dict[str, Any] = {}
+    for experiment, steps in EXPERIMENTS.items():
+        metrics: dict[str, Any] = {}
+        for way in WAYS:
+            for place in sorted(runs.glob(f"{experiment}-{way}-*/results.json")):
+                fit = json.loads(place.read_text())["fit"]
+                seed = place.parent.name.rpartition("-")[2]
+                for name in MEMBERS:
+                    values = {key: fit["metrics"][f"{name}/val/{key}"] for key in BARS}
+                    metrics.setdefault(name, {}).setdefault(way, {})[seed] = values
+        timing = runs / f"{experiment}-32-true-0" / "timing.json"
+        times = json.loads(timing.read_text()) if timing.exists() else {}
+        found[experiment] = {"steps": steps, "metrics": metrics, "seconds_per_step": times}
+    return {"torch": torch.__version__, "experiments": found}
+
+
 def main(given: list[str] | None = None) -> None:
     """Train, and write what was found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -154,9 +179,16 @@ def main(given: list[str] | None = None) -> None:
     for seed in args.seeds:
         for experiment in args.experiments:
             for way in args.ways:
-                if (experiment, way) == ("separability", "nudged"):
-                    continue  # mixed precision changes nothing there: there is nothing to compare with chance
                 train(experiment, way, seed, runs)
+    results = collect(runs)
+    tables = write_tables(results)
+    if args.output is None:
+        print(tables)
+        return
+    (args.output / "precision.json").write_text(json.dumps(results, indent=1) + "\n")
+    page = args.output / "precision.md"
+    prose = page.read_text().partition(MARK)[0] if page.exists() else ""
+    page.write_text(f"{prose}{MARK}\n\n{tables}")
 
 
 if __name__ == "__main__":

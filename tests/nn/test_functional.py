@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 from sae_lightning.nn.functional import (
+    affine,
     at_least_float32,
     jump,
     k_sparse,
@@ -115,6 +116,17 @@ def test_squared_distance_of_float64_inputs_to_float32_prototypes() -> None:
     x, w = randn(6, 7), randn(11, 7, seed=1, dtype=torch.float32)
     actual = negative_squared_distance(x, w, torch.tensor(0.3))
     np.testing.assert_allclose(numpy(actual), -0.3 * cdist(numpy(x), numpy(w), "sqeuclidean"), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_bias_that_cancels_the_product_leaves_small_pre_codes_exact(dtype: torch.dtype) -> None:
+    # a jump's kernel is 1e-3 wide: rounded before the bias is added, pre-codes near 8 would lie 0.03 apart (bfloat16)
+    w = randn(10, 32, seed=1, dtype=torch.float32).to(dtype).float()
+    x = (8 * w / w.square().sum(-1, keepdim=True)).to(dtype).float()
+    bias = 1e-3 - (x * w).sum(-1)
+    with torch.autocast("cpu", dtype=dtype):
+        v = affine(x, None, w, bias, 1.0).diagonal()
+    torch.testing.assert_close(v, torch.full((10,), 1e-3), rtol=torch.finfo(dtype).eps / 2, atol=4e-6)
 
 
 # -- sparsemax ------------------------------------------------------------------------------------------------------
