@@ -23,6 +23,7 @@ import lightning.pytorch as pl
 import torch
 import yaml
 
+from sae_lightning.modules import BaseSAE, SpaDE, TopKSAE
 from tests.benchmarks.precision_report import BARS, MARK, MEMBERS, write_tables
 
 _ROOT = Path(__file__).parents[2]
@@ -68,22 +69,36 @@ class Trial(pl.Callback):
         if not self.pairs:
             return
         assert self._batch is not None
-        ratios = {}
-        for name, sae in pl_module.saes().items():
-            optimizer = sae.make_optimizer()[0]
-            times: list[list[float]] = [[], []]
-            for _ in range(self.pairs):
-                for way, spent in enumerate(times):
-                    start = time.perf_counter()
-                    with torch.autocast("cpu", torch.bfloat16, enabled=bool(way)):
-                        loss = sae.learn(self._batch).terms["loss"]
-                    loss.backward()
-                    optimizer.step()
-                    optimizer.zero_grad()
-                    spent.append(time.perf_counter() - start)
-            exact, half = (statistics.median(spent[2:]) for spent in times)
-            ratios[name] = {"32-true": exact, "bf16-mixed": half, "ratio": half / exact}
+        ratios = {name: time_steps(sae, self._batch, self.pairs) for name, sae in pl_module.saes().items()}
         Path(trainer.default_root_dir, "timing.json").write_text(json.dumps(ratios))
+
+
+def time_steps(sae: BaseSAE, x: torch.Tensor, pairs: int) -> dict[str, float]:
+    """Median seconds of a training step in either precision, in turn, and their ratio."""
+    optimizer = sae.make_optimizer()[0]
+    times: list[list[float]] = [[], []]
+    for _ in range(pairs + 2):  # the first two are warm-up
+        for way, spent in enumerate(times):
+            start = time.perf_counter()
+            with torch.autocast("cpu", torch.bfloat16, enabled=bool(way)):
+                loss = sae.learn(x).terms["loss"]
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            spent.append(time.perf_counter() - start)
+    exact, half = (statistics.median(spent[2:]) for spent in times)
+    return {"32-true": exact, "bf16-mixed": half, "ratio": half / exact}
+
+
+def time_large(pairs: int = 10) -> dict[str, Any]:
+    """The same for SAEs of a language model's sizes, where products weigh more: d_in 768, d_sae 12288, batch 1024."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    x = torch.randn(1024, 768)
+    saes: dict[str, BaseSAE] = {"spade": SpaDE(768, 12288, l0_init=32), "topk": TopKSAE(768, 12288, k=32)}
+    for sae in saes.values():
+        sae.initialize(torch.randn(16384, 768))
+    return {name: time_steps(sae, x, pairs) for name, sae in saes.items()}
 
 
 def shortened(experiment: str, runs: Path) -> Path:
@@ -163,6 +178,10 @@ def collect(runs: Path) -> dict[str, Any]:
         timing = runs / f"{experiment}-32-true-0" / "timing.json"
         times = json.loads(timing.read_text()) if timing.exists() else {}
         found[experiment] = {"steps": steps, "metrics": metrics, "seconds_per_step": times}
+    large = runs / "large.json"
+    if not large.exists():
+        large.write_text(json.dumps(time_large()))
+    found["768 x 12288"] = {"steps": 0, "metrics": {}, "seconds_per_step": json.loads(large.read_text())}
     return {"torch": torch.__version__, "experiments": found}
 
 

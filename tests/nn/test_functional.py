@@ -120,7 +120,7 @@ def test_squared_distance_of_float64_inputs_to_float32_prototypes() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_a_bias_that_cancels_the_product_leaves_small_pre_codes_exact(dtype: torch.dtype) -> None:
-    # a jump's kernel is 1e-3 wide: rounded before the bias is added, pre-codes near 8 would lie 0.03 apart (bfloat16)
+    # a jump's kernel is 1e-3 wide: rounded before the bias is added, they would lie 0.03 or 0.06 apart (bfloat16)
     w = randn(10, 32, seed=1, dtype=torch.float32).to(dtype).float()
     x = (8 * w / w.square().sum(-1, keepdim=True)).to(dtype).float()
     bias = 1e-3 - (x * w).sum(-1)
