@@ -53,6 +53,9 @@ class SparseAutoencoder(nn.Module):
     `autoencode` is the same between standardised units, where losses are computed, and `autoencode_sparsely` the same
     on sparse codes, where only the encoder's forward product costs O(n * d_sae * d_in).
 
+    Products follow autocast or the precision of the two matrices; everything else stays in at least float32, also where
+    the module is converted to half precision (docs/precision.md).
+
     Args:
         encoder: Maps standardised inputs to pre-codes.
         projection: Maps pre-codes to codes.

@@ -60,6 +60,25 @@ def _metrics_table(members: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _summary(experiments: dict[str, Any]) -> list[str]:
+    """How many of an experiment's values (SAEs, metrics and seeds) lie within the bar."""
+    lines = ["| experiment | " + " | ".join(_COMPARED) + " |", "|---" * (1 + len(_COMPARED)) + "|"]
+    for experiment, found in experiments.items():
+        if not found["metrics"]:
+            continue
+        cells = []
+        for way in _COMPARED:
+            each = [
+                abs(difference) <= bar
+                for ways in found["metrics"].values()
+                for metric, bar in BARS.items()
+                for difference in differences(ways, way, metric)
+            ]
+            cells.append(f"{sum(each)} of {len(each)}" if each else "")
+        lines.append(f"| {experiment} | {' | '.join(cells)} |")
+    return lines
+
+
 def _times_table(experiments: dict[str, Any]) -> list[str]:
     lines = ["| experiment | SAE | 32-true, ms | bf16-mixed, ms | bf16-mixed : 32-true |", "|---|---|---|---|---|"]
     for experiment, found in experiments.items():
@@ -74,7 +93,7 @@ def _times_table(experiments: dict[str, Any]) -> list[str]:
 def write_tables(results: dict[str, Any]) -> str:
     """All tables, as Markdown."""
     lines = ["### Metrics", ""]
-    lines += [_LEGEND, ""]
+    lines += [_LEGEND, "", "Values within the bar:", "", *_summary(results["experiments"]), ""]
     for experiment, found in results["experiments"].items():
         if found["metrics"]:
             seeds = max(len(ways["32-true"]) for ways in found["metrics"].values())
