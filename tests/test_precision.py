@@ -10,9 +10,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sae_lightning.data import SeparabilityDataModule
+from sae_lightning import load_sae
+from sae_lightning.data import HeterogeneityDataModule, SeparabilityDataModule
 from sae_lightning.modules.loading import read_checkpoint
 from tests.conftest import CONFIGS, QUIET, run_cli
+from tests.modules.helpers import assert_same
 
 STEPS = 400
 MEMBERS = ("spade", "relu", "jumprelu", "topk")
@@ -87,3 +89,56 @@ def test_weights_and_moments_stay_float32(runs):
     states = [state for group in checkpoint["optimizer_states"][0].values() for state in group["state"].values()]
     assert states
     assert {value.dtype for state in states for value in state.values()} == {torch.float32}
+
+
+# -- bf16-true --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def halved(tmp_path_factory):
+    """Four SAEs of 128 features in bf16-true by the command line: 6 steps at once, and 3 and then 3 more."""
+    folder = tmp_path_factory.mktemp("bf16-true")
+    args = ["-c", CONFIGS / "heterogeneity" / "compare.yaml", *QUIET, "--num_threads", 1, "--data.batch_size", 256]
+    args += ["--data.n_val_per_concept", 50, "--data.n_test_per_concept", 50, "--figures.on_validation", "false"]
+    args += ["--trainer.accelerator", "cpu", "--trainer.precision", "bf16-true", "--checkpoint.every_n_steps", 3]
+    args += ["--trainer.callbacks+", "sae_lightning.callbacks.ResampleDeadLatents", "--trainer.callbacks.dead_after", 1]
+    args += ["--trainer.callbacks.every_n_steps", 2, "--trainer.val_check_interval", 3]
+    args += ["--trainer.log_every_n_steps", 1, "--figures.max_saes", 0, "--receptive_fields.max_saes", 0]
+    for name in ("whole", "parts"):
+        steps = ["--trainer.max_steps", 6 if name == "whole" else 3, "--run_dir", folder / name]
+        assert run_cli("fit", *args, *steps).code == 0
+    last = folder / "parts" / "checkpoints" / "last.ckpt"
+    resumed = ["--trainer.max_steps", 6, "--run_dir", folder / "parts", "--ckpt_path", last]
+    assert run_cli("fit", *args, *resumed).code == 0
+    return folder, args
+
+
+def test_a_resumed_run_in_bf16_true_is_the_same_bit_by_bit(halved):
+    folder, _ = halved
+    whole, parts = (read_checkpoint(folder / name / "checkpoints" / "last.ckpt") for name in ("whole", "parts"))
+    assert whole["global_step"] == 6
+    for key in ("state_dict", "optimizer_states", "lr_schedulers"):
+        assert_same(parts[key], whole[key], key)
+    assert "spade/train/resampled_latents" in (folder / "whole" / "metrics.csv").read_text()
+    assert (folder / "whole" / "metrics.csv").read_text() == (folder / "parts" / "metrics.csv").read_text()
+    for key, value in whole["state_dict"].items():
+        if value.is_floating_point():
+            matrix = key.endswith(("encoder.weight", "decoder.weight"))
+            assert value.dtype == (torch.bfloat16 if matrix else torch.float32), key
+
+
+def test_bf16_true_is_tested_and_loaded(halved):
+    folder, args = halved
+    checkpoint = folder / "whole" / "checkpoints" / "last.ckpt"
+    for command in ("validate", "test", "predict"):
+        outcome = run_cli(command, *args, "--run_dir", folder / "whole", "--ckpt_path", checkpoint)
+        assert outcome.code == 0, outcome.err[-2000:]
+    results = json.loads((folder / "whole" / "results.json").read_text())
+    assert results["test"]["precision"] == "bf16-true"
+    x = HeterogeneityDataModule(n_test_per_concept=50, seed=0).split("test").activations
+    for member in MEMBERS:
+        sae = load_sae(checkpoint, member)
+        assert {p.dtype for p in sae.parameters()} == {torch.float32}
+        with torch.no_grad():  # in float32, from inputs as they are
+            l0 = (sae.encode(x) > 1e-6).sum(-1).double().mean().item()
+        assert results["test"]["metrics"][f"{member}/test/l0"] == pytest.approx(l0, rel=0.02)

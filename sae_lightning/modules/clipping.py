@@ -29,7 +29,8 @@ def clip_grad_norms(groups: Iterable[Iterable[Tensor]], max_norm: float) -> Tens
         n_groups += 1
     if not grads:
         return torch.zeros(n_groups)
-    squares = torch.stack(torch._foreach_norm(grads)).square()
+    wide = torch.float32 if any(grad.itemsize < 4 for grad in grads) else None  # norms of half-precision gradients
+    squares = torch.stack(torch._foreach_norm(grads, 2, wide)).square()
     owner = torch.tensor(owners, device=squares.device)
     norms = squares.new_zeros(n_groups).index_add_(0, owner, squares).sqrt()
     factors = (max_norm / (norms + 1e-6)).clamp_max_(1.0)

@@ -71,10 +71,11 @@ class Comparison(SAEModule):
         n = min(self.processes, len(self.saes()))
         if n == 1:
             return
-        if self.device.type != "cpu" or self.trainer.world_size > 1 or not hasattr(os, "fork"):
+        scaled = self.trainer.precision == "16-mixed"  # gradients found by other processes would not be
+        if self.device.type != "cpu" or self.trainer.world_size > 1 or scaled or not hasattr(os, "fork"):
             rank_zero_warn(
                 f"processes = {self.processes} has no effect here: members train in turn, for training is distributed, "
-                "on an accelerator, or on a system that cannot fork"
+                "on an accelerator, with a scaled loss, or on a system that cannot fork"
             )
             return
         self._side_by_side = MemberProcesses(self.saes(), n)

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from sae_lightning.data.batch import ActivationBatch, as_batch
 from sae_lightning.modules.allocator import keep_freed_memory
 from sae_lightning.modules.clipping import clip_grad_norms
+from sae_lightning.modules.precision import require_in_range, require_trainable, warn_of_rounded_inputs
 from sae_lightning.modules.processes import StepScalars
 from sae_lightning.modules.run import RunModule
 from sae_lightning.nn import FIRING_THRESHOLD, SAEOutput, SparseCodes, SparseOutput
@@ -85,8 +86,9 @@ class SAEModule(RunModule):
         """Check that data and model fit, and keep DDP from sending buffers: they are equal on all ranks.
 
         Raises:
-            ValueError: If the data's `d_in` is not the model's.
+            ValueError: If the data's `d_in` is not the model's, or SAEs cannot be trained in the trainer's precision.
         """
+        require_trainable(self.trainer)
         data_d_in = getattr(self.trainer.datamodule, "d_in", self.d_in)  # type: ignore[attr-defined]
         if data_d_in != self.d_in:
             raise ValueError(
@@ -102,6 +104,7 @@ class SAEModule(RunModule):
         pending = [sae for sae in self.saes().values() if not sae.initialized]
         if pending:
             sample = self._sample_training_data(max(sae.n_init_samples for sae in pending))
+            warn_of_rounded_inputs(self.trainer, sample)
             for sae in pending:
                 sae.initialize(sample[: sae.n_init_samples])
 
@@ -164,6 +167,7 @@ class SAEModule(RunModule):
         if log:
             for name, (terms, l0) in found.items():
                 assert l0 is not None
+                require_in_range(self.trainer, name, terms["loss"])
                 self._log_scalars(name, "train", {**terms, "l0": l0}, len(batch.activations))
         loss = torch.stack([terms["loss"] for terms, _ in found.values()]).sum()
         if log and len(found) > 1:  # for the progress bar, which has no room for each member

@@ -1,7 +1,7 @@
 """The sparse autoencoder: encoder, projection and decoder as one torch module."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,9 @@ class SparseAutoencoder(nn.Module):
     `forward`, `encode` and `decode` speak raw units and any leading shape, with `forward == decode(encode(x))`;
     `autoencode` is the same between standardised units, where losses are computed, and `autoencode_sparsely` the same
     on sparse codes, where only the encoder's forward product costs O(n * d_sae * d_in).
+
+    Products follow autocast or the precision of the two matrices; everything else stays in at least float32, also where
+    the module is converted to half precision (docs/precision.md).
 
     Args:
         encoder: Maps standardised inputs to pre-codes.
@@ -113,6 +116,17 @@ class SparseAutoencoder(nn.Module):
         self.chunk_size = None if chunk_size is None else int(chunk_size)
         self.dense_above = dense_above
         self.register_buffer("batches_silent", torch.zeros(self.d_sae, dtype=torch.int64))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Move and convert, but keep everything except matrices from half precision, at which it would be ruined."""
+
+        def convert(tensor: Tensor) -> Tensor:
+            converted = fn(tensor)
+            if tensor.ndim < 2 and tensor.is_floating_point() and converted.itemsize < 4:
+                return tensor.to(converted.device)
+            return converted
+
+        return super()._apply(convert, recurse)  # type: ignore[no-untyped-call]
 
     def autoencode(self, x: Tensor) -> SAEOutput:
         """Run encoder, projection and decoder on standardised inputs; `x_hat` is standardised too."""

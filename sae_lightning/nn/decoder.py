@@ -41,8 +41,9 @@ class Decoder(Part, nn.Module):
         """The dictionary that is used, `(d_sae, d_in)`: the weight, of unit norm where that was asked for."""
         if not self.unit_norm:
             return self.weight
-        normed: Tensor = self.weight / (self.weight.norm(dim=-1, keepdim=True) + _EPSILON)
-        return normed
+        weight = at_least_float32(self.weight)
+        normed: Tensor = weight / (weight.norm(dim=-1, keepdim=True) + _EPSILON)
+        return normed.to(self.weight.dtype)
 
     def combine(self, codes: Tensor | SparseCodes, latents: Tensor | None = None) -> Tensor:
         """Sum the atoms weighted by the codes, without the bias.
@@ -54,7 +55,7 @@ class Decoder(Part, nn.Module):
         if isinstance(codes, SparseCodes):
             return at_least_float32(decode_sparse(codes, self.weight, _EPSILON if self.unit_norm else None))
         atoms = self.atoms if latents is None else self.atoms.index_select(0, latents)
-        return at_least_float32(decode(codes.to(self.weight.dtype), atoms))
+        return at_least_float32(decode(codes, atoms))
 
     def forward(self, codes: Tensor | SparseCodes) -> Tensor:
         """Return reconstructions in float32 (or float64), `(..., d_in)`."""

@@ -18,9 +18,10 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 # Up to this d_in, a CPU's BLAS can be several times slower where the narrow side comes last, forward or backward
-# (seven times at 512 x 128 x 2): such products are transposed. They cost little beside the rest of a step, so autocast
-# leaves them exact.
+# (seven times at 512 x 128 x 2): such products are transposed. They cost little beside the rest of a step, so they
+# never run in half precision.
 _NARROW = 16
+_PIECES = 3  # numbers of 8 bits, of which one in float32 is the sum
 
 
 def _exact(x: Tensor) -> AbstractContextManager[object]:
@@ -30,18 +31,51 @@ def _exact(x: Tensor) -> AbstractContextManager[object]:
     return nullcontext()
 
 
-def _lowered(x: Tensor) -> Tensor:
-    """The operand of a product in the precision that autocast asks for."""
-    device = x.device.type
-    if torch.is_autocast_enabled(device) and x.shape[-1] > _NARROW and x.dtype == torch.float32:
-        return x.to(torch.get_autocast_dtype(device))
-    return x
+def _product_dtype(weight: Tensor) -> torch.dtype:
+    """In which precision a product with a weight matrix runs: what autocast asks for, or else the weight's own."""
+    if weight.shape[-1] <= _NARROW:
+        return torch.promote_types(weight.dtype, torch.float32)
+    device = weight.device.type
+    if weight.dtype == torch.float32 and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return weight.dtype
 
 
-def _by_rows(x: Tensor, rows: Tensor) -> Tensor:
-    """The product X W^T of inputs `(..., d_in)` with rows `(d_sae, d_in)`, in at least float32."""
+def _by_rows(x: Tensor, rows: Tensor, by_row: Tensor | None = None, by_sample: Tensor | None = None) -> Tensor:
+    """X W^T of inputs `(..., d_in)` with rows `(d_sae, d_in)`, plus a term for each row and one for each sample.
+
+    In half precision the terms are columns of the two factors: sums within a product are exact, so that its result,
+    which is rounded, is the sum. (The distance of two points far from zero would else be less than its rounding.)
+    """
     with _exact(x):
-        return at_least_float32(x @ (rows.T if rows.shape[-1] > _NARROW else rows.T.contiguous()))
+        if x.dtype not in (torch.float32, torch.float64):
+            if by_row is not None:
+                x, rows = _with_terms(x, by_sample, 0), _with_terms(rows, by_row[:, None], _PIECES)
+            return at_least_float32(x @ rows.T)
+        v = x @ (rows.T if rows.shape[-1] > _NARROW else rows.T.contiguous())
+        # in place: each pass over the result costs
+        if by_row is not None:
+            v += by_row
+        if by_sample is not None:
+            v += by_sample
+        return v
+
+
+def _with_terms(matrix: Tensor, term: Tensor | None, begin: int) -> Tensor:
+    """A factor with eight more columns (accelerators like multiples of eight): from `begin` a term's pieces, or zeros.
+
+    The other factor has ones where this one has its pieces.
+    """
+    whole = matrix.new_zeros(*matrix.shape[:-1], matrix.shape[-1] + 8)
+    whole[..., : matrix.shape[-1]] = matrix
+    columns = whole[..., matrix.shape[-1] :]
+    other = _PIECES - begin
+    columns[..., other : other + _PIECES] = 1
+    if term is not None:
+        for i in range(_PIECES):
+            columns[..., begin + i] = term[..., 0]
+            term = term - columns[..., begin + i, None]
+    return whole
 
 
 def _to_rows(grad: Tensor, x: Tensor) -> Tensor:
@@ -58,14 +92,11 @@ class _Affine(Function):
     ) -> Tensor:
         ctx.scale = scale
         x = x if centre is None else x - centre
-        # the scale goes to the smallest of the arrays, and the bias is added in place: each pass over the result costs
-        x = _lowered((x if scale == 1.0 else x * scale).to(weight.dtype))
-        lowered = _lowered(weight)
+        # the scale goes to the smallest of the arrays
+        x = (x if scale == 1.0 else x * scale).to(_product_dtype(weight))
+        lowered = weight.to(x.dtype)
         ctx.save_for_backward(x, weight, lowered if lowered is not weight else None)
-        v = _by_rows(x, lowered)
-        if bias is not None:
-            v += bias if scale == 1.0 else bias * scale
-        return v
+        return _by_rows(x, lowered, bias if bias is None or scale == 1.0 else bias * scale)
 
     @staticmethod
     @once_differentiable
@@ -74,7 +105,7 @@ class _Affine(Function):
         needs_x, needs_centre, needs_weight, needs_bias = ctx.needs_input_grad[:4]
         to_x = by_latent = None
         if needs_x:
-            to_x = decode(grad.to(x.dtype), weight if lowered is None else lowered).to(grad.dtype) * ctx.scale
+            to_x = decode(grad, weight if lowered is None else lowered).to(grad.dtype) * ctx.scale
         if needs_centre or needs_bias:
             by_latent = grad.reshape(-1, grad.shape[-1]).sum(0) * ctx.scale
         return (
@@ -98,7 +129,7 @@ def affine(x: Tensor, centre: Tensor | None, weight: Tensor, bias: Tensor | None
         scale: The factor $s$.
 
     Returns:
-        Pre-codes `(..., d_sae)` in float32 or float64; only the product follows autocast.
+        Pre-codes `(..., d_sae)` in float32 or float64; only the product follows autocast or the weight's precision.
     """
     arguments = (x, centre, weight, bias, scale)
     return cast("Tensor", _Affine.apply(*arguments))  # type: ignore[no-untyped-call]
@@ -107,13 +138,18 @@ def affine(x: Tensor, centre: Tensor | None, weight: Tensor, bias: Tensor | None
 class _NegativeSquaredDistance(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, prototypes: Tensor, scale: Tensor) -> Tensor:
+        # the scale goes to the smallest of the arrays
+        factor = 2 * scale
+        pulled = (x * factor).to(_product_dtype(prototypes))
+        lowered = prototypes.to(pulled.dtype)
+        # Distances are between the points as they are rounded: with the norms of others, the difference of large terms
+        # would be left with the rounding of these.
+        rounded = x if pulled.dtype in (torch.float32, torch.float64) else pulled / factor.clamp_min(_tiny(factor))
         # ten times as fast as the sum of the squares, which would be an array of their own
-        x_norm = torch.linalg.vector_norm(at_least_float32(x), dim=-1, keepdim=True).square()
-        w_norm = torch.linalg.vector_norm(at_least_float32(prototypes), dim=-1).square()
-        # the scale goes to the smallest of the arrays, and the sums happen in place: each pass over the result costs
-        v = _by_rows(_lowered((x * (2 * scale)).to(prototypes.dtype)), _lowered(prototypes))
-        v.sub_(scale * w_norm).sub_(scale * x_norm)
-        ctx.save_for_backward(_lowered(x.to(prototypes.dtype)), prototypes, scale, v)
+        x_norm = torch.linalg.vector_norm(at_least_float32(rounded), dim=-1, keepdim=True).square()
+        w_norm = torch.linalg.vector_norm(at_least_float32(lowered), dim=-1).square()
+        v = _by_rows(pulled, lowered, -scale * w_norm, -scale * x_norm)
+        ctx.save_for_backward(x.to(pulled.dtype), prototypes, scale, v)
         return v
 
     @staticmethod
@@ -122,22 +158,29 @@ class _NegativeSquaredDistance(Function):
         x, prototypes, scale, v = ctx.saved_tensors
         needs_x, needs_weight, needs_scale = ctx.needs_input_grad
         to_x = to_weight = None
-        pull = grad * (2 * scale) if needs_x or needs_weight else grad
+        if needs_x or needs_weight:
+            pull, lowered = (grad * (2 * scale)).to(x.dtype), prototypes.to(x.dtype)
+            exact = at_least_float32(pull)  # rounded alike in both terms, whose difference counts
         if needs_x:
-            to_x = decode(pull.to(prototypes.dtype), prototypes).to(pull.dtype) - x * pull.sum(-1, keepdim=True)
+            to_x = at_least_float32(decode(pull, lowered)) - x * exact.sum(-1, keepdim=True)
         if needs_weight:
             to_weight = at_least_float32(_to_rows(pull, x))
-            to_weight -= prototypes * pull.reshape(-1, pull.shape[-1]).sum(0)[:, None]
-        tiny = torch.finfo(scale.dtype).tiny
-        to_scale = torch.dot(grad.flatten(), v.flatten()) / scale.clamp_min(tiny) if needs_scale else None
+            to_weight -= lowered * exact.reshape(-1, exact.shape[-1]).sum(0)[:, None]
+        to_scale = torch.dot(grad.flatten(), v.flatten()) / scale.clamp_min(_tiny(scale)) if needs_scale else None
         return to_x, to_weight, to_scale
+
+
+def _tiny(x: Tensor) -> float:
+    """The smallest divisor that does not overflow one."""
+    return torch.finfo(x.dtype).tiny
 
 
 def negative_squared_distance(x: Tensor, prototypes: Tensor, scale: Tensor) -> Tensor:
     r"""Scaled squared Euclidean distances by one matrix product: $-\lambda (\|x\|^2 - 2 x \cdot w + \|w\|^2)$.
 
-    Only the product follows autocast; the norms and the sum stay in float32. The difference of large terms
-    may come out slightly positive, by about the rounding error of the norms.
+    Only the product follows autocast or the prototypes' precision. In half precision the distances are those between
+    the rounded points, and are rounded once: norms are taken in float32 and summed within the product. The difference
+    of large terms may come out slightly positive, by about the rounding error of the norms in float32.
 
     Args:
         x: Inputs, `(..., d_in)`.
@@ -161,9 +204,10 @@ def decode(codes: Tensor, atoms: Tensor) -> Tensor:
         Products, `(..., d_in)`.
     """
     if atoms.shape[-1] > _NARROW:
-        return codes @ atoms
+        return codes.to(atoms.dtype) @ atoms
     with _exact(codes):
-        return torch.nn.functional.linear(codes, atoms.T.contiguous())
+        dtype = _product_dtype(atoms)
+        return torch.nn.functional.linear(codes.to(dtype), atoms.to(dtype).T.contiguous())
 
 
 def _above(v: Tensor, threshold: Tensor | float) -> Tensor:

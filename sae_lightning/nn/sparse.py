@@ -103,8 +103,13 @@ class SparseCodes(NamedTuple):
         return zeros.scatter_reduce(0, self.pattern.latents, self.values.detach(), "amax")
 
 
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
 def _rows(table: Tensor, indices: Tensor, offsets: Tensor, values: Tensor) -> Tensor:
-    """Sums of rows of a table, weighted by values: one sum for each stretch between two offsets."""
+    """Sums of rows of a table, weighted by values: one sum for each stretch between two offsets; at least float32."""
+    table = _at_least_float32(table)
     return F.embedding_bag(
         indices, table, offsets, mode="sum", per_sample_weights=values.to(table.dtype), include_last_offset=True
     )
@@ -152,7 +157,7 @@ def row_products(x: Tensor, rows: Tensor, pattern: Pattern) -> Tensor:
     """
     # latent by latent, since a batch stays in the cache, which a dictionary does not
     order, samples, offsets = pattern.by_latent
-    x, rows = (t if t.dtype in (torch.float32, torch.float64) else t.float() for t in (x, rows))
+    x, rows = _at_least_float32(x), _at_least_float32(rows)
     wanted = torch.sparse_csr_tensor(
         offsets, samples, x.new_zeros(len(samples)), (pattern.d_sae, pattern.n), check_invariants=False
     )
@@ -168,7 +173,7 @@ def sum_by_latent(values: Tensor, pattern: Pattern) -> Tensor:
 class _Decode(Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, weight: Tensor, pattern: Pattern, epsilon: float | None) -> Tensor:
-        norms = None if epsilon is None else torch.linalg.vector_norm(weight, dim=-1)
+        norms = None if epsilon is None else torch.linalg.vector_norm(_at_least_float32(weight), dim=-1)
         ctx.pattern, ctx.epsilon = pattern, epsilon
         ctx.save_for_backward(values, weight, *(() if norms is None else (norms,)))
         if norms is not None:
@@ -190,7 +195,8 @@ class _Decode(Function):
         if ctx.needs_input_grad[1]:
             # each atom is its row divided by the norm (plus epsilon), so the row also feels the norm's change
             along = sum_by_latent(scaled * products, ctx.pattern) * inverse / norms[0].clamp_min(1e-30)
-            to_weight = weight_gradient(scaled, ctx.pattern, grad).addcmul_(weight, -along[:, None])
+            to_weight = weight_gradient(scaled, ctx.pattern, grad)
+            to_weight.addcmul_(_at_least_float32(weight), -along[:, None])
         return to_values, to_weight, None, None
 
 
@@ -221,7 +227,8 @@ class _AffineAt(Function):
         pattern: Pattern,
         values: Tensor,
     ) -> Tensor:
-        ctx.save_for_backward((x if centre is None else x - centre).to(weight.dtype), weight)
+        x = x if centre is None else x - centre
+        ctx.save_for_backward(x.to(torch.promote_types(weight.dtype, torch.float32)), weight)
         ctx.pattern, ctx.scale = pattern, scale
         return values.view_as(values)
 
@@ -234,7 +241,7 @@ class _AffineAt(Function):
         by_latent = sum_by_latent(grad, ctx.pattern) if needs_centre or needs_bias else None
         return (
             combine(grad, ctx.pattern, weight) if needs_x else None,
-            -(by_latent.to(weight.dtype) @ weight) if needs_centre and by_latent is not None else None,
+            -(by_latent.to(x.dtype) @ weight.to(x.dtype)) if needs_centre and by_latent is not None else None,
             weight_gradient(grad, ctx.pattern, x) if needs_weight else None,
             by_latent if needs_bias else None,
             *(None, None, None),
@@ -271,7 +278,7 @@ def affine_at(
 class _DistanceAt(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, pattern: Pattern, values: Tensor) -> Tensor:
-        ctx.save_for_backward(x.to(weight.dtype), weight, scale, values)
+        ctx.save_for_backward(x.to(torch.promote_types(weight.dtype, torch.float32)), weight, scale, values)
         ctx.pattern = pattern
         return values.view_as(values)
 
@@ -285,7 +292,7 @@ class _DistanceAt(Function):
         pull = grad * (2 * scale)  # the gradient of -scale * |x - w|^2 is 2 * scale * (x - w) for w
         if needs_weight:
             to_weight = weight_gradient(pull, pattern, x)
-            to_weight.addcmul_(weight, -sum_by_latent(pull, pattern)[:, None])
+            to_weight.addcmul_(_at_least_float32(weight), -sum_by_latent(pull, pattern)[:, None])
         if needs_x:
             to_x = combine(pull, pattern, weight)
             to_x.addcmul_(x, -pull.new_zeros(pattern.n).index_add_(0, pattern.samples, pull)[:, None])

@@ -134,13 +134,17 @@ def test_autocast_touches_the_products_only(architecture: str, extras: dict[str,
             assert all(torch.equal(a, b) for a, b in zip(full, half, strict=True))
             return
 
-        # A product rounds both factors and its result: three roundings (3.1 allows for their products) of sum |x||w|
-        # (and of |b|). A distance holds the product twice, and is multiplied by lambda.
+        # Both factors and the sum are rounded: three roundings (3.1 allows for their products) of sum |x||w| (and |b|).
+        # A distance is that between rounded points, which differ from the points by `moved`, and is then rounded.
         seen = x - sae.decoder.bias if options.subtract_decoder_bias else x
-        bound = seen.abs() @ sae.encoder.weight.abs().T
-        bound = 2 * sae.encoder.scale * bound if architecture == "spade" else bound + sae.encoder.bias.abs()
+        if architecture == "spade":
+            moved = ROUNDING * (seen.abs()[:, None] + sae.encoder.weight.abs())
+            moved = sae.encoder.scale * (2 * (seen[:, None] - sae.encoder.weight).abs() * moved + moved**2).sum(-1)
+            bound = 1.01 * (moved + ROUNDING * full.pre_codes.abs())
+        else:
+            bound = 3.1 * ROUNDING * (seen.abs() @ sae.encoder.weight.abs().T + sae.encoder.bias.abs())
         error = (half.pre_codes - full.pre_codes).abs()
-        assert (error <= 3.1 * ROUNDING * bound + 1e-5).all()
+        assert (error <= bound + 1e-5).all()
         assert error.max() > 1e-5  # the product did run in bfloat16
 
         # the projection of the same pre-codes is the same, bit by bit
@@ -281,28 +285,33 @@ def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
 @pytest.mark.parametrize("sparsely", [True, False], ids=["sparse", "dense"])
 @pytest.mark.parametrize("chunk_size", [None, 5])
 @pytest.mark.parametrize("half", ["weights", "autocast"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_bfloat16_is_close_to_float32(architecture: str, half: str, chunk_size: int | None, sparsely: bool) -> None:
+def test_half_precision_is_close_to_float32(
+    architecture: str, dtype: torch.dtype, half: str, chunk_size: int | None, sparsely: bool
+) -> None:
+    rounding = torch.finfo(dtype).eps / 2
     options = Options(architecture, unit_norm=True, standardize=False)
     sae, regularizer = build(options, torch.float32)
     sae.batches_silent[::2] = 10
-    x = raw_inputs(64, options).bfloat16().float()
-    with torch.no_grad():  # both start from what bfloat16 can hold
+    x = raw_inputs(64, options).to(dtype).float()
+    with torch.no_grad():  # both start from what half precision can hold
         for parameter in sae.parameters():
-            parameter.copy_(parameter.bfloat16())
+            parameter.copy_(parameter.to(dtype))
     exact = training_loss(sae, regularizer, 0.1, x)
     wanted = torch.autograd.grad(exact, list(sae.parameters()))
     sae.chunk_size = chunk_size
     if half == "weights":
-        sae = sae.bfloat16()
-        loss = training_loss(sae, regularizer, 0.1, x.bfloat16(), sparsely)
+        sae = sae.to(dtype)
+        loss = training_loss(sae, regularizer, 0.1, x.to(dtype), sparsely)
     else:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", dtype=dtype):
             loss = training_loss(sae, regularizer, 0.1, x, sparsely)
     loss.backward()
-    assert relative_error(loss.detach(), exact.detach()) < 8 * ROUNDING
+    assert relative_error(loss.detach(), exact.detach()) < 8 * rounding
     for (name, parameter), expected in zip(sae.named_parameters(), wanted, strict=True):
         assert parameter.grad.dtype == parameter.dtype
+        assert parameter.dtype == (dtype if half == "weights" and parameter.ndim == 2 else torch.float32)
         if name != "projection.log_threshold":  # straight-through: pre-codes cross the edges of the kernel
             # a code that comes or goes changes a gradient by its share, one of some dozens
             assert relative_error(parameter.grad, expected) < 0.1, name

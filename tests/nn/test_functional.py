@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 from sae_lightning.nn.functional import (
+    affine,
     at_least_float32,
     jump,
     k_sparse,
@@ -78,21 +79,54 @@ def test_squared_distance_to_itself_is_zero_up_to_rounding() -> None:
     assert (own.abs() <= 50 * torch.finfo(torch.float32).eps * x.square().sum(-1)).all()
 
 
-def test_squared_distance_under_autocast_keeps_norms_in_float32() -> None:
-    x, w = randn(20, 32, dtype=torch.float32), randn(10, 32, seed=1, dtype=torch.float32)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        half = negative_squared_distance(x, w, torch.tensor(0.5))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("offset", [0.0, 3.0])
+def test_half_precision_rounds_points_and_distances_once(offset: float, dtype: torch.dtype) -> None:
+    # tight clusters far from zero: the norms are up to a thousand times the squared distances within a cluster
+    w = 0.5 * randn(10, 32, seed=1, dtype=torch.float32) + offset
+    x = w.repeat(2, 1) + 0.1 * randn(20, 32, dtype=torch.float32)
+    scale = torch.tensor(0.5)
+    with torch.autocast("cpu", dtype=dtype):
+        half = negative_squared_distance(x, w, scale)
     assert half.dtype == torch.float32
-    # what is left when the product's own rounding is taken away is as exact as in float32
-    product = (x.bfloat16() @ w.bfloat16().T).float()
-    norms = x.square().sum(-1, keepdim=True) + w.square().sum(-1)
-    torch.testing.assert_close(half, product - 0.5 * norms, rtol=1e-5, atol=1e-4)
+    exact = -0.5 * cdist(numpy(x.to(dtype)), numpy(w.to(dtype)), "sqeuclidean")
+    # the sums within the product are those of float32
+    norms = numpy(x.square().sum(-1, keepdim=True) + w.square().sum(-1))
+    rounding = torch.finfo(dtype).eps / 2
+    assert (np.abs(numpy(half) - exact) <= 1.01 * rounding * np.abs(exact) + 1e-6 * norms).all()
+    assert np.abs(numpy(half) - exact).max() > 1e-5  # it did run in half precision
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_gradients_of_distances_are_those_of_the_rounded_points(dtype: torch.dtype) -> None:
+    w = (0.5 * randn(10, 32, seed=1, dtype=torch.float32) + 3.0).requires_grad_()
+    x = w.detach().repeat(2, 1) + 0.1 * randn(20, 32, dtype=torch.float32)
+    pull = randn(20, 10, seed=2, dtype=torch.float32)
+    with torch.autocast("cpu", dtype=dtype):
+        v = negative_squared_distance(x, w, torch.tensor(0.5))
+    v.backward(pull)
+    p, x_, w_ = (numpy(t.detach().to(dtype)) for t in (pull, x, w))
+    exact = np.einsum("nl,nld->ld", p, x_[:, None] - w_[None])
+    # the product is rounded, the difference is not
+    bound = 1.01 * torch.finfo(dtype).eps / 2 * np.abs(p.T @ x_) + 1e-5
+    assert (np.abs(numpy(w.grad) - exact) <= bound).all()
 
 
 def test_squared_distance_of_float64_inputs_to_float32_prototypes() -> None:
     x, w = randn(6, 7), randn(11, 7, seed=1, dtype=torch.float32)
     actual = negative_squared_distance(x, w, torch.tensor(0.3))
     np.testing.assert_allclose(numpy(actual), -0.3 * cdist(numpy(x), numpy(w), "sqeuclidean"), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_bias_that_cancels_the_product_leaves_small_pre_codes_exact(dtype: torch.dtype) -> None:
+    # a jump's kernel is 1e-3 wide: rounded before the bias is added, they would lie 0.03 or 0.06 apart (bfloat16)
+    w = randn(10, 32, seed=1, dtype=torch.float32).to(dtype).float()
+    x = (8 * w / w.square().sum(-1, keepdim=True)).to(dtype).float()
+    bias = 1e-3 - (x * w).sum(-1)
+    with torch.autocast("cpu", dtype=dtype):
+        v = affine(x, None, w, bias, 1.0).diagonal()
+    torch.testing.assert_close(v, torch.full((10,), 1e-3), rtol=torch.finfo(dtype).eps / 2, atol=4e-6)
 
 
 # -- sparsemax ------------------------------------------------------------------------------------------------------
