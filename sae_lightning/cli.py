@@ -23,7 +23,7 @@ from sae_lightning.loggers import RunCSVLogger, RunTensorBoardLogger
 from sae_lightning.modules.language_model import LanguageModel
 from sae_lightning.modules.loading import read_checkpoint
 from sae_lightning.modules.module import SAEModule
-from sae_lightning.modules.run import CHECKPOINT_KEY, RunModule
+from sae_lightning.modules.run import CHECKPOINT_KEY, NonfiniteError, RunModule
 from sae_lightning.modules.vision_model import VisionModel
 from sae_lightning.parser import SAEParser, fail, innermost
 from sae_lightning.resume import DATA_KEY, DataRecord, data_changes, describe_data
@@ -127,6 +127,7 @@ class SAECLI(LightningCLI):
             help="CPU threads per process; small SAEs run fastest with 1. Default: torch's choice.",
         )
         parser.add_lightning_class_args(callbacks.RunCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(callbacks.NonfiniteLoss, "nonfinite")
         parser.add_lightning_class_args(callbacks.ConceptRecovery, "recovery")
         parser.add_lightning_class_args(callbacks.RecoveryFigures, "figures")
         parser.add_lightning_class_args(callbacks.ReceptiveFields, "receptive_fields")
@@ -309,14 +310,13 @@ class SAECLI(LightningCLI):
                 prepare_folder(Path(callback.dirpath or Path(self.config.fit.run_dir, "checkpoints")), "checkpoints")
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run; where the disk or a folder fails, end with status 1 and a message alone."""
+        """Run; where a disk, a folder or the numbers fail, end with status 1 and a message alone."""
         try:
             super()._run_subcommand(subcommand)
-        except OSError as error:
+        except (OSError, NonfiniteError) as error:
             if os.environ.get("SAE_LIGHTNING_TRACEBACK"):
                 raise
-            sys.stderr.write(f"error: {error}\n")
-            sys.exit(1)
+            fail(str(error), 1)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the run folder's loggers where the user named none."""

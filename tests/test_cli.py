@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 import sae_lightning
 from sae_lightning import Comparison, SeparabilityDataModule, callbacks, load_codes, load_module, load_sae
@@ -692,8 +693,12 @@ def test_nans_anywhere_name_their_batch(split, command, words, tmp_path):
     if command != "fit":
         assert run_cli("fit", *args, "--data.bad_batch", -1).code == 0
         args += ["--ckpt_path", last(run_dir)]
-    with pytest.raises(ValueError, match=f"activations must be finite, but {words} holds nan at row 5, feature 2"):
-        run_cli(command, *args, *bad)
+    outcome = run_cli(command, *args, *bad)
+    assert outcome.code == 1
+    assert f"error: activations must be finite, but {words} holds nan at row 5, feature 2; the batch is" in outcome.err
+    assert "Traceback" not in outcome.err
+    (file,) = run_dir.glob("nonfinite-*.safetensors")
+    assert load_file(file)["activations"][5, 2].isnan()
 
 
 def test_a_stream_without_nan_trains(tmp_path):
