@@ -16,14 +16,14 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from sae_lightning import callbacks, data
-from sae_lightning.callbacks.checkpoint import newest_checkpoint
+from sae_lightning.callbacks.checkpoint_files import described, instead_of, newest_checkpoint, read_older
 from sae_lightning.commands import COMMANDS
 from sae_lightning.files import prepare_folder, temporary_of
 from sae_lightning.loggers import RunCSVLogger, RunTensorBoardLogger
 from sae_lightning.modules.language_model import LanguageModel
 from sae_lightning.modules.loading import read_checkpoint
 from sae_lightning.modules.module import SAEModule
-from sae_lightning.modules.run import CHECKPOINT_KEY, RunModule
+from sae_lightning.modules.run import CHECKPOINT_KEY, NonfiniteError, RunModule
 from sae_lightning.modules.vision_model import VisionModel
 from sae_lightning.parser import SAEParser, fail, innermost
 from sae_lightning.resume import DATA_KEY, DataRecord, data_changes, describe_data
@@ -127,6 +127,7 @@ class SAECLI(LightningCLI):
             help="CPU threads per process; small SAEs run fastest with 1. Default: torch's choice.",
         )
         parser.add_lightning_class_args(callbacks.RunCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(callbacks.NonfiniteLoss, "nonfinite")
         parser.add_lightning_class_args(callbacks.ConceptRecovery, "recovery")
         parser.add_lightning_class_args(callbacks.RecoveryFigures, "figures")
         parser.add_lightning_class_args(callbacks.ReceptiveFields, "receptive_fields")
@@ -162,15 +163,7 @@ class SAECLI(LightningCLI):
             if given.get("model") is None:
                 fail("a model is needed: --model, or the --ckpt_path of one")
             return
-        try:
-            checkpoint = read_checkpoint(path)
-        except FileNotFoundError:
-            fail(
-                f"--ckpt_path: there is no file {str(path)!r}; a run that ended before its first checkpoint "
-                "(--checkpoint.every_n_steps) is started anew with --overwrite true instead"
-            )
-        except (OSError, ValueError) as error:
-            fail(f"--ckpt_path: {error}")
+        checkpoint = self._read_checkpoint(command, given)
         saved = checkpoint[CHECKPOINT_KEY]
         self._checkpoint_step = checkpoint["global_step"]
         self._checkpoint_data = checkpoint.get(DATA_KEY)
@@ -189,6 +182,30 @@ class SAECLI(LightningCLI):
                 rank_zero_warn("the checkpoint's hyperparameters replace what was given: " + "; ".join(changed))
         merged = {"class_path": saved["class_path"], "init_args": _merged(given_args, saved_args)}
         self.config = self.parser.parse_object({command: {"model": merged}}, self.config)
+
+    @staticmethod
+    def _read_checkpoint(command: str, given: Any) -> dict[str, Any]:
+        """Read --ckpt_path; training goes on from an older checkpoint of the run where it is damaged."""
+        path = Path(given.ckpt_path)
+        try:
+            return read_checkpoint(path)
+        except FileNotFoundError as error:
+            if not path.is_symlink():
+                fail(
+                    f"--ckpt_path: there is no file {str(path)!r}; a run that ended before its first checkpoint "
+                    "(--checkpoint.every_n_steps) is started anew with --overwrite true instead"
+                )
+            problem: Exception = error
+        except (OSError, ValueError) as error:
+            problem = error
+        if command != "fit":  # other weights than those that were asked for would go unnoticed
+            fail(f"--ckpt_path: {problem}{instead_of(path)}")
+        found = read_older(path)
+        if found is None:
+            fail(f"--ckpt_path: {problem}")
+        given.ckpt_path, checkpoint = str(found[0]), found[1]
+        rank_zero_warn(f"{described(path)} is damaged, so training goes on from {described(found[0])}: {problem}")
+        return checkpoint
 
     # ------------------------------------------------------------------ the run's folder
 
@@ -293,14 +310,13 @@ class SAECLI(LightningCLI):
                 prepare_folder(Path(callback.dirpath or Path(self.config.fit.run_dir, "checkpoints")), "checkpoints")
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run; where the disk or a folder fails, end with status 1 and a message alone."""
+        """Run; where a disk, a folder or the numbers fail, end with status 1 and a message alone."""
         try:
             super()._run_subcommand(subcommand)
-        except OSError as error:
+        except (OSError, NonfiniteError) as error:
             if os.environ.get("SAE_LIGHTNING_TRACEBACK"):
                 raise
-            sys.stderr.write(f"error: {error}\n")
-            sys.exit(1)
+            fail(str(error), 1)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the run folder's loggers where the user named none."""

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 import sae_lightning
 from sae_lightning import Comparison, SeparabilityDataModule, callbacks, load_codes, load_module, load_sae
@@ -169,7 +170,7 @@ def test_predict_writes_the_codes_of_the_test_split(name, experiment):
 def test_the_last_step_is_kept_whatever_the_interval(tmp_path):
     fit(tmp_path / "run", "--checkpoint.every_n_steps", 4)
     folder = tmp_path / "run" / "checkpoints"
-    assert {path.name for path in folder.iterdir()} == {"last.ckpt", "step=10.ckpt"}
+    assert {path.name for path in folder.iterdir()} == {"last.ckpt", "step=10.ckpt", "step=8.ckpt"}
     checkpoint = read_checkpoint(last(tmp_path / "run"))
     assert checkpoint["global_step"] == 10
     assert checkpoint["sae_lightning"]["samples_seen"] == 160
@@ -327,7 +328,7 @@ def test_resuming_goes_on_in_the_same_folder(tmp_path):
     for old, new in zip(before, after, strict=False):
         assert {key: value for key, value in new.items() if value} == {k: v for k, v in old.items() if v}
     assert len(after) > len(before)
-    assert {path.name for path in (run_dir / "checkpoints").iterdir()} == {"last.ckpt", "step=20.ckpt"}
+    assert {path.name for path in (run_dir / "checkpoints").iterdir()} == {"last.ckpt", "step=10.ckpt", "step=20.ckpt"}
     assert read_checkpoint(last(run_dir))["global_step"] == 20
     assert results(run_dir)["fit"]["samples_seen"] == 20 * 16
 
@@ -337,7 +338,7 @@ def test_last_ckpt_is_the_newest_also_where_the_interval_changes(tmp_path):
     fit(run_dir, "--checkpoint.every_n_steps", 10)
     args = ["--run_dir", run_dir, "--ckpt_path", last(run_dir), "--trainer.max_steps", 20]
     assert run_cli("fit", *TINY, *args, "--checkpoint.every_n_steps", 7).code == 0
-    assert {path.name for path in (run_dir / "checkpoints").iterdir()} == {"last.ckpt", "step=20.ckpt"}
+    assert {path.name for path in (run_dir / "checkpoints").iterdir()} == {"last.ckpt", "step=14.ckpt", "step=20.ckpt"}
     assert read_checkpoint(last(run_dir))["global_step"] == 20
 
 
@@ -667,7 +668,7 @@ def test_a_nan_in_the_training_stream_stops_the_run_and_spares_the_last_checkpoi
     assert done.returncode != 0
     message = "activations must be finite, but batch 14 of the training stream holds nan at row 5, feature 2"
     assert message in done.stderr
-    assert {path.name for path in (run_dir / "checkpoints").iterdir()} == {"last.ckpt", "step=10.ckpt"}
+    assert {path.name for path in (run_dir / "checkpoints").iterdir()} == {"last.ckpt", "step=10.ckpt", "step=5.ckpt"}
     assert read_checkpoint(last(run_dir))["global_step"] == 10
     sae = load_sae(last(run_dir))
     assert all(value.isfinite().all() for value in sae.state_dict().values())
@@ -692,8 +693,12 @@ def test_nans_anywhere_name_their_batch(split, command, words, tmp_path):
     if command != "fit":
         assert run_cli("fit", *args, "--data.bad_batch", -1).code == 0
         args += ["--ckpt_path", last(run_dir)]
-    with pytest.raises(ValueError, match=f"activations must be finite, but {words} holds nan at row 5, feature 2"):
-        run_cli(command, *args, *bad)
+    outcome = run_cli(command, *args, *bad)
+    assert outcome.code == 1
+    assert f"error: activations must be finite, but {words} holds nan at row 5, feature 2; the batch is" in outcome.err
+    assert "Traceback" not in outcome.err
+    (file,) = run_dir.glob("nonfinite-*.safetensors")
+    assert load_file(file)["activations"][5, 2].isnan()
 
 
 def test_a_stream_without_nan_trains(tmp_path):

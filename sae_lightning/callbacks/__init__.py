@@ -6,6 +6,7 @@ from sae_lightning.callbacks.fidelity import DownstreamFidelity
 from sae_lightning.callbacks.geometry import GeometryFigures
 from sae_lightning.callbacks.language import GrammarReport
 from sae_lightning.callbacks.meaning import TopActivations
+from sae_lightning.callbacks.nonfinite import NonfiniteLoss
 from sae_lightning.callbacks.page import ReportPage
 from sae_lightning.callbacks.predictions import CodesWriter, load_codes
 from sae_lightning.callbacks.progress import SAEProgressBar
@@ -24,6 +25,7 @@ __all__ = [
     "FeatureReport",
     "GeometryFigures",
     "GrammarReport",
+    "NonfiniteLoss",
     "ReceptiveFields",
     "RecoveryFigures",
     "RecoveryTable",

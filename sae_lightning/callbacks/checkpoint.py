@@ -1,87 +1,42 @@
 """Checkpoints of a run, from which it goes on exactly."""
 
-import re
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from sae_lightning.callbacks.checkpoint_files import WHAT, AtomicCheckpointIO, checkpoints_by_step
 from sae_lightning.callbacks.generators import generator_states, restore_generators
-from sae_lightning.files import WriteError, prepare_folder, replace_link, replacing
+from sae_lightning.files import WriteError, prepare_folder, replace_link
 
 _KEY = "sae_lightning_run"
-_WHAT = "checkpoints"
-_STEP = re.compile(r"step=(\d+)\.ckpt")
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and renames it, so that a kill while writing leaves the older one whole.
-
-    (Lightning's own writes to the system's temporary folder, from where a file may have to be copied.)
-    """
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write one file.
-
-        Raises:
-            WriteError: If the folder does not take it; what was written of it is removed.
-        """
-        if storage_options is not None or not _is_local_file_protocol(path):
-            super().save_checkpoint(checkpoint, path, storage_options)
-            return
-        path = Path(path)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as file:
-                torch.save(checkpoint, file)
-        except (OSError, RuntimeError) as error:
-            reason = _os_error(error)
-            if reason is None:
-                raise
-            raise WriteError(_WHAT, path.parent, reason) from error
-
-
-def _os_error(error: BaseException | None) -> OSError | None:
-    """The operating system's word among the causes of an error: torch's writer wraps it."""
-    while error is not None and not isinstance(error, OSError):
-        error = error.__cause__ or error.__context__
-    return error
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint with which to go on after a kill: `last.ckpt`, or the newest of the others; None without one."""
-    last = folder / "last.ckpt"
-    if last.exists():
-        return last
-    steps = {int(match[1]): path for path in folder.glob("step=*.ckpt") if (match := _STEP.fullmatch(path.name))}
-    return steps[max(steps)] if steps else None
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """Keeps the newest checkpoint of a run as `step=N.ckpt`, with `last.ckpt` pointing to it.
+    """Keeps the newest checkpoints of a run as `step=N.ckpt`, with `last.ckpt` pointing to the last of them.
 
-    One is written every `every_n_steps` steps and one at the end of training; older ones are removed when the newer
-    one is complete. A run that is killed at any moment and resumed from `last.ckpt` goes on as if nothing had happened:
+    One is written every `every_n_steps` steps and one at the end of training; the oldest is removed when the newest
+    is complete. A run that is killed at any moment and resumed from `last.ckpt` goes on as if nothing had happened:
     a checkpoint holds the state at the end of a step, and appears once all that the step logs (its validation
     included) is on disk. The random generators are part of it unless several processes train.
 
     Args:
         dirpath: Folder of the checkpoints; the command line takes `checkpoints` in the run's folder.
         every_n_steps: Training steps between two checkpoints, at least 1.
+        keep: How many are kept, at least 1; a resumed run falls back to an older one where the newest is damaged.
 
     Raises:
-        ValueError: If `every_n_steps` is below 1.
+        ValueError: If `every_n_steps` or `keep` is below 1.
         WriteError: At the start of training, if the folder cannot be written; during it, if a checkpoint cannot.
     """
 
-    def __init__(self, dirpath: str | None = None, every_n_steps: int = 1000) -> None:
-        if every_n_steps < 1:
-            raise ValueError(f"every_n_steps must be at least 1, but is {every_n_steps}")
+    def __init__(self, dirpath: str | None = None, every_n_steps: int = 1000, keep: int = 2) -> None:
+        for name, value in {"every_n_steps": every_n_steps, "keep": keep}.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, but is {value}")
         super().__init__(
             dirpath=dirpath,
             filename="{step}",
@@ -90,6 +45,7 @@ class RunCheckpoint(ModelCheckpoint):
             every_n_train_steps=every_n_steps,
             enable_version_counter=False,
         )
+        self._keep = keep
         self._taken: tuple[int, dict[str, Any]] | None = None  # a step, and the loops' state at its end
         self._restored: dict[str, Any] = {}
 
@@ -116,7 +72,7 @@ class RunCheckpoint(ModelCheckpoint):
         if type(strategy.checkpoint_io) is TorchCheckpointIO:  # Lightning's default: what the user chose stays
             strategy.checkpoint_io = AtomicCheckpointIO()
         if trainer.is_global_zero:
-            prepare_folder(self._folder, _WHAT)
+            prepare_folder(self._folder, WHAT)
 
     @property
     def _folder(self) -> Path:
@@ -126,7 +82,18 @@ class RunCheckpoint(ModelCheckpoint):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Keep what is restored when training starts."""
+        """Keep what is restored when training starts.
+
+        Raises:
+            ValueError: If ranks have read different checkpoints, for which a damaged file may be the reason.
+        """
+        step = checkpoint.get("global_step")
+        first = trainer.strategy.broadcast(step)
+        if step != first:
+            raise ValueError(
+                f"all ranks must go on from one checkpoint, but rank {trainer.global_rank} has read one of step {step} "
+                f"and rank 0 one of step {first}: give --ckpt_path the older one by its name"
+            )
         self._restored = dict(checkpoint.get(_KEY, {}))
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -197,17 +164,19 @@ class RunCheckpoint(ModelCheckpoint):
         for logger in trainer.loggers:
             logger.save()
         assert self._taken is not None
-        path, last = (self._folder / f"{name}.ckpt" for name in (f"step={self._taken[0]}", self.CHECKPOINT_NAME_LAST))
+        step = self._taken[0]
+        path, last = (self._folder / f"{name}.ckpt" for name in (f"step={step}", self.CHECKPOINT_NAME_LAST))
         self.best_model_path, self.last_model_path = str(path), str(last)
         self._save_checkpoint(trainer, str(path))
         if trainer.is_global_zero:
             try:
                 replace_link(last, path)
-                for older in self._folder.glob("step=*.ckpt"):
-                    if older != path and _STEP.fullmatch(older.name):
-                        older.unlink()
+                found = checkpoints_by_step(self._folder)
+                kept = [other for other in found if other <= step][: self._keep]  # later ones: this run has left them
+                for other in found.keys() - set(kept):
+                    found[other].unlink()
             except OSError as error:
-                raise WriteError(_WHAT, self._folder, error) from error
+                raise WriteError(WHAT, self._folder, error) from error
         trainer.strategy.barrier("RunCheckpoint")
 
     def on_save_checkpoint(

@@ -20,10 +20,18 @@ def load_codes(path: str | Path) -> tuple[Tensor, Tensor]:
 
     Returns:
         Codes as a sparse CSR tensor `(n, d_sae)` (`.to_dense()` gives the ordinary one), and the samples' concepts.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no safetensors file, or damaged.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    parts = load_file(path)
+    try:
+        parts = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"codes {str(path)!r} cannot be read: {error}") from error
     size = tuple(parts["size"].tolist())
     with warnings.catch_warnings():  # torch calls its CSR tensors a beta
         warnings.filterwarnings("ignore", message=".*Sparse CSR tensor support is in beta.*")

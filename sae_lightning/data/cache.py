@@ -212,6 +212,31 @@ def _manifest_text(cache: str) -> str:
         return Path(folder, MANIFEST).read_text()
 
 
+class _Refused:
+    """Stands where litdata would read items of a kind that no harvest writes, pickled objects among them."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+
+    def setup(self, kind: Any) -> None:
+        """Called with the kind that the index names, before anything is read."""
+        raise ValueError(
+            f"cache must hold tensors only, but the index of {self._folder!r} says that it holds items of the kind "
+            f"{kind!r}: it is not what `sae-lightning harvest` wrote, and reading it might execute code"
+        )
+
+
+def tensors_only(folder: str) -> dict[str, Any]:
+    """Serializers with which litdata reads tensors, and refuses everything else that an index may name.
+
+    Args:
+        folder: What is read, for the message.
+    """
+    from litdata.streaming.serializers import _SERIALIZERS
+
+    return {kind: _Refused(folder) for kind in _SERIALIZERS if kind not in ("tensor", "no_header_tensor")}
+
+
 def checksum(path: Path) -> str:
     """SHA-256 of a file."""
     digest = hashlib.sha256()

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from sae_lightning.data import sources
 from sae_lightning.data.batch import ActivationBatch
-from sae_lightning.data.cache import Block, checksum, is_remote, read_manifest
+from sae_lightning.data.cache import Block, checksum, is_remote, read_manifest, tensors_only
 from sae_lightning.data.contexts import Context
 from sae_lightning.data.datamodule import ActivationDataModule, Split
 from sae_lightning.data.loading import ActivationDataset, ActivationLoader, BatchSequence
@@ -88,7 +88,7 @@ class CachedActivations(Dataset[ActivationBatch]):
         if self._blocks is None:  # opened where it is read, which may be a worker process
             from litdata import StreamingDataset
 
-            self._blocks = StreamingDataset(self._folder)
+            self._blocks = StreamingDataset(self._folder, serializers=tensors_only(self._folder))
         with warnings.catch_warnings():
             # litdata's tensors lie in the file's memory, which nobody may write: batches are copies
             warnings.filterwarnings("ignore", message="The given buffer is not writable")

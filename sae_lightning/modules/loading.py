@@ -1,6 +1,7 @@
 """Load what was trained from checkpoints, without executing what is in them."""
 
 import os
+import zipfile
 from typing import Any
 
 import torch
@@ -12,13 +13,14 @@ from sae_lightning.nn.parts import build
 
 
 def read_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> dict[str, Any]:
-    """Read a checkpoint of this project with `weights_only=True`.
+    """Read a checkpoint of this project with `weights_only=True`, and compare the checksums of all that it holds.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it is truncated, damaged, unsafe to load, or was not made by sae_lightning.
     """
     try:
+        _compare_checksums(path)
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except FileNotFoundError:
         raise
@@ -27,6 +29,16 @@ def read_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
     if not isinstance(checkpoint, dict) or CHECKPOINT_KEY not in checkpoint:
         raise ValueError(f"checkpoint {os.fspath(path)!r} was not made by sae_lightning")
     return checkpoint
+
+
+def _compare_checksums(path: str | os.PathLike[str]) -> None:
+    """Raise a ValueError where a part of a zip file, torch's format, is not what was written: torch does not look."""
+    if not zipfile.is_zipfile(path):  # torch has its own word for what is cut off, or no checkpoint at all
+        return
+    with zipfile.ZipFile(path) as file:
+        damaged = file.testzip()
+    if damaged is not None:
+        raise ValueError(f"{damaged!r} in it has another checksum than when it was written")
 
 
 def load_module(path: str | os.PathLike[str], map_location: Any = "cpu") -> RunModule:

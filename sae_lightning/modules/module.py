@@ -12,7 +12,7 @@ from sae_lightning.modules.allocator import keep_freed_memory
 from sae_lightning.modules.clipping import clip_grad_norms
 from sae_lightning.modules.precision import require_in_range, require_trainable, warn_of_rounded_inputs
 from sae_lightning.modules.processes import StepScalars
-from sae_lightning.modules.run import RunModule
+from sae_lightning.modules.run import NonfiniteError, RunModule
 from sae_lightning.nn import FIRING_THRESHOLD, SAEOutput, SparseCodes, SparseOutput
 
 if TYPE_CHECKING:
@@ -145,13 +145,14 @@ class SAEModule(RunModule):
             raise ValueError(f"a batch's activations must have shape (batch, {self.d_in}), but have {shape}")
 
     def _checked(self, batch: ActivationBatch, where: str) -> ActivationBatch:
-        """Raise a ValueError that names the first NaN or infinite activation of a batch."""
+        """Raise a NonfiniteError that names the first NaN or infinite activation of a batch."""
         self._check_shape(batch)
         bad = (~batch.activations.isfinite()).nonzero()
         if len(bad):
             row, feature = bad[0].tolist()
             value = batch.activations[row, feature].item()
-            raise ValueError(f"activations must be finite, but {where} holds {value} at row {row}, feature {feature}")
+            message = f"activations must be finite, but {where} holds {value} at row {row}, feature {feature}"
+            raise NonfiniteError(message, batch)
         return batch
 
     def _check(self, batch: ActivationBatch, batch_idx: int, stream: str) -> None:
@@ -164,6 +165,7 @@ class SAEModule(RunModule):
         self._check(batch, batch_idx, "training")
         log = self.is_logging_step()
         found = self.learn_all(batch.activations, with_l0=log)
+        self.losses = {name: terms["loss"].detach() for name, (terms, _) in found.items()}
         if log:
             for name, (terms, l0) in found.items():
                 assert l0 is not None

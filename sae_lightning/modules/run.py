@@ -3,18 +3,40 @@
 from typing import Any
 
 import lightning.pytorch as pl
+from torch import Tensor
 
 from sae_lightning.nn.parts import Recorded
 
 CHECKPOINT_KEY = "sae_lightning"
 
 
+class NonfiniteError(ValueError):
+    """A batch or a loss that holds NaN or infinities.
+
+    Args:
+        message: What is not finite, and where.
+        batch: The batch.
+        facts: What else is known of it, in words.
+    """
+
+    def __init__(self, message: str, batch: Any = None, facts: dict[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.batch = batch
+        self.facts = dict(facts or {})
+
+
 class RunModule(Recorded, pl.LightningModule):
-    """Counts what it has seen, and stores in checkpoints how it is built."""
+    """Counts what it has seen, and stores in checkpoints how it is built.
+
+    Attributes:
+        samples_seen: Training samples of all processes so far.
+        losses: Losses of the training step at hand by SAE, where there are several to tell apart.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.samples_seen = 0
+        self.losses: dict[str, Tensor] = {}
 
     def is_logging_step(self) -> bool:
         """Whether the current training step is one at which the trainer logs."""

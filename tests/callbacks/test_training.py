@@ -141,7 +141,7 @@ def test_the_progress_bar_shows_loss_l0_and_samples_per_second(tmp_path):
     assert 12 * 16 / 100 < rate < 10**7
 
 
-def test_checkpoints_are_the_newest_only(tmp_path):
+def test_checkpoints_are_the_newest_two(tmp_path):
     class Look(pl.Callback):
         seen = []  # noqa: RUF012
 
@@ -153,8 +153,8 @@ def test_checkpoints_are_the_newest_only(tmp_path):
     trainer(tmp_path, Look(), checkpoint).fit(sae(), data())
     folder = tmp_path / "checkpoints"
     assert Look.seen[8] == ["last.ckpt", "step=5.ckpt"]
-    assert Look.seen[11] == ["last.ckpt", "step=10.ckpt"]
-    assert sorted(path.name for path in folder.iterdir()) == ["last.ckpt", "step=12.ckpt"]
+    assert Look.seen[11] == ["last.ckpt", "step=10.ckpt", "step=5.ckpt"]
+    assert sorted(path.name for path in folder.iterdir()) == ["last.ckpt", "step=10.ckpt", "step=12.ckpt"]
     assert os.readlink(folder / "last.ckpt") == "step=12.ckpt"
     assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 12
     assert load_sae(folder / "last.ckpt").d_sae == 16
@@ -177,6 +177,7 @@ def test_the_last_step_is_not_written_twice(tmp_path, monkeypatch):
     ("make", "message"),
     [
         (lambda: RunCheckpoint(every_n_steps=0), "every_n_steps must be at least 1, but is 0"),
+        (lambda: RunCheckpoint(keep=0), "keep must be at least 1, but is 0"),
         (lambda: TrainingDynamics(silent_after=0), "silent_after must be at least 1, but is 0"),
         (lambda: ReceptiveFields(resolution=1), "resolution must be at least 2, but is 1"),
         (lambda: RecoveryTable(found_above=1.1), "found_above must lie between 0 and 1, but is 1.1"),

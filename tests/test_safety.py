@@ -1,0 +1,242 @@
+"""Files that were tampered with: none of them executes anything when it is read."""
+
+import hashlib
+import json
+import pickle
+import shutil
+import struct
+from pathlib import Path
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+
+from sae_lightning import SeparabilityDataModule, SpaDE, load_codes, load_module, load_sae
+from sae_lightning.callbacks import RunCheckpoint
+from sae_lightning.data import CachedDataModule, TensorDataModule
+from sae_lightning.modules.loading import read_checkpoint
+from tests.conftest import run_cli
+from tests.data.harvesting import Numbers
+from tests.data.test_harvest import harvest
+from tests.test_resume import arguments
+
+
+class Payload:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, mark):
+        self.mark = str(mark)
+
+    def __reduce__(self):
+        return open, (self.mark, "w")
+
+
+@pytest.fixture
+def mark(tmp_path):
+    """A file that is there only if something was executed."""
+    path = tmp_path / "executed"
+    yield path
+    assert not path.exists()
+
+
+def test_the_payload_works(tmp_path):
+    pickle.loads(pickle.dumps(Payload(tmp_path / "executed"))).close()
+    assert (tmp_path / "executed").exists()
+
+
+# ---------------------------------------------------------------------- checkpoints
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("run") / "run"
+    outcome = run_cli(*arguments("spade", run_dir), "--trainer.max_steps", 14)
+    assert outcome.code == 0, outcome.err[-2000:]
+    return run_dir
+
+
+def plant(whole, path, mark, where):
+    """Write a checkpoint that is right in all but one place."""
+    checkpoint = torch.load(whole, weights_only=True)
+    target = checkpoint
+    for key in where[:-1]:
+        target = target[key]
+    target[where[-1]] = Payload(mark)
+    torch.save(checkpoint, path)
+
+
+PLACES = {
+    "weights": ("state_dict", "extra"),
+    "loops": ("loops", "extra"),
+    "hyperparameters": ("hyper_parameters", "extra"),
+    "ours": ("sae_lightning", "extra"),
+    "callbacks": ("callbacks", "extra"),
+}
+
+
+def small():
+    return SeparabilityDataModule(n_per_concept=40, n_val_per_concept=5, n_test_per_concept=5, batch_size=16, seed=0)
+
+
+def trained(path, ours=True):
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_steps=20,
+        logger=False,
+        enable_progress_bar=False,
+        enable_checkpointing=ours,
+        default_root_dir=Path(path).parent,
+        callbacks=[RunCheckpoint(str(Path(path).parent / "new"))] if ours else None,
+    )
+    trainer.fit(SpaDE(2, 8, n_init_samples=64), small(), ckpt_path=path)
+
+
+READERS = {
+    "read_checkpoint": read_checkpoint,
+    "load_module": load_module,
+    "load_sae": load_sae,
+    "Trainer.fit": trained,
+    "Trainer.fit without our callback": lambda path: trained(path, ours=False),
+    "Trainer.test": lambda path: pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False).test(
+        SpaDE(2, 8), small(), ckpt_path=path
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("reader", "place"),
+    [*((reader, "weights") for reader in READERS), *(("Trainer.fit", place) for place in PLACES if place != "weights")],
+)
+def test_a_checkpoint_executes_nothing(reader, place, run, mark, tmp_path):
+    path = tmp_path / "planted.ckpt"
+    plant(run / "checkpoints" / "last.ckpt", path, mark, PLACES[place])
+    with pytest.raises((ValueError, pickle.UnpicklingError), match=r"weights_only|Weights only"):
+        READERS[reader](str(path))
+
+
+@pytest.mark.parametrize("kind", ["pickle", "old format"])
+def test_a_file_that_is_all_pickle_executes_nothing(kind, mark, tmp_path):
+    path = tmp_path / "planted.ckpt"
+    if kind == "pickle":
+        path.write_bytes(pickle.dumps(Payload(mark)))
+    else:
+        torch.save({"state_dict": Payload(mark)}, path, _use_new_zipfile_serialization=False)
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_sae(path)
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+@pytest.mark.parametrize("older", [False, True])
+def test_the_command_line_executes_nothing(command, older, run, mark, tmp_path):
+    """Also where it looks for an older checkpoint instead."""
+    shutil.copytree(run, tmp_path / "run", symlinks=True)
+    folder = tmp_path / "run" / "checkpoints"
+    for name in ("step=14.ckpt", "step=7.ckpt") if older else ("step=14.ckpt",):
+        plant(folder / name, folder / name, mark, PLACES["weights"])
+    args = arguments("spade", tmp_path / "run")
+    outcome = run_cli(command, *args[1:])
+    goes_on = command == "fit" and not older
+    assert outcome.code == (0 if goes_on else 2)
+    assert "Weights only" in (" ".join(outcome.warnings) if goes_on else outcome.err)
+    assert "Traceback" not in outcome.err
+
+
+# ---------------------------------------------------------------------- tensors
+
+
+def planted_npy(path, mark):
+    np.save(path, np.array([Payload(mark)], dtype=object), allow_pickle=True)
+
+
+def planted_npz(path, mark):
+    with path.open("wb") as file:
+        np.savez(file, x=np.array([Payload(mark)], dtype=object))
+
+
+def planted_safetensors(path, mark):
+    header = json.dumps({"__metadata__": {"pickle": "yes"}}).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + pickle.dumps(Payload(mark)))
+
+
+FILES = {
+    "x.npy": planted_npy,
+    "z.npy": planted_npz,
+    "p.npy": lambda path, mark: path.write_bytes(pickle.dumps(Payload(mark))),
+    "x.pt": lambda path, mark: torch.save(Payload(mark), path),
+    "y.pt": lambda path, mark: torch.save({"x": torch.zeros(3, 3), "y": Payload(mark)}, path),
+    "o.pt": lambda path, mark: torch.save(Payload(mark), path, _use_new_zipfile_serialization=False),
+    "p.pt": lambda path, mark: path.write_bytes(pickle.dumps(Payload(mark))),
+    "x.safetensors": planted_safetensors,
+    "p.safetensors": lambda path, mark: path.write_bytes(pickle.dumps(Payload(mark))),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("argument", ["path", "labels"])
+def test_activations_and_labels_execute_nothing(name, argument, mark, tmp_path):
+    torch.save(torch.zeros(30, 3), tmp_path / "whole.pt")
+    path = tmp_path / name
+    FILES[name](path, mark)
+    given = {"path": str(tmp_path / "whole.pt"), argument: str(path)}
+    with pytest.raises(ValueError, match=f"{name}' cannot be read as a tensor"):
+        TensorDataModule(**given)
+
+
+@pytest.mark.parametrize("name", ["x.safetensors", "p.safetensors"])
+def test_codes_execute_nothing(name, mark, tmp_path):
+    FILES[name](tmp_path / name, mark)
+    with pytest.raises(ValueError, match=f"{name}.* cannot be read"):
+        load_codes(tmp_path / name)
+
+
+# ---------------------------------------------------------------------- caches
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    pytest.importorskip("litdata")
+    return harvest(tmp_path_factory.mktemp("cache") / "cache", Numbers(300, 30))
+
+
+def planted_chunk(payload, n):
+    """A chunk of litdata's whose items consist of one pickled object."""
+    items = [struct.pack("<I", len(payload)) + payload] * n
+    offsets = np.cumsum([4 * (n + 2), *map(len, items)]).astype(np.uint32)
+    return np.uint32(n).tobytes() + offsets.tobytes() + b"".join(items)
+
+
+@pytest.mark.parametrize("kind", ["pickle", "graph:pickle", "jpeg", "file"])
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_cache_whose_index_names_pickled_items_executes_nothing(kind, split, remote, cache, mark, tmp_path):
+    folder = tmp_path / "cache"
+    shutil.copytree(cache, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for chunk in manifest["layers"]["first"]["splits"][split]:
+        path = folder / chunk["file"]
+        path.write_bytes(planted_chunk(pickle.dumps(Payload(mark)), len(chunk["rows"])))
+        chunk["bytes"] = path.stat().st_size
+        chunk["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    index = json.loads((folder / "first" / split / "index.json").read_text())
+    index["config"]["data_format"] = [kind]
+    index["config"]["data_spec"] = None
+    (folder / "first" / split / "index.json").write_text(json.dumps(index))
+    data = CachedDataModule(f"local:{folder}" if remote else str(folder), "first", batch_size=8, seed=0)
+    data.setup()
+    message = rf"cache must hold tensors only, but the index of '.*first/{split}' says that .* kind '{kind}'"
+    with pytest.raises(ValueError, match=message):
+        next(iter(data.train_dataloader())) if split == "train" else data.split("val")
+
+
+def test_a_planted_manifest_chooses_no_class(cache, mark, tmp_path):
+    folder = tmp_path / "cache"
+    shutil.copytree(cache, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["config"]["source"] = {"class_path": "builtins.open", "init_args": {"file": str(mark), "mode": "w"}}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    data = CachedDataModule(str(folder), "first", batch_size=8, seed=0)
+    data.setup()
+    with pytest.raises(ValueError, match=r"source must be given to show examples of builtins\.open"):
+        data.contexts("test", [0])
