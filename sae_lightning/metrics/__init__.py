@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sae_lightning.metrics.dead_latents import DeadLatents
     from sae_lightning.metrics.fidelity import Fidelity
     from sae_lightning.metrics.l0 import L0
+    from sae_lightning.metrics.latent_overlap import LatentOverlap
     from sae_lightning.metrics.latent_similarity import LatentSimilarity
     from sae_lightning.metrics.monosemanticity import Monosemanticity
     from sae_lightning.metrics.normalized_mse import NormalizedMSE
@@ -27,6 +28,7 @@ __all__ = [
     "ConceptF1",
     "DeadLatents",
     "Fidelity",
+    "LatentOverlap",
     "LatentSimilarity",
     "Monosemanticity",
     "NormalizedMSE",
@@ -40,6 +42,7 @@ _MODULES = {
     "DeadLatents": "dead_latents",
     "Fidelity": "fidelity",
     "L0": "l0",
+    "LatentOverlap": "latent_overlap",
     "LatentSimilarity": "latent_similarity",
     "Monosemanticity": "monosemanticity",
     "NormalizedMSE": "normalized_mse",

@@ -56,6 +56,11 @@ def _codes_and_concepts(s: Samples) -> tuple[Tensor, ...]:
     return s.codes, s.concepts
 
 
+def _codes_and_other_codes(s: Samples) -> tuple[Tensor, ...]:
+    """Those of an SAE whose latents are turned by one place, and fire on two samples of three."""
+    return s.codes, s.codes.roll(1, dims=-1) * (s.index % 3 > 0)[:, None]
+
+
 def _logits_and_targets(s: Samples) -> tuple[Tensor, ...]:
     targets = s.x.argmin(1) if len(s.x) else torch.zeros(0, dtype=torch.int64)
     return s.x_hat, s.x, torch.zeros_like(s.x), s.x.flip(1), targets
@@ -113,6 +118,13 @@ CASES = [
         lambda: metrics.LatentSimilarity(D_SAE, N_CONCEPTS),
         _codes_and_concepts,
         lambda s: functional.latent_similarity(s.codes, s.concepts, N_CONCEPTS),
+    ),
+    Case(
+        "LatentOverlap",
+        lambda: metrics.LatentOverlap(D_SAE, D_SAE),
+        _codes_and_other_codes,
+        lambda s: functional.latent_overlap(*_codes_and_other_codes(s)),
+        exact=True,
     ),
     Case(
         "TopExamples",

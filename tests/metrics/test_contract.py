@@ -15,7 +15,7 @@ UNEVEN = [1, 100, 0, 39, 7, 93]
 every_metric = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 with_labels = pytest.mark.parametrize(
     "case",
-    [case for case in CASES if case.name not in ("DeadLatents", "Fidelity", "TopExamples")],
+    [case for case in CASES if case.name not in ("DeadLatents", "Fidelity", "LatentOverlap", "TopExamples")],
     ids=lambda case: case.name,
 )
 

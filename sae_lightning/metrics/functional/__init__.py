@@ -6,6 +6,7 @@ from sae_lightning.metrics.functional.concept_f1 import ConceptF1Result, concept
 from sae_lightning.metrics.functional.dead_latents import DeadLatentsResult, dead_latents
 from sae_lightning.metrics.functional.fidelity import FidelityResult, fidelity
 from sae_lightning.metrics.functional.l0 import L0Result, l0
+from sae_lightning.metrics.functional.latent_overlap import LatentOverlapResult, latent_overlap
 from sae_lightning.metrics.functional.latent_similarity import LatentSimilarityResult, latent_similarity
 from sae_lightning.metrics.functional.monosemanticity import MonosemanticityResult, monosemanticity
 from sae_lightning.metrics.functional.normalized_mse import NormalizedMSEResult, normalized_mse
@@ -18,6 +19,7 @@ __all__ = [
     "DeadLatentsResult",
     "FidelityResult",
     "L0Result",
+    "LatentOverlapResult",
     "LatentSimilarityResult",
     "MonosemanticityResult",
     "NormalizedMSEResult",
@@ -28,6 +30,7 @@ __all__ = [
     "dead_latents",
     "fidelity",
     "l0",
+    "latent_overlap",
     "latent_similarity",
     "monosemanticity",
     "normalized_mse",
