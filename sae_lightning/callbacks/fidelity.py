@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from sae_lightning.data.hosts.spliced import HostBatch, SplicedHost
+from sae_lightning.data.ranks import data_ranks
 from sae_lightning.metrics import Fidelity
 from sae_lightning.metrics.functional import FidelityResult
 from sae_lightning.modules.module import SAEModule, log_key
@@ -44,7 +45,8 @@ class DownstreamFidelity(pl.Callback):
         device = pl_module.device
         for metric in metrics.values():
             metric.reset()
-        for given in host.batches[trainer.global_rank :: trainer.world_size]:
+        rank, size = data_ranks(trainer)
+        for given in host.batches[rank::size]:
             batch = HostBatch(
                 tuple(t.to(device) for t in given.inputs), given.explained.to(device), given.targets.to(device)
             )

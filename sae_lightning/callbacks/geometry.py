@@ -28,19 +28,22 @@ class GeometryFigures(pl.Callback):
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw on rank zero."""
         data = trainer.datamodule  # type: ignore[attr-defined]
-        if not trainer.is_global_zero or not trainer.loggers or not isinstance(data, ActivationDataModule):
+        if not trainer.loggers or not isinstance(data, ActivationDataModule):
             return
         assert isinstance(pl_module, SAEModule)
         sample = data.split("test")
         if pl_module.d_in < 3 or len(sample) < 3 or not data.concept_names or sample.concepts.ndim != 1:
             return
         points, concepts, names = sample.activations.float(), sample.concepts, data.concept_names
-        publish(trainer, singular_values(points, concepts, names), "test/singular_values")
+        if trainer.is_global_zero:
+            publish(trainer, singular_values(points, concepts, names), "test/singular_values")
         if len(pl_module.saes()) > self.max_saes:
             return
         for name, sae in pl_module.saes().items():
             core = sae.sae
-            rows = core.encoder.weight.detach()[: self.max_marks]
+            rows = pl_module.whole(core.encoder.weight)[: self.max_marks]
+            if not trainer.is_global_zero:
+                continue
             kind: Literal["prototypes", "directions"] = "directions"
             if isinstance(core.encoder, SquaredDistance):
                 kind, rows = "prototypes", core.standardizer.inverse(rows)
@@ -50,6 +53,6 @@ class GeometryFigures(pl.Callback):
                 names,
                 marks=rows,
                 marks_are=kind,
-                title=f"{name or type(sae).__name__}: activations and {kind}",
+                title=f"{name or sae.made_as.__name__}: activations and {kind}",
             )
             publish(trainer, figure, log_key(name, "test", "principal_components"))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sae_lightning.callbacks.recovery import find_recovery
 from sae_lightning.data.batch import ActivationBatch
 from sae_lightning.data.contexts import HasContexts, ImageContext, TextContext
+from sae_lightning.data.ranks import data_ranks
 from sae_lightning.metrics import TopExamples
 from sae_lightning.metrics.functional import TopExamplesResult
 from sae_lightning.modules.module import SAEModule
@@ -121,7 +122,7 @@ class TopActivations(pl.Callback):
         n = len(batch.activations)
         if not self._on or n == 0:  # a rank's share of the last batch may be empty
             return
-        rank, world = trainer.global_rank, trainer.world_size
+        rank, world = data_ranks(trainer)
         first = batch_idx * _data(trainer).eval_batch_size * world + rank  # as BatchIndices deals them
         positions = first + world * torch.arange(n, device=pl_module.device)
         for name, metric in self._metrics(pl_module).items():

@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from sae_lightning.data.ranks import data_ranks, is_first_reader
 from sae_lightning.loggers import MEMBERS, run_folder
 from sae_lightning.modules.module import Predictions, SAEModule
 
@@ -93,7 +94,10 @@ class CodesWriter(pl.Callback):
         from safetensors.torch import save_file
 
         root = Path(self.output_dir or run_folder(trainer) or trainer.default_root_dir)
-        file = "codes.safetensors" if trainer.world_size == 1 else f"codes-{trainer.global_rank}.safetensors"
+        rank, size = data_ranks(trainer)
+        if not is_first_reader(trainer):
+            return
+        file = "codes.safetensors" if size == 1 else f"codes-{rank}.safetensors"
         for name, batches in self._rows.items():
             values, columns, counts = map(torch.cat, zip(*batches, strict=True))
             tensors = {

@@ -8,6 +8,7 @@ from sae_lightning.callbacks.recovery import find_recovery
 from sae_lightning.data.datamodule import ActivationDataModule
 from sae_lightning.modules.base import BaseSAE
 from sae_lightning.modules.module import SAEModule, log_key
+from sae_lightning.modules.sharding import with_whole_parameters
 from sae_lightning.nn import SquaredDistance
 from sae_lightning.plotting import receptive_fields
 
@@ -35,7 +36,7 @@ class ReceptiveFields(pl.Callback):
         """Draw on rank zero."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         recovery = find_recovery(trainer)
-        if not trainer.is_global_zero or not trainer.loggers or recovery is None or not recovery.concept_names:
+        if not trainer.loggers or recovery is None or not recovery.concept_names:
             return
         assert isinstance(pl_module, SAEModule)
         if pl_module.d_in != 2 or len(pl_module.saes()) > self.max_saes or not isinstance(data, ActivationDataModule):
@@ -53,9 +54,13 @@ class ReceptiveFields(pl.Callback):
             assert f1 is not None
             latents = f1.best_latent.clamp_min(0)
             best = f1.best.tolist()
-            marks, origin = self._marks(sae, latents)
+            marks, origin = self._marks(pl_module, sae, latents)
+            with with_whole_parameters(trainer, writeback=False):
+                codes = sae.encode(grid.to(sae.device))[..., latents].permute(2, 0, 1)
+            if not trainer.is_global_zero:
+                continue
             figure = receptive_fields(
-                sae.encode(grid.to(sae.device))[..., latents].permute(2, 0, 1),
+                codes,
                 extent,
                 points,
                 samples.concepts,
@@ -70,14 +75,16 @@ class ReceptiveFields(pl.Callback):
             publish(trainer, figure, log_key(name, "test", "receptive_fields"))
 
     @staticmethod
-    def _marks(sae: BaseSAE, latents: torch.Tensor) -> tuple[dict[str, torch.Tensor], tuple[float, float]]:
+    def _marks(
+        module: SAEModule, sae: BaseSAE, latents: torch.Tensor
+    ) -> tuple[dict[str, torch.Tensor], tuple[float, float]]:
         """Prototypes, or directions and where they start, in raw units."""
         core = sae.sae
-        weight = core.encoder.weight.detach()[latents]
+        weight = module.whole(core.encoder.weight)[latents]
         if isinstance(core.encoder, SquaredDistance):
             return {"prototypes": core.standardizer.inverse(weight)}, (0.0, 0.0)
         apex = torch.zeros(2, device=weight.device)
         if core.subtract_decoder_bias and core.decoder.bias is not None:
-            apex = core.decoder.bias.detach()
+            apex = module.whole(core.decoder.bias)
         x, y = core.standardizer.inverse(apex).tolist()
         return {"directions": weight}, (x, y)

@@ -4,13 +4,14 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 
-from sae_lightning.data.batch import ActivationBatch
 from sae_lightning.modules.base import BaseSAE
 from sae_lightning.modules.module import SAEModule, log_key
 from sae_lightning.modules.optimizers import own_optimizer
 from sae_lightning.nn import SquaredDistance
+from sae_lightning.nn.sharding import set_rows, whole
 
 
 class ResampleDeadLatents(pl.Callback):
@@ -47,6 +48,18 @@ class ResampleDeadLatents(pl.Callback):
         self.encoder_norm = encoder_norm
         self._last_round = 0
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Refuse a strategy that cuts parameters up where they cannot be written by latent.
+
+        Raises:
+            ValueError: With FSDPStrategy.
+        """
+        if stage == "fit" and isinstance(trainer.strategy, FSDPStrategy):
+            raise ValueError(
+                "ResampleDeadLatents cannot work with FSDPStrategy, which holds no rows of latents: use "
+                "ModelParallelStrategy with tensor_parallel_size = 1, which shards by FSDP too"
+            )
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Know the step of which a resumed run has had its round already."""
         self._last_round = trainer.global_step
@@ -62,7 +75,7 @@ class ResampleDeadLatents(pl.Callback):
         self._last_round = step
         if step % self.every_n_steps or (self.until_step is not None and step > self.until_step):
             return
-        x = self._whole_batch(trainer, pl_module, batch)
+        x = pl_module.interleaved(batch.activations)  # in one order, so that every rank resamples alike
         optimizer = trainer.optimizers[0]
         counts = {}
         for name, sae in pl_module.saes().items():
@@ -72,16 +85,6 @@ class ResampleDeadLatents(pl.Callback):
         for logger in trainer.loggers:
             logger.log_metrics(counts, step=step - 1)
 
-    @staticmethod
-    def _whole_batch(trainer: pl.Trainer, pl_module: SAEModule, batch: ActivationBatch) -> Tensor:
-        """The batch of all ranks in one order, so that every rank resamples alike."""
-        x = batch.activations
-        if trainer.world_size > 1:
-            gathered = pl_module.all_gather(x)
-            assert isinstance(gathered, Tensor)
-            x = gathered.transpose(0, 1).flatten(0, 1)
-        return x
-
     @torch.no_grad()
     def resample(self, sae: BaseSAE, x: Tensor, step: int, optimizer: torch.optim.Optimizer) -> int:
         """Resample the dead latents of one SAE from raw inputs `(n, d_in)`; returns how many there were."""
@@ -89,8 +92,8 @@ class ResampleDeadLatents(pl.Callback):
         dead = (core.batches_silent >= self.dead_after).nonzero().squeeze(-1)
         if len(dead) == 0:
             return 0
-        x = core.standardize(x)
-        residual = x - core.autoencode(x).x_hat
+        x, out, _ = sae.evaluate(x)
+        residual = x - out.x_hat
         error = residual.square().sum(-1).double().cpu()
         generator = torch.Generator().manual_seed((torch.initial_seed() + step) % 2**64)
         chosen = torch.multinomial(error + 1e-30, len(dead), replacement=True, generator=generator).to(x.device)
@@ -99,18 +102,18 @@ class ResampleDeadLatents(pl.Callback):
         else:
             atoms = torch.nn.functional.normalize(residual[chosen], dim=-1)
             alive = core.batches_silent < self.dead_after
-            norms = core.encoder.weight.norm(dim=-1)
+            norms = whole(core.encoder.weight.norm(dim=-1))
             rows = atoms * self.encoder_norm * (norms[alive].mean() if alive.any() else norms.mean())
-        core.encoder.weight[dead] = rows.to(core.encoder.weight.dtype)
-        core.decoder.weight[dead] = atoms.to(core.decoder.weight.dtype)
+        set_rows(core.encoder.weight, dead, rows.to(core.encoder.weight.dtype))
+        set_rows(core.decoder.weight, dead, atoms.to(core.decoder.weight.dtype))
         reset = [core.encoder.weight, core.decoder.weight]
         bias = getattr(core.encoder, "bias", None)
         if bias is not None:
-            bias[dead] = 0.0
+            set_rows(bias, dead, 0.0)
             reset.append(bias)
         for parameter in reset:
             for state in optimizer.state.get(parameter, {}).values():
                 if isinstance(state, Tensor) and state.shape == parameter.shape:
-                    state[dead] = 0.0
+                    set_rows(state, dead, 0.0)
         core.batches_silent[dead] = 0
         return len(dead)

@@ -78,7 +78,7 @@ class ResultsWriter(pl.Callback):
             if isinstance(logger, RunTensorBoardLogger):
                 modules = pl_module.saes() if isinstance(pl_module, SAEModule) else {"": pl_module}
                 for name, sae in modules.items():
-                    logger.log_outcome(name, {"class": type(sae).__name__, **sae.hparams}, metrics)
+                    logger.log_outcome(name, {"class": sae.made_as.__name__, **sae.hparams}, metrics)
 
 
 def _versions() -> dict[str, str]:

@@ -7,6 +7,7 @@ import lightning.pytorch as pl
 import torch
 
 from sae_lightning.data.loading import ActivationDataset, ActivationLoader, BatchIndices
+from sae_lightning.data.ranks import data_ranks
 
 Split = Literal["train", "val", "test"]
 SPLIT_SEEDS: dict[Split, int] = {"train": 0, "val": 1, "test": 2}
@@ -39,8 +40,8 @@ class SeededDataModule(pl.LightningDataModule):
             self.seed = self.trainer.strategy.broadcast(self.seed)
 
     def _processes(self) -> tuple[int, int]:
-        """This process's rank, and the number of processes."""
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        """This process's rank among those that read different data, and their number."""
+        return data_ranks(self.trainer)
 
     def _steps_per_epoch(self, n: int) -> int:
         """Full batches of `n` training samples, equally many on every rank."""

@@ -123,8 +123,11 @@ class BaseSAE(SAEModule):
         if self.init == "data":
             initialize_from_data(self.sae, x, new_generator())
         if self.l0_init is not None:
-            calibrate_lambda(self.sae, x, self.l0_init)
+            self._calibrate(x, self.l0_init)
         self.initialized.fill_(True)
+
+    def _calibrate(self, x: Tensor, l0: float) -> None:
+        calibrate_lambda(self.sae, x, l0)
 
     def forward(self, x: Tensor) -> SAEOutput:
         """Return reconstructions (raw units), codes and pre-codes of raw inputs `(..., d_in)`."""
@@ -148,18 +151,21 @@ class BaseSAE(SAEModule):
         understood = self.regularizer is None or self.gamma == 0 or self.regularizer.sparse
         out = self.sae.autoencode_cheaply(x) if understood else self.sae.autoencode(x)
         fired = self.sae.fired(out.codes)
+        if self.sae.sharding is not None:
+            fired = self.sae.sharding.spread(fired)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             counts = fired.to(torch.int32)
             torch.distributed.all_reduce(counts, op=torch.distributed.ReduceOp.MAX)
             fired = counts.bool()
         self.sae.count_silence(fired)
-        return Learned(x, out, self._terms(x, out))
+        return Learned(x, out, self._terms(x, out), self.sae.sharding)
 
     def evaluate(self, x: Tensor) -> Evaluation:
         """Standardised inputs, outputs and loss terms of a batch of raw inputs; changes nothing."""
         x = self.sae.standardize(x)
         out = self.sae.autoencode(x)
-        return Evaluation(x, out, self._terms(x, out))
+        terms = self._terms(x, out)
+        return Evaluation(x, self.sae.gathered(out), terms)
 
     def _terms(self, x: Tensor, out: SAEOutput | SparseOutput) -> dict[str, Tensor]:
         mse = (x - out.x_hat).square().sum(-1).mean()

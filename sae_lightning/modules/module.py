@@ -6,14 +6,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torchmetrics import Metric
 
 from sae_lightning.data.batch import ActivationBatch, as_batch
+from sae_lightning.data.ranks import data_group, data_ranks
 from sae_lightning.modules.allocator import keep_freed_memory
-from sae_lightning.modules.clipping import clip_grad_norms
+from sae_lightning.modules.clipping import clip_grad_norms, clip_grad_values
 from sae_lightning.modules.precision import require_in_range, require_trainable, warn_of_rounded_inputs
 from sae_lightning.modules.processes import StepScalars
 from sae_lightning.modules.run import NonfiniteError, RunModule
+from sae_lightning.modules.sharding import holders, spread, with_whole_parameters
 from sae_lightning.nn import FIRING_THRESHOLD, SAEOutput, SparseCodes, SparseOutput
+from sae_lightning.nn.sharding import Sharding, whole
 
 if TYPE_CHECKING:
     from sae_lightning.modules.base import BaseSAE
@@ -28,12 +32,17 @@ class Learned(NamedTuple):
     """Standardised reconstructions, codes and pre-codes; the codes may be sparse."""
     terms: dict[str, Tensor]
     """Named scalars: `loss`, `mse` and, where there is one, `regularizer`."""
+    sharding: Sharding | None = None
+    """Where latents are sharded, those of which `out` holds codes."""
 
     def l0(self) -> Tensor:
         """Mean number of latents that fire per sample."""
         codes = self.out.codes
         values = codes.values if isinstance(codes, SparseCodes) else codes
-        return (values > FIRING_THRESHOLD).sum().double().div(len(self.x)).float()
+        firing = (values > FIRING_THRESHOLD).sum()
+        if self.sharding is not None:
+            firing = self.sharding.total(firing)
+        return firing.double().div(len(self.x)).float()
 
 
 class Evaluation(NamedTuple):
@@ -97,16 +106,26 @@ class SAEModule(RunModule):
             )
         self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
 
+    def configure_model(self) -> None:
+        """Spread the SAEs over processes where the strategy wants that."""
+        spread(self, self.trainer)
+        for metric in self.modules():
+            if isinstance(metric, Metric):  # processes that see the same samples count them once
+                metric.process_group = data_group(self.trainer)
+
     def on_fit_start(self) -> None:
         """Fit standardisation and initial values to training data, once; a resumed run keeps its own."""
         if self.device.type == "cpu":
             keep_freed_memory()
+        if self.trainer.strategy.restore_checkpoint_after_setup and self.trainer.ckpt_path is not None:
+            return  # the checkpoint is read after this
         pending = [sae for sae in self.saes().values() if not sae.initialized]
         if pending:
             sample = self._sample_training_data(max(sae.n_init_samples for sae in pending))
             warn_of_rounded_inputs(self.trainer, sample)
-            for sae in pending:
-                sae.initialize(sample[: sae.n_init_samples])
+            with with_whole_parameters(self.trainer, writeback=True):
+                for sae in pending:
+                    sae.initialize(sample[: sae.n_init_samples])
 
     @torch.no_grad()
     def _sample_training_data(self, n: int) -> Tensor:
@@ -117,10 +136,7 @@ class SAEModule(RunModule):
         for batch in self.trainer.train_dataloader or ():
             x = self._checked(as_batch(batch), f"batch {len(collected)} of the training stream").activations
             x = x.to(self.device)
-            if self.trainer.world_size > 1:  # interleave the ranks' batches, as one process would see them
-                gathered = self.all_gather(x)
-                assert isinstance(gathered, Tensor)
-                x = gathered.transpose(0, 1).flatten(0, 1)
+            x = self.interleaved(x)
             collected.append(x)
             count += len(x)
             if count >= n:
@@ -128,6 +144,19 @@ class SAEModule(RunModule):
         if not collected:
             raise ValueError("the training data must hold at least one batch, but it is empty")
         return torch.cat(collected)[:n]
+
+    def interleaved(self, x: Tensor) -> Tensor:
+        """The samples of all processes that read different data, in the order in which one would see them."""
+        if data_ranks(self.trainer)[1] == 1:
+            return x
+        gathered = self.all_gather(x, group=data_group(self.trainer))
+        assert isinstance(gathered, Tensor)
+        return gathered.transpose(0, 1).flatten(0, 1)
+
+    def whole(self, parameter: Tensor) -> Tensor:
+        """All of a parameter, without its gradient, however it is spread; every process must call this."""
+        with torch.no_grad(), with_whole_parameters(self.trainer, writeback=False):
+            return whole(parameter).detach().clone()
 
     # ------------------------------------------------------------------ steps
 
@@ -175,7 +204,7 @@ class SAEModule(RunModule):
         if log and len(found) > 1:  # for the progress bar, which has no room for each member
             l0s = [l0 for _, l0 in found.values() if l0 is not None]
             self.log_dict({"train/loss": loss.detach(), "train/l0": torch.stack(l0s).mean()}, prog_bar=True)
-        self.samples_seen += len(batch.activations) * self.trainer.world_size
+        self.samples_seen += len(batch.activations) * data_ranks(self.trainer)[1]
         return loss
 
     def learn_all(self, x: Tensor, with_l0: bool) -> dict[str, StepScalars]:
@@ -239,6 +268,7 @@ class SAEModule(RunModule):
         if not gradient_clip_val:
             return
         if gradient_clip_algorithm == "value":
-            torch.nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
+            clip_grad_values(self.parameters(), gradient_clip_val)
         else:
-            clip_grad_norms((sae.parameters() for sae in self.saes().values()), gradient_clip_val)
+            groups = (sae.parameters() for sae in self.saes().values())
+            clip_grad_norms(groups, gradient_clip_val, lambda grad: holders(grad, self.trainer))

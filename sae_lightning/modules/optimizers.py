@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -53,7 +54,8 @@ class OptimizerGroup(Optimizer):
     """Steps a named set of optimizers as one, so that Lightning counts one step per batch.
 
     The parameter groups are the members' own, so clipping, unscaling and logging of learning rates work as for
-    one optimizer; the state stays with each member.
+    one optimizer; the state stays with each member, and is stored as that of one optimizer would be (which is what
+    strategies that shard parameters take apart and put together).
 
     Args:
         optimizers: Member optimizers by name.
@@ -73,15 +75,46 @@ class OptimizerGroup(Optimizer):
             optimizer.step()
         return loss
 
+    @property  # type: ignore[override]
+    def state(self) -> dict[Tensor, Any]:
+        """The state of every parameter, whosever it is."""
+        return {parameter: state for o in self.optimizers.values() for parameter, state in o.state.items()}
+
+    @state.setter
+    def state(self, value: Any) -> None:
+        """Ignore what the base class sets: members have their own."""
+
     def state_dict(self) -> dict[str, Any]:
-        """Each member's state by its name."""
-        return {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
+        """The members' states as one, their parameters numbered through in the order of the members."""
+        state: dict[int, Any] = {}
+        groups: list[dict[str, Any]] = []
+        first = 0
+        for optimizer in self.optimizers.values():
+            own = optimizer.state_dict()
+            state |= {first + i: value for i, value in own["state"].items()}
+            groups += [{**group, "params": [first + i for i in group["params"]]} for group in own["param_groups"]]
+            first += sum(len(group["params"]) for group in own["param_groups"])
+        return {"state": state, "param_groups": groups}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore each member's state."""
+        """Restore each member's state (also from checkpoints that hold them by name, as older ones do)."""
+        parts = state_dict if state_dict.keys() == self.optimizers.keys() else self._by_member(state_dict)
         for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state_dict[name])
+            optimizer.load_state_dict(parts[name])
         self.param_groups = [group for o in self.optimizers.values() for group in o.param_groups]
+
+    def _by_member(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        parts, groups, first = {}, list(state_dict["param_groups"]), 0
+        for name, optimizer in self.optimizers.items():
+            n_groups = len(optimizer.param_groups)
+            own, groups = groups[:n_groups], groups[n_groups:]
+            n = sum(len(group["params"]) for group in optimizer.param_groups)
+            parts[name] = {
+                "state": {i - first: v for i, v in state_dict["state"].items() if first <= i < first + n},
+                "param_groups": [{**group, "params": [i - first for i in group["params"]]} for group in own],
+            }
+            first += n
+        return parts
 
 
 def own_optimizer(optimizer: Optimizer, name: str) -> Optimizer:

@@ -10,8 +10,9 @@ from sae_lightning.nn.decoder import Decoder
 from sae_lightning.nn.encoders import Encoder
 from sae_lightning.nn.firing import FIRING_THRESHOLD
 from sae_lightning.nn.functional import at_least_float32
-from sae_lightning.nn.parts import require_positive
+from sae_lightning.nn.parts import require_positive, require_shardable
 from sae_lightning.nn.projections import Projection
+from sae_lightning.nn.sharding import Sharding, local
 from sae_lightning.nn.sparse import Pattern, SparseCodes
 from sae_lightning.nn.standardizer import Standardizer
 from sae_lightning.nn.support import largest
@@ -115,6 +116,7 @@ class SparseAutoencoder(nn.Module):
         self.subtract_decoder_bias = subtract_decoder_bias
         self.chunk_size = None if chunk_size is None else int(chunk_size)
         self.dense_above = dense_above
+        self.sharding: Sharding | None = None
         self.register_buffer("batches_silent", torch.zeros(self.d_sae, dtype=torch.int64))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
@@ -127,6 +129,20 @@ class SparseAutoencoder(nn.Module):
             return converted
 
         return super()._apply(convert, recurse)  # type: ignore[no-untyped-call]
+
+    def shard(self, sharding: Sharding) -> None:
+        """Take it that parameters are DTensors whose rows of latents lie on several processes, as `sharding` says.
+
+        `forward`, `encode` and `decode` return and take the codes of all latents as before; `autoencode` and what works
+        on its output see those of this process's own. Training is dense.
+
+        Raises:
+            ValueError: If a part cannot be sharded or `chunk_size` is given.
+        """
+        require_shardable(self.encoder, self.projection, self.decoder)
+        if self.chunk_size is not None:
+            raise ValueError(f"chunk_size must be None where latents are sharded, but is {self.chunk_size}")
+        self.sharding = self.encoder.sharding = self.projection.sharding = self.decoder.sharding = sharding
 
     def autoencode(self, x: Tensor) -> SAEOutput:
         """Run encoder, projection and decoder on standardised inputs; `x_hat` is standardised too."""
@@ -167,7 +183,7 @@ class SparseAutoencoder(nn.Module):
 
     def _may_be_sparse(self, x: Tensor) -> bool:
         parts = (self.encoder, self.projection, self.decoder)
-        if not all(part.sparse for part in parts):
+        if self.sharding is not None or not all(part.sparse for part in parts):
             return False
         if any(part._forward_hooks or part._forward_pre_hooks for part in (self.encoder, self.projection)):
             return False  # the sparse way does not call the parts as modules
@@ -256,9 +272,22 @@ class SparseAutoencoder(nn.Module):
     def _encoder_input(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """What the encoder's methods are called with: inputs, and their centre for an encoder that takes it."""
         if not self.subtract_decoder_bias:
-            return x, {}
+            return self._replicated(x), {}
         assert self.decoder.bias is not None
-        return (x, {"centre": self.decoder.bias}) if self.encoder.takes_centre else (x - self.decoder.bias, {})
+        bias = local(self.decoder.bias)
+        if self.encoder.takes_centre:
+            return self._replicated(x), {"centre": self._replicated(bias)}
+        return self._replicated(x - bias), {}
+
+    def _replicated(self, x: Tensor) -> Tensor:
+        """What the encoder takes: each process finds the gradient through its own latents, and the sum is needed."""
+        return self.sharding.replicate(x) if self.sharding is not None and x.requires_grad else x
+
+    def gathered(self, out: SAEOutput) -> SAEOutput:
+        """The same output with the codes and pre-codes of all latents; unchanged where latents are not sharded."""
+        if self.sharding is None:
+            return out
+        return SAEOutput(out.x_hat, self.sharding.gather(out.codes), self.sharding.gather(out.pre_codes))
 
     def standardize(self, x: Tensor) -> Tensor:
         """Check the last dimension of raw inputs and standardise them.
@@ -275,13 +304,13 @@ class SparseAutoencoder(nn.Module):
 
     def forward(self, x: Tensor) -> SAEOutput:
         """Return reconstructions (raw units), codes and pre-codes of raw inputs `(..., d_in)`."""
-        out = self.autoencode(self.standardize(x))
+        out = self.gathered(self.autoencode(self.standardize(x)))
         return out._replace(x_hat=self.standardizer.inverse(out.x_hat))
 
     def encode(self, x: Tensor) -> Tensor:
         """Return the codes of raw inputs: `(..., d_in)` to `(..., d_sae)`."""
         codes: Tensor = self.projection(self.pre_codes(self.standardize(x)))
-        return codes
+        return codes if self.sharding is None else self.sharding.gather(codes)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Return reconstructions in raw units: `(..., d_sae)` to `(..., d_in)`.
@@ -293,6 +322,8 @@ class SparseAutoencoder(nn.Module):
             raise ValueError(
                 f"codes must have d_sae = {self.d_sae} in their last dimension, but have shape {tuple(codes.shape)}"
             )
+        if self.sharding is not None:
+            codes = codes[..., self.sharding.own]
         return self.standardizer.inverse(self.decoder(codes))
 
     @torch.no_grad()
@@ -303,7 +334,7 @@ class SparseAutoencoder(nn.Module):
     @staticmethod
     @torch.no_grad()
     def fired(codes: Tensor | SparseCodes) -> Tensor:
-        """Which latents fire anywhere in a batch, bool `(d_sae,)`."""
+        """Which latents (of this process) fire anywhere in a batch, bool `(d_sae,)`."""
         if isinstance(codes, SparseCodes):
             return codes.largest_per_latent() > FIRING_THRESHOLD
         return codes.flatten(0, -2).amax(0) > FIRING_THRESHOLD

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from sae_lightning.nn.functional import at_least_float32, decode
 from sae_lightning.nn.parts import Part, require_positive
+from sae_lightning.nn.sharding import local
 from sae_lightning.nn.sparse import SparseCodes, decode_sparse
 
 _EPSILON = 1e-6  # added to norms that divide
@@ -26,6 +27,7 @@ class Decoder(Part, nn.Module):
     """
 
     sparse = True
+    rows_of_latents = frozenset({"weight"})
     dense_form = frozenset({"forward", "combine", "atoms"})
 
     def __init__(self, d_in: int, d_sae: int, bias: bool = True, unit_norm: bool = False) -> None:
@@ -38,12 +40,16 @@ class Decoder(Part, nn.Module):
 
     @property
     def atoms(self) -> Tensor:
-        """The dictionary that is used, `(d_sae, d_in)`: the weight, of unit norm where that was asked for."""
+        """The dictionary that is used, `(d_sae, d_in)`: the weight, of unit norm where that was asked for.
+
+        Where latents are sharded, the atoms of this process's own.
+        """
+        weight = local(self.weight)
         if not self.unit_norm:
-            return self.weight
-        weight = at_least_float32(self.weight)
-        normed: Tensor = weight / (weight.norm(dim=-1, keepdim=True) + _EPSILON)
-        return normed.to(self.weight.dtype)
+            return weight
+        wide = at_least_float32(weight)
+        normed: Tensor = wide / (wide.norm(dim=-1, keepdim=True) + _EPSILON)
+        return normed.to(weight.dtype)
 
     def combine(self, codes: Tensor | SparseCodes, latents: Tensor | None = None) -> Tensor:
         """Sum the atoms weighted by the codes, without the bias.
@@ -55,9 +61,10 @@ class Decoder(Part, nn.Module):
         if isinstance(codes, SparseCodes):
             return at_least_float32(decode_sparse(codes, self.weight, _EPSILON if self.unit_norm else None))
         atoms = self.atoms if latents is None else self.atoms.index_select(0, latents)
-        return at_least_float32(decode(codes, atoms))
+        x_hat = at_least_float32(decode(codes, atoms))
+        return x_hat if self.sharding is None else self.sharding.sum(x_hat)
 
     def forward(self, codes: Tensor | SparseCodes) -> Tensor:
         """Return reconstructions in float32 (or float64), `(..., d_in)`."""
         x_hat = self.combine(codes)
-        return x_hat if self.bias is None else x_hat + self.bias
+        return x_hat if self.bias is None else x_hat + local(self.bias)

@@ -9,6 +9,7 @@ from torch.nn import functional as F  # noqa: N812  (the usual name)
 
 from sae_lightning.nn.functional import affine, at_least_float32, negative_squared_distance
 from sae_lightning.nn.parts import Part, require_finite_positive, require_positive
+from sae_lightning.nn.sharding import local
 from sae_lightning.nn.sparse import Pattern, affine_at, distance_at
 
 
@@ -89,6 +90,7 @@ class Affine(Encoder):
     """
 
     sparse = True
+    rows_of_latents = frozenset({"weight", "bias"})
     takes_centre = True
 
     def __init__(self, d_in: int, d_sae: int, bias: bool = True, pre_code_scale: float = 1.0) -> None:
@@ -97,9 +99,13 @@ class Affine(Encoder):
         self.pre_code_scale = pre_code_scale
         self.bias = nn.Parameter(torch.zeros(d_sae)) if bias else None
 
+    @property
+    def _bias(self) -> Tensor | None:
+        return None if self.bias is None else local(self.bias)
+
     def forward(self, x: Tensor, centre: Tensor | None = None) -> Tensor:
         """Return pre-codes in float32 (or float64), `(..., d_sae)`."""
-        return affine(x, centre, self.weight, self.bias, self.pre_code_scale)
+        return affine(x, centre, local(self.weight), self._bias, self.pre_code_scale)
 
     def at(self, x: Tensor, pattern: Pattern, values: Tensor, centre: Tensor | None = None) -> Tensor:
         """Pre-codes at some positions, `(nnz,)`, with their gradient at O(nnz * d_in)."""
@@ -107,8 +113,8 @@ class Affine(Encoder):
 
     def among(self, x: Tensor, latents: Tensor, centre: Tensor | None = None) -> Tensor:
         """Pre-codes of some latents only, `(n, n_latents)`."""
-        bias = None if self.bias is None else self.bias.index_select(0, latents)
-        return affine(x, centre, self.weight.index_select(0, latents), bias, self.pre_code_scale)
+        bias = None if self._bias is None else self._bias.index_select(0, latents)
+        return affine(x, centre, local(self.weight).index_select(0, latents), bias, self.pre_code_scale)
 
 
 class SquaredDistance(Encoder):
@@ -128,6 +134,7 @@ class SquaredDistance(Encoder):
     """
 
     sparse = True
+    rows_of_latents = frozenset({"weight"})
     nonpositive = True
 
     def __init__(self, d_in: int, d_sae: int, lambda_init: float = 1.0) -> None:
@@ -138,7 +145,12 @@ class SquaredDistance(Encoder):
     @property
     def scale(self) -> Tensor:
         r"""The current $\lambda$, a positive scalar."""
-        return F.softplus(at_least_float32(self.raw_lambda))
+        return F.softplus(at_least_float32(local(self.raw_lambda)))
+
+    @property
+    def _scale(self) -> Tensor:
+        """Lambda for this process's own latents."""
+        return self.scale if self.sharding is None else self.sharding.replicate(self.scale)
 
     @torch.no_grad()
     def set_lambda(self, value: float) -> None:
@@ -149,7 +161,7 @@ class SquaredDistance(Encoder):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return pre-codes in float32 (or float64), `(..., d_sae)`; none exceeds zero (up to rounding)."""
-        return negative_squared_distance(x, self.weight, self.scale)
+        return negative_squared_distance(x, local(self.weight), self._scale)
 
     def at(self, x: Tensor, pattern: Pattern, values: Tensor, centre: Tensor | None = None) -> Tensor:
         """Pre-codes at some positions, `(nnz,)`, with their gradient at O(nnz * d_in)."""
@@ -157,7 +169,7 @@ class SquaredDistance(Encoder):
 
     def among(self, x: Tensor, latents: Tensor, centre: Tensor | None = None) -> Tensor:
         """Pre-codes of some latents only, `(n, n_latents)`."""
-        return negative_squared_distance(x, self.weight.index_select(0, latents), self.scale)
+        return negative_squared_distance(x, local(self.weight).index_select(0, latents), self._scale)
 
     def distances(self, pre_codes: Tensor) -> Tensor:
         """Recover the squared distances from pre-codes (or from sums of them, weighted by the codes)."""

@@ -9,6 +9,7 @@ from torch import Tensor
 from sae_lightning.nn.autoencoder import SparseAutoencoder
 from sae_lightning.nn.encoders import SquaredDistance
 from sae_lightning.nn.firing import FIRING_THRESHOLD
+from sae_lightning.nn.sharding import Sharding, fill
 
 Initialization = Literal["data", "unit", "normal"]
 """Rows of both matrices: random data points, random unit vectors, or independent standard normals."""
@@ -36,8 +37,8 @@ def initialize_weights(sae: SparseAutoencoder, how: Literal["unit", "normal"], g
     rows = torch.randn(sae.d_sae, sae.d_in, generator=generator)
     if how == "unit":
         rows /= rows.norm(dim=-1, keepdim=True)
-    sae.encoder.weight.copy_(rows)
-    sae.decoder.weight.copy_(rows)
+    fill(sae.encoder.weight, rows)
+    fill(sae.decoder.weight, rows)
 
 
 @torch.no_grad()
@@ -61,8 +62,8 @@ def initialize_from_data(sae: SparseAutoencoder, x: Tensor, generator: torch.Gen
         rows = rows + 1e-3 * rows.square().mean().sqrt() * noise
     if not isinstance(sae.encoder, SquaredDistance):
         rows = rows / rows.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-    sae.encoder.weight.copy_(rows)
-    sae.decoder.weight.copy_(rows)
+    fill(sae.encoder.weight, rows)
+    fill(sae.decoder.weight, rows)
 
 
 @torch.no_grad()
@@ -89,10 +90,11 @@ def calibrate_lambda(sae: SparseAutoencoder, x: Tensor, l0: float) -> float:
 
     def mean_l0(scale: float) -> float:
         codes = sae.projection(distances * -scale)
-        return float((codes > FIRING_THRESHOLD).sum(-1).double().mean())
+        firing = (codes > FIRING_THRESHOLD).sum(-1).double()
+        return float((firing if sae.sharding is None else sae.sharding.total(firing)).mean())
 
     # the useful range of lambda is around one over the spread of a sample's distances, at any scale of the data
-    unit = 1.0 / max(distances.std(-1, correction=0).mean().item(), 1e-30)
+    unit = 1.0 / max(_spread(distances, sae.sharding).mean().item(), 1e-30)
     low, high = math.log(unit) - 20.0, math.log(unit) + 20.0
     for _ in range(50):
         middle = (low + high) / 2
@@ -102,3 +104,11 @@ def calibrate_lambda(sae: SparseAutoencoder, x: Tensor, l0: float) -> float:
             high = middle
     encoder.set_lambda(math.exp(high))
     return mean_l0(math.exp(high))
+
+
+def _spread(distances: Tensor, sharding: Sharding | None) -> Tensor:
+    """Standard deviation of each row over all latents, `(n,)`."""
+    if sharding is None:
+        return distances.std(-1, correction=0)
+    mean = sharding.total(distances.sum(-1, keepdim=True)) / sharding.d_sae
+    return (sharding.total((distances - mean).square().sum(-1)) / sharding.d_sae).sqrt()

@@ -5,7 +5,10 @@ import inspect
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+if TYPE_CHECKING:
+    from sae_lightning.nn.sharding import Sharding
 
 T = TypeVar("T", bound="Recorded")
 
@@ -23,6 +26,8 @@ class Recorded:
     """
 
     init_args: dict[str, Any]
+    made_as: type
+    """The class that was constructed. (FSDP changes that of a module.)"""
     undescribed: ClassVar[frozenset[str]] = frozenset()
     """Arguments that whoever builds the object again supplies by itself."""
 
@@ -36,11 +41,12 @@ class Recorded:
         bound.apply_defaults()
         arguments = {name: _plain(value) for name, value in list(bound.arguments.items())[1:]}  # without `self`
         object.__setattr__(instance, "init_args", arguments)
+        object.__setattr__(instance, "made_as", cls)
         return instance
 
     def describe(self) -> dict[str, Any]:
         """Class path and constructor arguments: all that `build` needs."""
-        cls = type(self)
+        cls = self.made_as
         init_args = {key: value for key, value in self.init_args.items() if key not in self.undescribed}
         return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": init_args}
 
@@ -49,17 +55,23 @@ class Part(Recorded):
     """What encoders, projections, regularizers and decoders have in common: they may have a sparse form.
 
     A class says that it has one with `sparse = True`. A subclass that changes what `dense_form` names, but not
-    `sparse`, has none, whatever its parent has: it is then trained by its dense form.
+    `sparse`, has none, whatever its parent has: it is then trained by its dense form. The same holds for
+    `rows_of_latents`, which says that the class works where latents lie on several processes (`sharding` tells which):
+    it names those of its parameters of which each process then holds the rows of its own latents.
     """
 
     sparse: ClassVar[bool] = False
+    rows_of_latents: ClassVar[frozenset[str] | None] = None
     dense_form: ClassVar[frozenset[str]] = frozenset({"forward"})
+    sharding: "Sharding | None" = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """See whether the inherited sparse form still says the same as the dense one."""
         super().__init_subclass__(**kwargs)
-        if cls.dense_form & cls.__dict__.keys() and "sparse" not in cls.__dict__:
-            cls.sparse = False
+        if cls.dense_form & cls.__dict__.keys():
+            for form, none in {"sparse": False, "rows_of_latents": None}.items():
+                if form not in cls.__dict__:
+                    setattr(cls, form, none)
 
 
 def build(description: dict[str, Any], base: type[T], *args: Any) -> T:
@@ -108,3 +120,13 @@ def require_finite_positive(name: str, value: float) -> None:
     """Raise a ValueError unless `value` is positive and finite (for scales)."""
     if not (value > 0 and math.isfinite(value)):
         raise ValueError(f"{name} must be positive and finite, but is {value}")
+
+
+def require_shardable(*parts: Part) -> None:
+    """Raise a ValueError unless each part can work where latents lie on several processes."""
+    for part in parts:
+        if part.rows_of_latents is None:
+            raise ValueError(
+                f"latents can be sharded only where every part says how (rows_of_latents), but {type(part).__name__} "
+                "does not: train with another strategy, or with tensor_parallel_size = 1"
+            )

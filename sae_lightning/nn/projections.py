@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from sae_lightning.nn import functional
 from sae_lightning.nn.parts import Part, require_finite_positive, require_positive
+from sae_lightning.nn.sharding import k_sparse_over, local, sparsemax_over
 from sae_lightning.nn.sparse import Pattern, SparseCodes
 from sae_lightning.nn.support import above, largest, simplex_support
 
@@ -54,6 +55,7 @@ class Orthant(Projection):
     """
 
     sparse = True
+    rows_of_latents = frozenset()
 
     def forward(self, pre_codes: Tensor) -> Tensor:
         """Return the codes."""
@@ -82,6 +84,7 @@ class Jump(Projection):
     """
 
     sparse = True
+    rows_of_latents = frozenset({"log_threshold"})
 
     def __init__(self, d_sae: int, threshold_init: float = 1e-3, bandwidth: float = 1e-3) -> None:
         super().__init__(d_sae)
@@ -92,8 +95,8 @@ class Jump(Projection):
 
     @property
     def threshold(self) -> Tensor:
-        """The current thresholds, `(d_sae,)`."""
-        return functional.at_least_float32(self.log_threshold).exp()
+        """The current thresholds, `(d_sae,)`, or those of this process's own latents."""
+        return functional.at_least_float32(local(self.log_threshold)).exp()
 
     def forward(self, pre_codes: Tensor) -> Tensor:
         """Return the codes."""
@@ -112,6 +115,8 @@ class Jump(Projection):
     def dynamics(self) -> dict[str, Tensor]:
         """Mean and maximum of the thresholds."""
         threshold = self.threshold.detach()
+        if self.sharding is not None:
+            threshold = self.sharding.gather(threshold)
         return {"threshold_mean": threshold.mean(), "threshold_max": threshold.amax()}
 
 
@@ -131,6 +136,7 @@ class KSparse(Projection):
     """
 
     sparse = True
+    rows_of_latents = frozenset()
 
     def __init__(self, d_sae: int, k: int) -> None:
         super().__init__(d_sae)
@@ -140,6 +146,8 @@ class KSparse(Projection):
 
     def forward(self, pre_codes: Tensor) -> Tensor:
         """Return the codes."""
+        if self.sharding is not None:
+            return k_sparse_over(functional.at_least_float32(pre_codes), self.k, self.sharding)
         return functional.k_sparse(pre_codes, self.k)
 
     def support(self, pre_codes: Tensor) -> Pattern:
@@ -163,9 +171,12 @@ class Simplex(Projection):
 
     shift_invariant = True
     sparse = True
+    rows_of_latents = frozenset()
 
     def forward(self, pre_codes: Tensor) -> Tensor:
         """Return the codes."""
+        if self.sharding is not None:
+            return sparsemax_over(functional.at_least_float32(pre_codes), self.sharding)
         return functional.sparsemax(pre_codes)
 
     def support(self, pre_codes: Tensor) -> Pattern:

@@ -9,6 +9,7 @@ from sae_lightning.nn.encoders import SquaredDistance
 from sae_lightning.nn.functional import k_sparse, step
 from sae_lightning.nn.parts import Part, require_positive
 from sae_lightning.nn.projections import Jump
+from sae_lightning.nn.sharding import k_sparse_over
 from sae_lightning.nn.sparse import SparseCodes
 
 if TYPE_CHECKING:
@@ -38,14 +39,20 @@ class Regularizer(Part, nn.Module):
         """Raise a ValueError where this regularizer cannot work with the parts of `sae`."""
 
 
+def _over_all(sae: "SparseAutoencoder", sums: Tensor) -> Tensor:
+    """Sums over all latents from those over this process's own, `(batch,)`."""
+    return sums if sae.sharding is None else sae.sharding.sum(sums)
+
+
 class L1(Regularizer):
     r"""L1 norm of the codes, $\sum_i |z_i|$ (codes are nonnegative)."""
 
     sparse = True
+    rows_of_latents = frozenset()
 
     def forward(self, sae: "SparseAutoencoder", x: Tensor, out: "SAEOutput | SparseOutput") -> Tensor:
         """Return the norm per sample, `(batch,)`."""
-        return out.codes.total() if isinstance(out.codes, SparseCodes) else out.codes.sum(-1)
+        return out.codes.total() if isinstance(out.codes, SparseCodes) else _over_all(sae, out.codes.sum(-1))
 
 
 class L0(Regularizer):
@@ -55,6 +62,7 @@ class L0(Regularizer):
     """
 
     sparse = True
+    rows_of_latents = frozenset()
 
     def check(self, sae: "SparseAutoencoder") -> None:
         """Require the projection with thresholds."""
@@ -70,7 +78,7 @@ class L0(Regularizer):
         if isinstance(v, SparseCodes):
             threshold = threshold.index_select(0, v.pattern.latents)
             return v.total(step(v.values, threshold, projection.bandwidth))
-        return step(v, threshold, projection.bandwidth).sum(-1)
+        return _over_all(sae, step(v, threshold, projection.bandwidth).sum(-1))
 
 
 class DistanceWeightedL1(Regularizer):
@@ -82,6 +90,7 @@ class DistanceWeightedL1(Regularizer):
     """
 
     sparse = True
+    rows_of_latents = frozenset()
 
     def check(self, sae: "SparseAutoencoder") -> None:
         """Require the encoder with prototypes."""
@@ -98,7 +107,7 @@ class DistanceWeightedL1(Regularizer):
             return encoder.distances(z.total(z.values * v.values))
         assert isinstance(z, Tensor)
         assert isinstance(v, Tensor)
-        return encoder.distances((z * v).sum(-1))
+        return encoder.distances(_over_all(sae, (z * v).sum(-1)))
 
 
 class AuxK(Regularizer):
@@ -119,6 +128,7 @@ class AuxK(Regularizer):
     """
 
     sparse = True
+    rows_of_latents = frozenset()
 
     def __init__(self, d_sae: int, k_aux: int | None = None, dead_after: int = 20) -> None:
         super().__init__(d_sae)
@@ -137,6 +147,10 @@ class AuxK(Regularizer):
         residual = (x - out.x_hat).detach()
         if isinstance(out.codes, SparseCodes):
             explained = sae.decoder.combine(sae.codes_among(x, dead, k))
+        elif sae.sharding is not None:
+            own, most = sae.sharding.among_own(dead), sae.sharding.most_on_one(dead)
+            codes = k_sparse_over(sae.pre_codes_among(x, own), k, sae.sharding, min(k, most))
+            explained = sae.decoder.combine(codes, own)
         else:
             explained = sae.decoder.combine(k_sparse(sae.pre_codes_among(x, dead), k), dead)
         return (residual - explained).square().sum(-1)

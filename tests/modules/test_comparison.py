@@ -46,7 +46,7 @@ def test_members_train_as_if_alone(
     alone = make(name)
     own_trainer = fit(alone, STEPS, **clipping)
     assert_same(comparison.saes()[name].state_dict(), alone.state_dict())  # weights, standardisation, batches_silent
-    assert_same(trainer.optimizers[0].state_dict()[name], own_trainer.optimizers[0].state_dict())
+    assert_same(trainer.optimizers[0].optimizers[name].state_dict(), own_trainer.optimizers[0].state_dict())
     schedules = scheduler_state(trainer)
     if own_trainer.lr_scheduler_configs:
         assert_same(schedules[name], scheduler_state(own_trainer))

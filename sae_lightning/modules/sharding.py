@@ -1,0 +1,180 @@
+"""How an SAE is spread over the processes of Lightning's ModelParallelStrategy, and FSDPStrategy is worked with."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from torch import Tensor, nn
+
+from sae_lightning.nn.parts import Part, require_shardable
+from sae_lightning.nn.sharding import Sharding, is_spread
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+    from torch.distributed.device_mesh import DeviceMesh
+
+    from sae_lightning.modules.base import BaseSAE
+    from sae_lightning.modules.module import SAEModule
+
+_DATA, _LATENTS = "data_parallel", "tensor_parallel"  # Lightning's names
+_FORWARD = ("learn", "evaluate", "encode", "decode", "_calibrate")
+"""What is called of an SAE from outside and needs whole weights."""
+
+
+def spread(module: "SAEModule", trainer: "pl.Trainer") -> None:
+    """Make the parameters of all SAEs what the trainer's strategy wants; does nothing for most strategies.
+
+    With ModelParallelStrategy the weights become DTensors. Where `tensor_parallel_size` is above 1, each process of a
+    group holds the rows of its own latents, and groups are replicas whose gradients are averaged; else they are sharded
+    over all processes by FSDP (`fully_shard`).
+
+    Raises:
+        ValueError: If the strategy's arguments, or what the SAEs are made of, cannot work together.
+    """
+    strategy = trainer.strategy
+    if isinstance(strategy, FSDPStrategy):
+        _check_fsdp(module, strategy)
+    if not isinstance(strategy, ModelParallelStrategy):
+        if any(is_spread(p) for p in module.parameters()):
+            raise ValueError(
+                "the strategy must be ModelParallelStrategy for an SAE that was sharded by it before, but is "
+                f"{type(strategy).__name__}: load its checkpoint instead (load_sae)"
+            )
+        return
+    if strategy._save_distributed_checkpoint:
+        raise ValueError(
+            "ModelParallelStrategy's save_distributed_checkpoint must be False, since load_sae and resumed runs read "
+            "one file, but is True"
+        )
+    mesh = strategy.device_mesh
+    for sae in module.saes().values():
+        meshes = [p.device_mesh for p in sae.parameters() if is_spread(p)]
+        if not meshes and mesh[_LATENTS].size() == 1 and mesh[_DATA].size() > 1:
+            _shard_parameters(sae, mesh[_DATA], strategy.root_device)
+        elif not meshes:
+            _shard_latents(sae, mesh, strategy.root_device)
+        elif meshes[0] not in (mesh, mesh[_DATA]):
+            raise ValueError(
+                f"an SAE that was sharded over {meshes[0]} cannot be trained on {mesh}: load its checkpoint"
+            )
+
+
+def _parts(sae: "BaseSAE") -> Iterator[Part]:
+    yield from (sae.sae.encoder, sae.sae.projection, sae.sae.decoder)
+    if sae.regularizer is not None:
+        yield sae.regularizer
+
+
+def _shard_latents(sae: "BaseSAE", mesh: "DeviceMesh", device: torch.device) -> None:
+    """Leave each process of a tensor-parallel group the rows of its own latents."""
+    from torch.distributed.tensor import Replicate, Shard
+
+    require_shardable(*_parts(sae))
+    sharding = Sharding(mesh[_LATENTS].get_group(), sae.d_sae)
+    sae.sae.shard(sharding)
+    hook = _averaged_over(mesh[_DATA]) if mesh[_DATA].size() > 1 else None
+    for part in _parts(sae):
+        assert isinstance(part, nn.Module)
+        for name, parameter in list(part.named_parameters()):
+            by_latent = name in (part.rows_of_latents or ())
+            rows = parameter.detach()[sharding.own].clone() if by_latent else parameter.detach()
+            placements = [Replicate(), Shard(0) if by_latent else Replicate()]
+            _replace(part, name, rows.to(device), mesh, placements, hook)
+
+
+def _shard_parameters(sae: "BaseSAE", mesh: "DeviceMesh", device: torch.device) -> None:
+    """Let FSDP hold a part of every parameter on each process, and put them together where they are used."""
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+    from torch.distributed.tensor import Replicate
+
+    scalars = set()  # which FSDP does not take: they stay whole
+    for part in _parts(sae):
+        assert isinstance(part, nn.Module)
+        for name, parameter in list(part.named_parameters()):
+            if parameter.ndim == 0:
+                whole = parameter.detach().to(device)
+                scalars.add(_replace(part, name, whole, mesh, [Replicate()], _averaged_over(mesh)))
+    fully_shard(sae, mesh=mesh, ignored_params=scalars)
+    for method in _FORWARD:
+        register_fsdp_forward_method(sae, method)
+
+
+def _replace(
+    part: nn.Module,
+    name: str,
+    held: Tensor,
+    mesh: "DeviceMesh",
+    placements: list[Any],
+    hook: Callable[[Tensor], Tensor] | None,
+) -> nn.Parameter:
+    """Put a DTensor of which this process holds `held` in the place of a parameter."""
+    from torch.distributed.tensor import DTensor
+
+    parameter = nn.Parameter(DTensor.from_local(held, mesh, placements, run_check=False))
+    if hook is not None:
+        parameter.register_hook(hook)  # type: ignore[no-untyped-call]
+    setattr(part, name, parameter)
+    return parameter
+
+
+def _averaged_over(mesh: "DeviceMesh") -> Callable[[Tensor], Tensor]:
+    """What makes of a DTensor's gradient its mean over the processes that see other data."""
+    from torch.distributed.tensor import DTensor
+
+    group, size = mesh.get_group(), mesh.size()
+
+    def mean(grad: Tensor) -> Tensor:
+        assert isinstance(grad, DTensor)
+        held = grad.to_local().clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(held, group=group)
+        return DTensor.from_local(held / size, grad.device_mesh, grad.placements, run_check=False)
+
+    return mean
+
+
+# ---------------------------------------------------------------------- FSDPStrategy
+
+
+def _check_fsdp(module: "SAEModule", strategy: FSDPStrategy) -> None:
+    scalars = [name for name, parameter in module.named_parameters() if parameter.ndim == 0]
+    if scalars:
+        raise ValueError(
+            f"FSDPStrategy holds no parameters that are scalars, as {scalars[0]} is: use ModelParallelStrategy with "
+            "tensor_parallel_size = 1, which shards by FSDP too"
+        )
+    if strategy._state_dict_type != "full":
+        raise ValueError(
+            "FSDPStrategy's state_dict_type must be 'full', since load_sae and resumed runs read one file, but is "
+            f"{strategy._state_dict_type!r}"
+        )
+
+
+def with_whole_parameters(trainer: "pl.Trainer", writeback: bool) -> AbstractContextManager[None]:
+    """Within it, parameters that FSDPStrategy has cut up are whole; nothing where another strategy trains.
+
+    Args:
+        trainer: The trainer; all of its processes must call this.
+        writeback: Whether changes of the parameters are kept.
+    """
+    if not isinstance(trainer.strategy, FSDPStrategy):
+        return nullcontext()
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    assert isinstance(trainer.strategy.model, nn.Module)
+    context: AbstractContextManager[None] = FullyShardedDataParallel.summon_full_params(
+        trainer.strategy.model, writeback=writeback
+    )
+    return context
+
+
+def holders(grad: Tensor, trainer: "pl.Trainer | None" = None) -> dist.ProcessGroup | None:
+    """The processes each of which holds a part of a gradient; None where each holds all of it."""
+    if trainer is not None and isinstance(trainer.strategy, FSDPStrategy):
+        return dist.group.WORLD
+    if not is_spread(grad):
+        return None
+    split = [i for i, placement in enumerate(grad.placements) if placement.is_shard()]
+    return grad.device_mesh.get_group(split[0]) if split else None
