@@ -50,7 +50,7 @@ def test_every_config_is_an_experiment_or_an_overlay():
     }
     assert set(ALL) == {*SEPARABILITY, *HETEROGENEITY, *FORMAL, *VISION, *LANGUAGE, *HARVESTS, *OVERLAYS}
     assert {ident(path) for path in OVERLAYS} == {
-        *(f"trainer/{name}" for name in ("cpu", "gpu", "ddp", "sharded", "torchrun", "slurm", "throughput")),
+        *(f"trainer/{name}" for name in ("cpu", "gpu", "ddp", "fsdp", "sharded", "torchrun", "slurm", "throughput")),
         *("debug/fast", "debug/profiler"),
     }
 
