@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.cost_model --d_in 4096 --d_sae 131072 --gpus 512
 
-The CPU's constants are fitted to measured steps (`tests.benchmarks.scale`); those of a GPU are what its maker publishes,
-times an assumed efficiency. No GPU has confirmed them.
+The CPU's constants are fitted to measured steps (`tests.benchmarks.scale`); those of a GPU are what its maker
+publishes, times an assumed efficiency. No GPU has confirmed them.
 """
 
 import argparse
@@ -169,10 +169,10 @@ def memory_traffic(shape: Shape, shards: int = 1) -> float:
 def exchanged(shape: Shape, of: Plan) -> tuple[float, float]:
     """Bytes that each GPU sends in a step, within its group and between groups, by ring algorithms.
 
-    An all-reduce of n bytes among R sends 2 (R - 1) / R n, an all-gather or reduce-scatter half of that. Between groups:
-    the gradients, 4 * 2 d_in d_sae bytes (of a group's share where latents are sharded), all-reduced; by FSDP the weights
-    gathered twice and the gradients scattered once. Within a group: x_hat, 4 B d_in, all-reduced, and k pre-codes per
-    sample and GPU, 4 R B k, gathered.
+    An all-reduce of n bytes among R sends 2 (R - 1) / R n, an all-gather or reduce-scatter half of that. Between
+    groups: the gradients, 4 * 2 d_in d_sae bytes (of a group's share where latents are sharded), all-reduced; by FSDP
+    the weights gathered twice and the gradients scattered once. Within a group: x_hat, 4 B d_in, all-reduced, and k
+    pre-codes per sample and GPU, 4 R B k, gathered.
     """
     d_in, d_sae, batch, k = shape
     within, between = (of.shards - 1) / of.shards, (of.groups - 1) / of.groups

@@ -126,8 +126,8 @@ def check_table(data: dict[str, Any]) -> str:
     header = ["(d_in, d_sae, batch, k)", "measured, ms", "predicted, ms", "error", "bf16, measured, ms"]
     mean = {key: statistics.mean(abs(e) for e in errors(data, key)) for key in ("fit", "check")}
     largest = max(abs(e) for e in errors(data, "check"))
-    text = f"Mean error {mean['check']:.0%}, largest {largest:.0%}; on the {len(data['fit'])} fitted points {mean['fit']:.0%}."
-    return f"{_table(header, rows)}\n\n{text}"
+    text = f"Mean error {mean['check']:.0%}, largest {largest:.0%}; on the {len(data['fit'])} fitted points"
+    return f"{_table(header, rows)}\n\n{text} {mean['fit']:.0%}."
 
 
 def exchange_table(data: dict[str, Any]) -> str:

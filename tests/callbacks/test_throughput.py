@@ -7,7 +7,7 @@ import pytest
 from sae_lightning.callbacks import Throughput
 from tests.callbacks.test_training import data, sae, trainer
 
-STEP, VALIDATION = 0.02, 0.2
+STEP, VALIDATION = 0.02, 0.4
 
 
 class Slow(pl.Callback):
@@ -28,7 +28,7 @@ def rates(folder):
 
 @pytest.mark.parametrize("batches", [1, 2])
 def test_the_rate_counts_samples_and_leaves_validation_out(tmp_path, batches):
-    """A validation after every step would halve the rate many times if it counted."""
+    """With validations, which follow every step, it would be below a tenth of the upper bound."""
     trainer(
         tmp_path,
         Slow(),
@@ -41,4 +41,4 @@ def test_the_rate_counts_samples_and_leaves_validation_out(tmp_path, batches):
     found = rates(tmp_path)
     assert list(found) == [1, 3, 5]
     for value in found.values():
-        assert 16 / STEP / 3 < value < 16 / STEP
+        assert 16 / STEP / 10 < value < 16 / STEP
