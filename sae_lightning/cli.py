@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
@@ -47,6 +49,8 @@ _REPORTS: dict[type[Callback], type[RunModule]] = {  # what only one kind of mod
 _FIRST_FILES = ("events.out.tfevents.", ".config.yaml.", "probe", ".probe.")  # what a run writes before config.yaml
 _SIZES = ("d_in", "image_size", "channels")  # which a checkpoint and its data must share
 _LINKED = (*_SIZES, "grammar_text")  # arguments of models that come from the data
+# what starts processes that cannot tell each other anything, and the variable that says how many
+_OUTER_LAUNCHERS = ((TorchElasticEnvironment, "WORLD_SIZE"), (SLURMEnvironment, "SLURM_NTASKS"))
 _RUN_DIR_VARIABLE = "SAE_LIGHTNING_RUN_DIR"  # how the first process tells the ones it launches
 
 
@@ -109,7 +113,7 @@ class SAECLI(LightningCLI):
             type=str | None,
             default=None,
             help="Folder of everything that the run writes; for fit it must be new (or --overwrite, or a resumed run). "
-            "Default: runs/<time>-<model> for fit, the checkpoint's run otherwise.",
+            "Default: runs/<time>-<model> for fit, the checkpoint's run otherwise; torchrun and SLURM need it given.",
         )
         parser.add_argument(
             "--overwrite", type=bool, default=False, help="Whether fit may delete an earlier run in run_dir."
@@ -237,6 +241,11 @@ class SAECLI(LightningCLI):
             return os.environ[_RUN_DIR_VARIABLE]
         if config.ckpt_path is not None and Path(config.ckpt_path).parent.name == "checkpoints":
             return str(Path(config.ckpt_path).parent.parent)
+        if config.trainer.num_nodes > 1 or any(e.detect() and int(os.environ[n]) > 1 for e, n in _OUTER_LAUNCHERS):
+            fail(
+                "--run_dir must be given where torchrun, SLURM or several nodes start the processes, "
+                "for each of them would name a folder by its own clock"
+            )
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{_short(config.model.class_path)}"
         os.environ[_RUN_DIR_VARIABLE] = str(Path("runs", name))
         return os.environ[_RUN_DIR_VARIABLE]

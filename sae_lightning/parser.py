@@ -27,7 +27,7 @@ def _public(package: ModuleType, base: type) -> list[type]:
 
 MODELS = _public(modules, RunModule)
 DATA = _public(data, SeededDataModule)
-OPTIONAL_CALLBACKS = [callbacks.ResampleDeadLatents]
+OPTIONAL_CALLBACKS = [callbacks.ResampleDeadLatents, callbacks.Throughput]
 
 
 class SAEParser(LightningArgumentParser):

@@ -49,7 +49,10 @@ def test_every_config_is_an_experiment_or_an_overlay():
         *("language/harvest", "language/pythia-harvest", "vision/harvest", "vision/dinov2-harvest")
     }
     assert set(ALL) == {*SEPARABILITY, *HETEROGENEITY, *FORMAL, *VISION, *LANGUAGE, *HARVESTS, *OVERLAYS}
-    assert len(OVERLAYS) == 5
+    assert {ident(path) for path in OVERLAYS} == {
+        *(f"trainer/{name}" for name in ("cpu", "gpu", "ddp", "fsdp", "sharded", "torchrun", "slurm", "throughput")),
+        *("debug/fast", "debug/profiler"),
+    }
 
 
 @pytest.mark.parametrize("path", [*SEPARABILITY, *HETEROGENEITY], ids=ident)
@@ -238,14 +241,29 @@ def test_overlays_change_what_they_name_and_nothing_else(experiment, overlay):
     def check(before, after, said, path):
         for key in before.keys() | after.keys():
             here = f"{path}.{key}"
-            if key not in said:
+            if f"{key}+" in said:
+                added = said[f"{key}+"]
+                assert [*(before[key] or []), added] == after[key], here
+            elif key not in said:
                 assert after[key] == before[key], here
+            elif isinstance(said[key], dict) and "class_path" in said[key]:
+                assert after[key]["class_path"] == said[key]["class_path"], here
+                assert said[key]["init_args"].items() <= after[key]["init_args"].items(), here
             elif isinstance(said[key], dict):
                 check(before[key], after[key], said[key], here)
             else:
                 assert after[key] == said[key], here
 
     check(before, after, said, "")
+
+
+def test_overlays_combine():
+    names = ("ddp", "throughput")
+    config = parsed(CONFIGS / "separability" / "spade.yaml", *(CONFIGS / "trainer" / f"{name}.yaml" for name in names))
+    assert config["trainer"]["strategy"] == "ddp"
+    assert [callback["class_path"] for callback in config["trainer"]["callbacks"]] == [
+        "sae_lightning.callbacks.Throughput"
+    ]
 
 
 @pytest.mark.parametrize("path", ALL, ids=ident)

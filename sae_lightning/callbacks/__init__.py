@@ -16,6 +16,7 @@ from sae_lightning.callbacks.recovery_figures import RecoveryFigures
 from sae_lightning.callbacks.resampling import ResampleDeadLatents
 from sae_lightning.callbacks.results import ResultsWriter
 from sae_lightning.callbacks.table import RecoveryTable
+from sae_lightning.callbacks.throughput import Throughput
 from sae_lightning.callbacks.vision import FeatureReport
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "ResultsWriter",
     "RunCheckpoint",
     "SAEProgressBar",
+    "Throughput",
     "TopActivations",
     "TrainingDynamics",
     "load_codes",
