@@ -10,6 +10,7 @@ from torch import Tensor
 from sae_lightning.modules.base import BaseSAE
 from sae_lightning.modules.module import SAEModule, log_key
 from sae_lightning.modules.optimizers import own_optimizer
+from sae_lightning.modules.sharding import let_go
 from sae_lightning.nn import SquaredDistance
 from sae_lightning.nn.sharding import set_rows, whole
 
@@ -93,6 +94,7 @@ class ResampleDeadLatents(pl.Callback):
         if len(dead) == 0:
             return 0
         x, out, _ = sae.evaluate(x)
+        let_go(sae)
         residual = x - out.x_hat
         error = residual.square().sum(-1).double().cpu()
         generator = torch.Generator().manual_seed((torch.initial_seed() + step) % 2**64)

@@ -15,7 +15,7 @@ from sae_lightning.modules.clipping import clip_grad_norms, clip_grad_values
 from sae_lightning.modules.precision import require_in_range, require_trainable, warn_of_rounded_inputs
 from sae_lightning.modules.processes import StepScalars
 from sae_lightning.modules.run import NonfiniteError, RunModule
-from sae_lightning.modules.sharding import holders, spread, with_whole_parameters
+from sae_lightning.modules.sharding import average_gradients, holders, spread, with_whole_parameters
 from sae_lightning.nn import FIRING_THRESHOLD, SAEOutput, SparseCodes, SparseOutput
 from sae_lightning.nn.sharding import Sharding, whole
 
@@ -257,6 +257,10 @@ class SAEModule(RunModule):
         return Predictions({name: sae.encode(batch.activations) for name, sae in self.saes().items()}, batch.concepts)
 
     # ------------------------------------------------------------------ optimisation
+
+    def on_after_backward(self) -> None:
+        """Average the gradients of sharded SAEs over the groups of processes that see other data."""
+        average_gradients(self)
 
     def configure_gradient_clipping(
         self,

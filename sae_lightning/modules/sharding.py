@@ -1,6 +1,6 @@
 """How an SAE is spread over the processes of Lightning's ModelParallelStrategy, and FSDPStrategy is worked with."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -75,14 +75,13 @@ def _shard_latents(sae: "BaseSAE", mesh: "DeviceMesh", device: torch.device) -> 
     require_shardable(*_parts(sae))
     sharding = Sharding(mesh[_LATENTS].get_group(), sae.d_sae)
     sae.sae.shard(sharding)
-    hook = _averaged_over(mesh[_DATA]) if mesh[_DATA].size() > 1 else None
     for part in _parts(sae):
         assert isinstance(part, nn.Module)
         for name, parameter in list(part.named_parameters()):
             by_latent = name in (part.rows_of_latents or ())
             rows = parameter.detach()[sharding.own].clone() if by_latent else parameter.detach()
             placements = [Replicate(), Shard(0) if by_latent else Replicate()]
-            _replace(part, name, rows.to(device), mesh, placements, hook)
+            _replace(part, name, rows.to(device), mesh, placements)
 
 
 def _shard_parameters(sae: "BaseSAE", mesh: "DeviceMesh", device: torch.device) -> None:
@@ -96,43 +95,46 @@ def _shard_parameters(sae: "BaseSAE", mesh: "DeviceMesh", device: torch.device) 
         for name, parameter in list(part.named_parameters()):
             if parameter.ndim == 0:
                 whole = parameter.detach().to(device)
-                scalars.add(_replace(part, name, whole, mesh, [Replicate()], _averaged_over(mesh)))
+                scalars.add(_replace(part, name, whole, mesh, [Replicate()]))
     fully_shard(sae, mesh=mesh, ignored_params=scalars)
     for method in _FORWARD:
         register_fsdp_forward_method(sae, method)
 
 
-def _replace(
-    part: nn.Module,
-    name: str,
-    held: Tensor,
-    mesh: "DeviceMesh",
-    placements: list[Any],
-    hook: Callable[[Tensor], Tensor] | None,
-) -> nn.Parameter:
+def _replace(part: nn.Module, name: str, held: Tensor, mesh: "DeviceMesh", placements: list[Any]) -> nn.Parameter:
     """Put a DTensor of which this process holds `held` in the place of a parameter."""
     from torch.distributed.tensor import DTensor
 
     parameter = nn.Parameter(DTensor.from_local(held, mesh, placements, run_check=False))
-    if hook is not None:
-        parameter.register_hook(hook)  # type: ignore[no-untyped-call]
     setattr(part, name, parameter)
     return parameter
 
 
-def _averaged_over(mesh: "DeviceMesh") -> Callable[[Tensor], Tensor]:
-    """What makes of a DTensor's gradient its mean over the processes that see other data."""
-    from torch.distributed.tensor import DTensor
+def let_go(sae: "BaseSAE") -> None:
+    """Have an SAE's parameters be what the optimizer knows again: after a forward pass FSDP keeps them whole."""
+    from torch.distributed.fsdp import FSDPModule
 
-    group, size = mesh.get_group(), mesh.size()
+    if isinstance(sae, FSDPModule):
+        sae.reshard()
 
-    def mean(grad: Tensor) -> Tensor:
-        assert isinstance(grad, DTensor)
-        held = grad.to_local().clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(held, group=group)
-        return DTensor.from_local(held / size, grad.device_mesh, grad.placements, run_check=False)
 
-    return mean
+@torch.no_grad()
+def average_gradients(module: nn.Module) -> None:
+    """Average gradients over the processes that see other data, where neither DDP nor FSDP does.
+
+    After each backward pass: what was accumulated before is the same on all of them, and stays. (A hook of the
+    parameter would not do: it is lost when a module with DTensors moves or changes its precision.)
+    """
+    for parameter in module.parameters():
+        grad = parameter.grad
+        if grad is None or not is_spread(grad):
+            continue
+        mesh = grad.device_mesh
+        for name, placement in zip(mesh.mesh_dim_names or (), grad.placements, strict=True):
+            if name == _DATA and placement.is_replicate() and mesh[_DATA].size() > 1:
+                held = grad.to_local()
+                dist.all_reduce(held, group=mesh[_DATA].get_group())
+                held /= mesh[_DATA].size()
 
 
 # ---------------------------------------------------------------------- FSDPStrategy

@@ -73,7 +73,7 @@ def test_only_products_and_matrices_are_in_half_precision(
     )
     assert trainer.precision == precision
     assert len(learned) == 4
-    for x, out, terms in learned:
+    for x, out, terms, _ in learned:
         assert isinstance(out.codes, SparseCodes) == sparsely
         for tensor in (x, out.x_hat, values(out.codes), values(out.pre_codes), *terms.values()):
             assert tensor.dtype == torch.float32
