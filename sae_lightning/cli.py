@@ -131,6 +131,7 @@ class SAECLI(LightningCLI):
             help="CPU threads per process; small SAEs run fastest with 1. Default: torch's choice.",
         )
         parser.add_lightning_class_args(callbacks.RunCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(callbacks.GracefulStop, "stop")
         parser.add_lightning_class_args(callbacks.NonfiniteLoss, "nonfinite")
         parser.add_lightning_class_args(callbacks.ConceptRecovery, "recovery")
         parser.add_lightning_class_args(callbacks.RecoveryFigures, "figures")

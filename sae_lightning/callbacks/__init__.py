@@ -15,6 +15,7 @@ from sae_lightning.callbacks.recovery import ConceptRecovery
 from sae_lightning.callbacks.recovery_figures import RecoveryFigures
 from sae_lightning.callbacks.resampling import ResampleDeadLatents
 from sae_lightning.callbacks.results import ResultsWriter
+from sae_lightning.callbacks.stopping import GracefulStop
 from sae_lightning.callbacks.table import RecoveryTable
 from sae_lightning.callbacks.throughput import Throughput
 from sae_lightning.callbacks.vision import FeatureReport
@@ -25,6 +26,7 @@ __all__ = [
     "DownstreamFidelity",
     "FeatureReport",
     "GeometryFigures",
+    "GracefulStop",
     "GrammarReport",
     "NonfiniteLoss",
     "ReceptiveFields",

@@ -4,12 +4,17 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from sae_lightning.callbacks.checkpoint_files import WHAT, AtomicCheckpointIO, checkpoints_by_step
 from sae_lightning.callbacks.generators import generator_states, restore_generators
+from sae_lightning.callbacks.stopping import stops
+from sae_lightning.data.loading import ActivationLoader, batches_done
 from sae_lightning.files import WriteError, prepare_folder, replace_link
 
 _KEY = "sae_lightning_run"
@@ -21,7 +26,8 @@ class RunCheckpoint(ModelCheckpoint):
     One is written every `every_n_steps` steps and one at the end of training; the oldest is removed when the newest
     is complete. A run that is killed at any moment and resumed from `last.ckpt` goes on as if nothing had happened:
     a checkpoint holds the state at the end of a step, and appears once all that the step logs (its validation
-    included) is on disk. The random generators are part of it unless several processes train.
+    included) is on disk. The random generators of every rank are part of it. SIGTERM, which `GracefulStop` notices, has
+    the last step saved.
 
     Args:
         dirpath: Folder of the checkpoints; the command line takes `checkpoints` in the run's folder.
@@ -48,6 +54,7 @@ class RunCheckpoint(ModelCheckpoint):
         self._keep = keep
         self._taken: tuple[int, dict[str, Any]] | None = None  # a step, and the loops' state at its end
         self._restored: dict[str, Any] = {}
+        self._generators: dict[str, Any] | None = None
 
     @property
     def state_key(self) -> str:
@@ -95,6 +102,19 @@ class RunCheckpoint(ModelCheckpoint):
                 f"and rank 0 one of step {first}: give --ckpt_path the older one by its name"
             )
         self._restored = dict(checkpoint.get(_KEY, {}))
+        ranks = self._restored.pop("ranks", [])
+        if len(ranks) == trainer.world_size:
+            self._generators = ranks[trainer.global_rank]["generators"]
+            loop = checkpoint["loops"]["fit_loop"]["state_dict"]
+            loop["combined_loader"] = ranks[trainer.global_rank]["batches"]
+        elif ranks:
+            loop = checkpoint["loops"]["fit_loop"]["state_dict"]
+            states = zip(*(rank["batches"] for rank in ranks), strict=True)
+            loop["combined_loader"] = [{**found[0], "ranks": list(found)} for found in states]
+            rank_zero_warn(
+                f"training goes on with {trainer.world_size} processes instead of {len(ranks)}, so it will not be what "
+                "it would have been: random generators start anew, and each process reads other samples than before"
+            )
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Restore the last values of all metrics: results of a run are those of its last validation."""
@@ -104,10 +124,33 @@ class RunCheckpoint(ModelCheckpoint):
         """Know which step is there already, and whether it ended an epoch."""
         super().on_train_start(trainer, pl_module)
         self._last_global_step_saved = trainer.global_step
+        self._count_anew(trainer)
         loop, epochs = trainer.fit_loop, trainer.fit_loop.epoch_progress.total
         if loop.restarted_mid_epoch and epochs.completed == epochs.ready:
             # Lightning has counted the epoch as over by now, but would begin the next one as if it had begun before
             loop.reset_restart_stage()
+
+    @staticmethod
+    def _count_anew(trainer: pl.Trainer) -> None:
+        """Where a step takes other samples than it did: how many batches of this epoch count as done for Lightning."""
+        loader = trainer.train_dataloader
+        if not isinstance(loader, ActivationLoader) or loader.sequence.before is None:
+            return
+        sequence, (length, per_step) = loader.sequence, loader.sequence.before
+        rank_zero_warn(
+            f"a training step takes {sequence.per_step} samples instead of {per_step} from here on, and an epoch "
+            f"{len(sequence)} steps instead of {length}; samples of this epoch that were seen do not come again"
+        )
+        if trainer.num_training_batches != len(sequence):  # limit_train_batches counts batches, whatever they hold
+            return
+        loop, batches = trainer.fit_loop, trainer.fit_loop.epoch_loop.batch_progress
+        done = batches_done(batches.current.ready, length, per_step, len(sequence), sequence.per_step)
+        if done == len(sequence) and not batches.is_last_batch:  # what is left of the epoch fills no batch
+            loop.epoch_progress.increment_processed()
+            loop.epoch_progress.increment_completed()
+        ahead = done - batches.current.ready
+        for count in ("ready", "started", "processed", "completed"):
+            setattr(batches.current, count, getattr(batches.current, count) + ahead)
 
     # ------------------------------------------------------------------ steps
 
@@ -116,7 +159,8 @@ class RunCheckpoint(ModelCheckpoint):
     ) -> None:
         """Take down where training stands, at steps that are due and at the last ones of an epoch and of training."""
         step = trainer.global_step
-        if self._is_due(step) or step == trainer.max_steps or trainer.is_last_batch or trainer.should_stop:
+        last = step == trainer.max_steps or trainer.is_last_batch or trainer.should_stop or stops(trainer)
+        if self._is_due(step) or last:
             self._take(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -134,8 +178,9 @@ class RunCheckpoint(ModelCheckpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Save the step before, all of whose curves are logged by now."""
-        if "generators" in self._restored:
-            restore_generators(self._restored.pop("generators"))
+        if self._generators is not None:
+            restore_generators(self._generators)
+            self._generators = None
         if self._taken is not None and self._is_due(self._taken[0]):
             self._save(trainer)
         self._taken = None
@@ -147,6 +192,17 @@ class RunCheckpoint(ModelCheckpoint):
         if self._taken is not None:
             self._save(trainer)
         self._taken = None
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Save the last step where SIGTERM ended training in good order, unless it is there already."""
+        if not isinstance(exception, SIGTERMException) or trainer.state.fn != "fit":
+            return
+        if self._taken is not None:
+            self._save(trainer)
+            self._taken = None
+        last = self._folder / self.CHECKPOINT_NAME_LAST
+        how = f"go on with --ckpt_path {last}" if last.exists() else "there is no checkpoint yet"
+        rank_zero_info(f"SIGTERM: training ends after step {trainer.global_step}; {how}")
 
     def _is_due(self, step: int) -> bool:
         return step % self._every_n_train_steps == 0
@@ -188,5 +244,8 @@ class RunCheckpoint(ModelCheckpoint):
         checkpoint["loops"]["fit_loop"] = self._taken[1]
         metrics: dict[str, Tensor] = {key: value.detach().cpu() for key, value in trainer.callback_metrics.items()}
         checkpoint[_KEY] = {"metrics": metrics}
-        if trainer.world_size == 1:  # with several each has its own, and one file holds one
-            checkpoint[_KEY]["generators"] = generator_states()
+        own = {"generators": generator_states(), "batches": self._taken[1]["state_dict"].get("combined_loader", [])}
+        ranks = [own] * trainer.world_size
+        if trainer.world_size > 1:
+            torch.distributed.all_gather_object(ranks, own)
+        checkpoint[_KEY]["ranks"] = ranks

@@ -37,26 +37,25 @@ class BlockOrder(BatchSequence):
     """
 
     def __init__(self, sizes: Sequence[int], batch_size: int, rank: int, world_size: int, seed: int) -> None:
-        super().__init__()
+        super().__init__(batch_size * world_size)
         self.sizes = list(sizes)
         self.batch_size = batch_size
         self.rank = rank
-        self.world_size = world_size
         self.seed = seed
 
     def __len__(self) -> int:
-        return sum(self.sizes) // (self.batch_size * self.world_size)
+        return sum(self.sizes) // self.per_step
 
     def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
         order_epoch, order, ends = -1, list[int](), list[int]()
         for position in range(self.position, self.position + len(self)):
-            epoch, i = divmod(position, len(self))
+            epoch, first = self.place(position)
             if epoch != order_epoch:
                 generator = seeded_generator(self.seed, _ORDER, epoch)
                 order = torch.randperm(len(self.sizes), generator=generator).tolist()
                 ends = list(accumulate(self.sizes[block] for block in order))
                 order_epoch = epoch
-            first = (i * self.world_size + self.rank) * self.batch_size
+            first += self.rank * self.batch_size
             yield self._rows(order, ends, first, first + self.batch_size)
 
     def _rows(self, order: list[int], ends: list[int], first: int, behind: int) -> list[tuple[int, int, int]]:

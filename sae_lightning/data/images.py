@@ -10,10 +10,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sae_lightning.data.datamodule import SPLIT_SEEDS, SeededDataModule, Split
-from sae_lightning.data.loading import ActivationLoader, BatchIndices
+from sae_lightning.data.loading import ActivationLoader, BatchIndices, BatchSequence
 from sae_lightning.data.seeding import seeded_generator
 from sae_lightning.data.sources import IdxImages, ImageExample, Source, UnreadableError
-from sae_lightning.data.streaming import StreamSteps
 from sae_lightning.data.views import ImageBatch, RandomViews, ViewBatch
 
 if TYPE_CHECKING:
@@ -57,14 +56,34 @@ class ViewStream(Dataset[ViewBatch]):
         self.n_ranks = n_ranks
         self._order: tuple[int, Tensor] | None = None
 
-    def __getitem__(self, step: int) -> ViewBatch:
-        epoch, i = divmod(step, len(self.images) // self.per_step)
+    def __getitem__(self, place: tuple[int, int, int]) -> ViewBatch:
+        step, epoch, first = place
         if self._order is None or self._order[0] != epoch:
             order = torch.randperm(len(self.images), generator=seeded_generator(self.seed, _ORDER, epoch))
             self._order = epoch, order
-        chosen = self._order[1][i * self.per_step : (i + 1) * self.per_step][self.rank :: self.n_ranks]
+        chosen = self._order[1][first : first + self.per_step][self.rank :: self.n_ranks]
         generator = seeded_generator(self.seed, SPLIT_SEEDS["train"], self.rank, step)
         return self.views.pairs(self.images[chosen], generator)
+
+
+class ViewSteps(BatchSequence):
+    """The places of the batches of a ViewStream: step, epoch, and number of the first image in the epoch's order.
+
+    Args:
+        steps_per_epoch: Batches of an epoch, at least 1.
+        per_step: Images of a step, over all processes.
+    """
+
+    def __init__(self, steps_per_epoch: int, per_step: int) -> None:
+        super().__init__(per_step)
+        self._steps_per_epoch = steps_per_epoch
+
+    def __len__(self) -> int:
+        return self._steps_per_epoch
+
+    def __iter__(self) -> Iterator[tuple[int, int, int]]:
+        for position in range(self.position, self.position + len(self)):
+            yield position, *self.place(position)
 
 
 class HeldOutViews(Dataset[ViewBatch]):
@@ -206,7 +225,7 @@ class ImageDataModule(SeededDataModule):
         images = self.split("train").images
         steps = self._steps_per_epoch(len(images))
         stream = ViewStream(images, self.views, self.batch_size, self.seed, *self._processes())
-        return ActivationLoader.of(stream, StreamSteps(steps), torch.cuda.is_available())
+        return ActivationLoader.of(stream, ViewSteps(steps, stream.per_step), torch.cuda.is_available())
 
     def val_dataloader(self) -> ActivationLoader:
         """Two views of every validation image."""

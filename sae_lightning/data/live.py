@@ -1,7 +1,7 @@
 """Activations that are computed as training goes, for models and data too large to store them."""
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -86,9 +86,10 @@ class WindowSteps(BatchSequence):
     """
 
     def __init__(self, batches: WindowBatches, steps_per_epoch: int, rank: int, world_size: int) -> None:
-        super().__init__()
+        super().__init__(batches.batch_size * world_size)
         self._batches = batches
         self._steps_per_epoch = steps_per_epoch
+        self._rank = rank
         self._world_size = world_size
         self._places = {0: (rank, 0)}  # of the batches that come next, by position
 
@@ -110,15 +111,24 @@ class WindowSteps(BatchSequence):
         for position in [position for position in self._places if 0 < position < self.position]:
             del self._places[position]
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """Which batch comes next, and where it lies."""
         window, batch = self._places[self.position]
-        return {"position": self.position, "window": window, "batch": batch}
+        place = {"window": window, "batch": batch, "batch_size": self._batches.batch_size}
+        return {**super().state_dict(), **place}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on with the batch that came next."""
+    def resume(self, state: dict[str, Any]) -> None:
+        """Go on with the batch that came next; with other processes, behind all windows that one of them had begun.
+
+        (With another batch size a window goes on at the first batch of samples that are all new.)
+        """
         self.position = state["position"]
-        self._places[self.position] = (state["window"], state["batch"])
+        if "ranks" in state:
+            begun = max(rank["window"] for rank in state["ranks"])
+            self._places = {0: (self._rank, 0), self.position: (begun + 1 + self._rank, 0)}
+            return
+        samples = state["batch"] * state["batch_size"]
+        self._places[self.position] = (state["window"], -(-samples // self._batches.batch_size))
 
 
 class LiveDataModule(ActivationDataModule):

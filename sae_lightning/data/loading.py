@@ -1,5 +1,6 @@
 """Batches in an order that every rank knows, and a loader that goes on where a checkpoint stood."""
 
+import signal
 from abc import abstractmethod
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -40,14 +41,25 @@ class BatchSequence(DistributedSampler[Any]):
 
     It derives from DistributedSampler so that Lightning leaves it in place.
 
+    A run may go on with another number of processes, or another batch size. Then a step takes another number of
+    samples, and the rest of the epoch is dealt anew from the sample at which it stood: none comes twice, and none is
+    left out but what no longer fills a batch at the end of the epoch.
+
+    Args:
+        per_step: Samples of a step, over all processes.
+
     Attributes:
         position: Batches handed out so far, over all epochs; it says which batch comes next.
         resumed: Whether the position came from a checkpoint, so that it holds whatever Lightning counts.
+        before: Batches of an epoch and samples of a step in the checkpoint, where they were others; else None.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, per_step: int) -> None:
+        self.per_step = per_step
         self.position = 0
         self.resumed = False
+        self.before: tuple[int, int] | None = None
+        self._shift = (-1, 0)  # an epoch that was dealt anew, and by how many samples its batches are moved
 
     @abstractmethod
     def __len__(self) -> int:
@@ -57,13 +69,36 @@ class BatchSequence(DistributedSampler[Any]):
     def __iter__(self) -> Iterator[Any]:
         """The indices of an epoch's batches, from `position` on."""
 
-    def state_dict(self) -> dict[str, int]:
-        """Which batch comes next."""
-        return {"position": self.position}
+    def place(self, position: int) -> tuple[int, int]:
+        """Epoch of a batch, and the number of its first sample in the order of that epoch."""
+        epoch, batch = divmod(position, len(self))
+        return epoch, batch * self.per_step + (self._shift[1] if self._shift[0] == epoch else 0)
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on with the batch that came next."""
-        self.position = state["position"]
+    def state_dict(self) -> dict[str, Any]:
+        """Which batch comes next, and how batches are counted."""
+        counts = {"length": len(self), "per_step": self.per_step}
+        return {"position": self.position, "shift": list(self._shift), **counts}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with the batch, or where steps take other samples with the sample, that came next.
+
+        Args:
+            state: A rank's state; where the number of processes has changed that of rank 0, and all of them as `ranks`.
+        """
+        before = state["length"], state["per_step"]
+        self.before = None if before == (len(self), self.per_step) else before
+        self.resume(state)
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Find the place of a state in this sequence; `before` is known."""
+        self.position, self._shift = state["position"], tuple(state["shift"])
+        if self.before is None:
+            return
+        length, per_step = self.before
+        epoch, batch = divmod(self.position, length)
+        first = batch * per_step + (self._shift[1] if self._shift[0] == epoch else 0)
+        done = batches_done(batch, length, per_step, len(self), self.per_step)
+        self.position, self._shift = epoch * len(self) + done, (epoch, first - done * self.per_step)
 
     def set_epoch(self, epoch: int) -> None:
         """Begin an epoch where the last one ended.
@@ -73,6 +108,19 @@ class BatchSequence(DistributedSampler[Any]):
         """
         if not self.resumed and (epoch == 0 or self.position == 0):
             self.position = epoch * len(self)
+
+
+def batches_done(done: int, length: int, per_step: int, new_length: int, new_per_step: int) -> int:
+    """How many batches of an epoch count as done when batches become larger or smaller in its midst.
+
+    Args:
+        done: Batches that were done.
+        length: Batches of an epoch before.
+        per_step: Samples of a batch before, over all processes.
+        new_length: Batches of an epoch now.
+        new_per_step: Samples of a batch now.
+    """
+    return max(0, new_length - (length - done) * per_step // new_per_step) if done else 0
 
 
 class BatchIndices(BatchSequence):
@@ -93,26 +141,25 @@ class BatchIndices(BatchSequence):
     def __init__(
         self, n: int, batch_size: int, rank: int, world_size: int, shuffle_seed: int | None, drop_last: bool
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size * world_size)
         self.n = n
-        self.per_batch = batch_size * world_size
         self.rank = rank
         self.world_size = world_size
         self.shuffle_seed = shuffle_seed
         self.drop_last = drop_last
 
     def __len__(self) -> int:
-        return self.n // self.per_batch if self.drop_last else -(-self.n // self.per_batch)
+        return self.n // self.per_step if self.drop_last else -(-self.n // self.per_step)
 
     def __iter__(self) -> Iterator[Tensor]:
         start = 0 if self.shuffle_seed is None else self.position  # stored order: always from its start
         order, order_epoch = torch.arange(self.n), None
         for position in range(start, start + len(self)):
-            epoch, i = divmod(position, len(self))
+            epoch, first = self.place(position)
             if self.shuffle_seed is not None and epoch != order_epoch:
                 order = torch.randperm(self.n, generator=seeded_generator(self.shuffle_seed, _ORDER, epoch))
                 order_epoch = epoch
-            yield order[i * self.per_batch : (i + 1) * self.per_batch][self.rank :: self.world_size]
+            yield order[first : first + self.per_step][self.rank :: self.world_size]
 
 
 def _one_ahead(batches: Iterator[Any]) -> Iterator[Any]:
@@ -125,6 +172,11 @@ def _one_ahead(batches: Iterator[Any]) -> Iterator[Any]:
                 return
             ahead = thread.submit(next, batches, None) if batch[0].numel() >= _WORTH_A_THREAD else None
             yield batch
+
+
+def _leave_signals(worker: int) -> None:
+    """A signal to end that is sent to all processes of a job is the training process's to heed."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class ActivationLoader(DataLoader[Any]):
@@ -141,7 +193,14 @@ class ActivationLoader(DataLoader[Any]):
         cls, dataset: Dataset[Any], sequence: BatchSequence, pin_memory: bool, num_workers: int = 0
     ) -> "ActivationLoader":
         """Read the batches that `sequence` names."""
-        return cls(dataset, sampler=sequence, batch_size=None, pin_memory=pin_memory, num_workers=num_workers)
+        return cls(
+            dataset,
+            sampler=sequence,
+            batch_size=None,
+            pin_memory=pin_memory,
+            num_workers=num_workers,
+            worker_init_fn=_leave_signals if num_workers else None,
+        )
 
     @property
     def sequence(self) -> BatchSequence:
@@ -156,11 +215,11 @@ class ActivationLoader(DataLoader[Any]):
             self.sequence.position += 1
             yield batch
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """Where reading stands."""
         return self.sequence.state_dict()
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where reading stood."""
         self.sequence.load_state_dict(state)
         self.sequence.resumed = True

@@ -158,7 +158,8 @@ class SentenceDataModule(SeededDataModule):
     def train_dataloader(self) -> ActivationLoader:
         """New training batches, from the start of the stream."""
         stream = SentenceStream(self.sampler, self.batch_size, self.seed, self._processes()[0])
-        return ActivationLoader.of(stream, StreamSteps(self._steps_per_epoch(self.n_train)), torch.cuda.is_available())
+        steps = StreamSteps(self._steps_per_epoch(self.n_train), self.batch_size, self._processes()[1])
+        return ActivationLoader.of(stream, steps, torch.cuda.is_available())
 
     def val_dataloader(self) -> ActivationLoader:
         """Every validation sentence once."""

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch.utils.data import Dataset
@@ -52,19 +53,37 @@ class ActivationStream(Dataset[ActivationBatch]):
 class StreamSteps(BatchSequence):
     """Counts the steps of a stream; every epoch goes on with new ones.
 
+    With another number of processes each rank goes on with its own stream, at the step that all have reached; with
+    another batch size, at the first draw that nobody has used. No sample comes twice.
+
     Args:
         steps_per_epoch: Batches of an epoch, at least 1.
+        batch_size: Samples per batch and process.
+        world_size: Number of processes.
+        per_draw: Batches that are drawn together.
     """
 
-    def __init__(self, steps_per_epoch: int) -> None:
-        super().__init__()
+    def __init__(self, steps_per_epoch: int, batch_size: int, world_size: int, per_draw: int = 1) -> None:
+        super().__init__(batch_size * world_size)
         self.steps_per_epoch = steps_per_epoch
+        self.batch_size = batch_size
+        self.per_draw = per_draw
 
     def __len__(self) -> int:
         return self.steps_per_epoch
 
     def __iter__(self) -> Iterator[int]:
         return iter(range(self.position, self.position + self.steps_per_epoch))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which batch comes next, and how batches are drawn."""
+        return {**super().state_dict(), "batch_size": self.batch_size, "per_draw": self.per_draw}
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Go on behind all that was drawn."""
+        self.position = state["position"]
+        if state["batch_size"] != self.batch_size:  # draws are numbered, and would begin with the same samples
+            self.position = -(-self.position // state["per_draw"]) * self.per_draw
 
 
 class StreamingDataModule(ActivationDataModule):
@@ -123,5 +142,6 @@ class StreamingDataModule(ActivationDataModule):
         """New training batches, from the start of the stream."""
         per_draw = max(1, _VALUES_PER_DRAW // (self.batch_size * self.d_in))
         stream = ActivationStream(self.sampler(), self.batch_size, self.seed, self._processes()[0], per_draw)
-        steps = StreamSteps(self._steps_per_epoch(self.samples_per_epoch))
+        n_steps = self._steps_per_epoch(self.samples_per_epoch)
+        steps = StreamSteps(n_steps, self.batch_size, self._processes()[1], per_draw)
         return ActivationLoader.of(stream, steps, pin_memory=torch.cuda.is_available(), num_workers=self.num_workers)

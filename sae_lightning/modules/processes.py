@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -62,6 +63,7 @@ class MemberProcesses:
         self._places = {name: [torch.zeros_like(p) for p in self._parameters[name]] for name in names}
         _share(chain.from_iterable(self._places[name] for name in names if name not in self._own))
         self._others: list[tuple[BaseProcess, Connection]] = []
+        Finalize(self, _hang_up, (self._others,), exitpriority=0)  # else the end of the program would wait for them
         context = multiprocessing.get_context("fork")
         for i in range(1, n):
             shares = {name: (saes[name], self._parameters[name], self._places[name]) for name in names[i::n]}
@@ -123,12 +125,18 @@ class MemberProcesses:
             process.join(10)
             if process.is_alive():
                 process.kill()
-        self._others = []
+        self._others.clear()
         for sae in self._saes.values():
             for tensor in _tensors(sae):
                 tensor.data = tensor.data.clone()
                 tensor.grad = None
         torch.set_num_threads(self._threads)
+
+
+def _hang_up(others: "list[tuple[BaseProcess, Connection]]") -> None:
+    """Close the pipes, at which the processes end."""
+    for _, connection in others:
+        connection.close()
 
 
 def _tensors(sae: "BaseSAE") -> Iterator[Tensor]:
@@ -168,8 +176,8 @@ def _serve(
     """Answer requests until the other end of the pipe is closed, or its process dead."""
     for other in inherited:  # open here, they would outlive the first process
         other.close()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process decides what an interrupt means
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process decides what these mean
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(1)  # the threads of the first process are not here, and GNU's OpenMP would wait for them
     with contextlib.suppress(EOFError, OSError):
         while True:

@@ -1,0 +1,105 @@
+"""Ends training in good order when the system asks for it (SIGTERM), on all ranks at the same step."""
+
+import os
+import signal
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies import ParallelStrategy
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+STATUS = 128 + signal.SIGTERM
+"""Exit status of a run that SIGTERM ended, 143, as shells and schedulers know it."""
+
+
+class GracefulStop(pl.Callback):
+    """Ends training after the step at hand when SIGTERM comes to any rank, as it does before a machine is taken away.
+
+    The checkpoint of that step is `RunCheckpoint`'s to write; then SIGTERMException, which is a SystemExit, ends the
+    program with status 143. A validation that has begun is finished first, and a run that is complete ends as ever.
+
+    Lightning stops only where rank 0 got the signal, broadcasts within the signal's handler, where other ranks may be
+    in any other operation, and waits for the device at every step. Its two functions are replaced here: the handler
+    takes a note, and ranks compare notes (a maximum over one number, on the hosts) while a step is being computed; the
+    answer is read a step later. Handlers of others, and Lightning's for SLURM's requeueing, stay as they are.
+
+    Attributes:
+        stopping: Whether the step at hand is the last one; the same on all ranks.
+    """
+
+    def __init__(self) -> None:
+        self.stopping = False
+        self._signalled = False
+        self._answer: tuple[torch.Tensor, Any] | None = None  # what the ranks were asked in the step before
+        self._group: Any = None
+        self._step = 0
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Take the place of Lightning's functions, which are registered after this."""
+        self.stopping = self._signalled = False
+        self._answer = None
+        process = os.getpid()
+
+        def notice(signum: int, _: Any) -> None:
+            if os.getpid() != process:  # a worker process, which inherits handlers
+                return
+            launcher = trainer.strategy.launcher
+            if launcher is not None and not self._signalled:
+                launcher.kill(signum)
+            self._signalled = True
+            if stage != "fit":  # there is nothing to save
+                raise SIGTERMException(STATUS)
+
+        trainer._signal_connector._sigterm_notifier_fn = notice  # type: ignore[method-assign]
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = self._compare_notes  # type: ignore[method-assign]
+        if trainer.world_size > 1 and stage == "fit" and self._group is None:
+            self._group = dist.new_group(backend="gloo")  # type: ignore[no-untyped-call]
+
+    def _compare_notes(self) -> None:
+        """Read what the ranks said at the start of the last batch, and ask them anew; Lightning calls it per batch."""
+        if self._answer is not None:
+            (note, work), self._answer = self._answer, None
+            work.wait()
+            self.stopping = self.stopping or bool(note)
+        note = torch.tensor([self._signalled], dtype=torch.int32)
+        self._answer = note, dist.all_reduce(note, dist.ReduceOp.MAX, group=self._group, async_op=True)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """End training where the step before was the last one.
+
+        Raises:
+            SIGTERMException: On all ranks, at the same step.
+        """
+        if self.stopping and trainer.global_step != self._step:
+            raise SIGTERMException(_status(trainer))
+        self._step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """A process that trains alone need not ask; callbacks that come after this one know that it is the last step."""
+        if trainer.world_size == 1:
+            self.stopping = self._signalled
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Leave no question open."""
+        if self._answer is not None:
+            self._answer[1].wait()
+            self._answer = None
+
+
+def stops(trainer: pl.Trainer) -> bool:
+    """Whether the step at hand is the last one because SIGTERM came."""
+    return any(callback.stopping for callback in trainer.callbacks if isinstance(callback, GracefulStop))  # type: ignore[attr-defined]
+
+
+def _status(trainer: pl.Trainer) -> int:
+    """Exit status; processes that Lightning started must not end with an error, or it would kill the first one."""
+    strategy = trainer.strategy
+    started = isinstance(strategy, ParallelStrategy) and isinstance(strategy.cluster_environment, LightningEnvironment)
+    return 0 if started and trainer.local_rank > 0 else STATUS
