@@ -7,7 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
-from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -56,7 +56,7 @@ class GracefulStop(pl.Callback):
         trainer._signal_connector._sigterm_notifier_fn = notice  # type: ignore[method-assign]
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = self._compare_notes  # type: ignore[method-assign]
         if trainer.world_size > 1 and stage == "fit" and self._group is None:
-            self._group = dist.new_group(backend="gloo")  # type: ignore[no-untyped-call]
+            self._group = dist.new_group(backend="gloo")
 
     def _compare_notes(self) -> None:
         """Read what the ranks said at the start of the last batch, and ask them anew; Lightning calls it per batch."""
@@ -82,7 +82,7 @@ class GracefulStop(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """A process that trains alone need not ask; callbacks that come after this one know that it is the last step."""
+        """A process that trains alone need not ask; callbacks after this one know that it is the last step."""
         if trainer.world_size == 1:
             self.stopping = self._signalled
 

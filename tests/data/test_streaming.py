@@ -39,6 +39,7 @@ class Ranked:
     """As much of a Trainer as a data module asks for."""
 
     overfit_batches = 0
+    strategy = None
 
     def __init__(self, rank: int, world_size: int) -> None:
         self.global_rank = rank
@@ -191,17 +192,17 @@ def test_epochs_go_on_with_fresh_batches() -> None:
 
 
 def test_the_first_epoch_begins_at_the_start_and_a_resumed_one_where_it_stood() -> None:
-    steps = StreamSteps(10)
+    steps = StreamSteps(10, BATCH, 1)
     steps.position = 4  # read to initialise a model
     steps.set_epoch(0)
     assert list(steps) == list(range(10))
     steps.position = 7  # an epoch cut short, as by limit_train_batches
     steps.set_epoch(1)
     assert list(steps) == list(range(7, 17))
-    late = StreamSteps(10)
+    late = StreamSteps(10, BATCH, 1)
     late.set_epoch(3)
     assert list(late) == list(range(30, 40))
-    resumed = StreamSteps(10)
+    resumed = StreamSteps(10, BATCH, 1)
     resumed.position, resumed.resumed = 5, True
     resumed.set_epoch(0)
     assert next(iter(resumed)) == 5
@@ -219,7 +220,7 @@ def test_the_position_is_that_of_the_batches_handed_out(num_workers: int) -> Non
     loader = data(num_workers).train_dataloader()
     iterator = iter(loader)
     for step in range(4):
-        assert loader.state_dict() == {"position": step}
+        assert loader.state_dict()["position"] == step
         next(iterator)
     again = data(2 - num_workers).train_dataloader()
     again.load_state_dict(loader.state_dict())
@@ -287,7 +288,7 @@ def test_a_resumed_run_goes_on_with_the_next_batch(
         train(step + 2, data(before), SaveAt(step, path), **options)
     seen, _, trainer = train(30, data(after), ckpt_path=path, **options)
     assert_equal(seen, batches(30)[step:])
-    assert trainer.train_dataloader.state_dict() == {"position": 30}
+    assert trainer.train_dataloader.state_dict()["position"] == 30
 
 
 @pytest.mark.parametrize("saved", [5, 7, 17])
