@@ -1,4 +1,4 @@
-"""Overlays and scripts of docs/scale.md run as they stand there, with two CPU processes; SLURM's commands are stand-ins."""
+"""Overlays and scripts of docs/scale.md run as they stand, with two CPU processes; SLURM's commands are stand-ins."""
 
 import json
 import os
