@@ -17,6 +17,7 @@ ALLOWED = {
     "metrics.functional": {"nn", "metrics.functional"},
     "metrics": {"nn", "metrics"},
     "data": {"data", "files", "nn.parts", "nn.transformer", "nn.vision_transformer"},
+    "geometry": {"geometry", "nn"},
     "plotting": {"plotting", "nn.firing"},
     "modules": {"modules", "nn", "data.batch", "data.grammar", "data.sentences", "data.views", "metrics"},
     "report": {"report", "data.contexts"},
@@ -25,7 +26,7 @@ ALLOWED = {
     "loggers": {"files"},
     "resume": set(),
     "parser": {"callbacks", "data", "files", "modules"},
-    "commands": {"commands", "data", "files", "parser"},
+    "commands": {"commands", "data", "files", "geometry", "modules", "parser", "plotting", "report"},
     "cli": {"callbacks", "commands", "data", "files", "loggers", "modules", "parser", "resume"},
     "__main__": {"cli"},
 }

@@ -101,7 +101,9 @@ def dimension(x: Tensor, n_queries: int = 2_000, confidence: float = 0.95, seed:
     ratios = neighbour_ratios(x, torch.arange(min(n, n_queries), device=x.device))
     distinct = ratios[ratios.isfinite()]
     if len(distinct) < len(ratios):
-        notes.append(f"{len(ratios) - len(distinct):,} of {len(ratios):,} samples have an equal, and no nearest neighbour")
+        notes.append(
+            f"{len(ratios) - len(distinct):,} of {len(ratios):,} samples have an equal, and no nearest neighbour"
+        )
     neighbours = two_nn(distinct, width) if len(distinct) >= MIN_SAMPLES else None
     return Dimension(
         n,
@@ -126,9 +128,7 @@ def dimensions(
         confidence: As in `dimension`.
         seed: As in `dimension`.
     """
-    return [
-        dimension(x[members(concepts, concept)], n_queries, confidence, seed) for concept in range(n_concepts)
-    ]
+    return [dimension(x[members(concepts, concept)], n_queries, confidence, seed) for concept in range(n_concepts)]
 
 
 def members(concepts: Tensor, concept: int) -> Tensor:

@@ -28,7 +28,7 @@ def neighbour_ratios(x: Tensor, queries: Tensor) -> Tensor:
         squares[torch.arange(len(rows)), rows] = torch.inf
         nearest = squares.topk(2, largest=False).indices
         exact = (x[nearest] - x[rows, None]).double().norm(dim=2).sort(1).values
-        found.append((exact[:, 1] / exact[:, 0]).nan_to_num(nan=torch.inf))
+        found.append(torch.where(exact[:, 0] > 0, exact[:, 1] / exact[:, 0], torch.inf))
     return torch.cat(found)
 
 
