@@ -23,7 +23,7 @@ def neighbour_ratios(x: Tensor, queries: Tensor) -> Tensor:
     """
     norms = x.square().sum(1)
     found = []
-    for rows in queries.split(max(1, _VALUES // len(x))):
+    for rows in torch.split(queries, max(1, _VALUES // len(x))):
         squares = torch.addmm(norms, x[rows], x.T, alpha=-2)  # less the query's own square, the same for all
         squares[torch.arange(len(rows)), rows] = torch.inf
         nearest = squares.topk(2, largest=False).indices

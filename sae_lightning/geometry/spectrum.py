@@ -17,8 +17,8 @@ def participation_ratio(x: Tensor, deviations: float) -> Estimate:
     spread its spectrum. Both traces are therefore estimated without bias, for any distribution with fourth moments:
     with $q = \sum_i \|x_i - \bar x\|^4 / (n - 1)$,
 
-    $$ \widehat{\mathrm{tr}\, \Sigma^2} = c\, ((n - 1)(n - 2)\, \mathrm{tr}\, S^2 + (\mathrm{tr}\, S)^2 - n q), \qquad
-       \widehat{(\mathrm{tr}\, \Sigma)^2} = c\, (2\, \mathrm{tr}\, S^2 + (n^2 - 3n + 1)(\mathrm{tr}\, S)^2 - n q), \qquad
+    $$ \widehat{\mathrm{tr}\, \Sigma^2} = c\, ((n - 1)(n - 2)\, \mathrm{tr}\, S^2 + (\mathrm{tr}\, S)^2 - n q), $$
+    $$ \widehat{(\mathrm{tr}\, \Sigma)^2} = c\, (2\, \mathrm{tr}\, S^2 + (n^2 - 3n + 1)(\mathrm{tr}\, S)^2 - n q), \qquad
        c = \frac{n - 1}{n (n - 2)(n - 3)}. $$
 
     The interval is normal, with the variance of what each sample alone contributes, measured against the covariance
@@ -34,7 +34,7 @@ def participation_ratio(x: Tensor, deviations: float) -> Estimate:
     n = len(x)
     covariance = x.T @ x / (n - 1)
     norms = x.square().sum(1, dtype=torch.float64)
-    energies = torch.cat([((rows @ covariance) * rows).sum(1) for rows in x.split(_ROWS)]).double()
+    energies = torch.cat([((rows @ covariance) * rows).sum(1) for rows in torch.split(x, _ROWS)]).double()
     square = covariance.double().square().sum()  # tr S^2
     trace = norms.sum() / (n - 1)
     fourth = norms.square().sum() / (n - 1)
@@ -71,7 +71,7 @@ def energy_components(x: Tensor, shares: tuple[float, ...], deviations: float) -
     for fitted, measured in (halves, halves[::-1]):
         centred = (fitted - fitted.mean(0)).double()
         directions = torch.linalg.eigh(centred.T @ centred)[1].flip(1).to(x.dtype)
-        for rows in (measured - measured.mean(0)).split(_ROWS):
+        for rows in torch.split(measured - measured.mean(0), _ROWS):
             held = (rows @ directions).square_().cumsum(1).double()
             whole = held[:, -1]
             first += held.sum(0)
