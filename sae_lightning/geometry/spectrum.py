@@ -18,8 +18,8 @@ def participation_ratio(x: Tensor, deviations: float) -> Estimate:
     with $q = \sum_i \|x_i - \bar x\|^4 / (n - 1)$,
 
     $$ \widehat{\mathrm{tr}\, \Sigma^2} = c\, ((n - 1)(n - 2)\, \mathrm{tr}\, S^2 + (\mathrm{tr}\, S)^2 - n q), $$
-    $$ \widehat{(\mathrm{tr}\, \Sigma)^2} = c\, (2\, \mathrm{tr}\, S^2 + (n^2 - 3n + 1)(\mathrm{tr}\, S)^2 - n q), \qquad
-       c = \frac{n - 1}{n (n - 2)(n - 3)}. $$
+    $$ \widehat{(\mathrm{tr}\, \Sigma)^2} = c\, (2\, \mathrm{tr}\, S^2 + (n^2 - 3n + 1)(\mathrm{tr}\, S)^2 - n q), $$
+    $$ c = (n - 1) / (n (n - 2)(n - 3)). $$
 
     The interval is normal, with the variance of what each sample alone contributes, measured against the covariance
     of the others; that counts the part that is quadratic in the samples twice, so that it is rather too wide.
