@@ -1,6 +1,25 @@
 """What the data ask for: how many dimensions concepts have, and which receptive fields can hold them."""
 
+from sae_lightning.geometry.clusters import Clusters, cluster
+from sae_lightning.geometry.diagnosis import ConceptGeometry, Diagnosis, diagnose
 from sae_lightning.geometry.dimension import Dimension, Heterogeneity, dimension, dimensions, heterogeneity
 from sae_lightning.geometry.estimate import Estimate
+from sae_lightning.geometry.recommendation import Architecture, Recommendation, Verdict, recommend
 
-__all__ = ["Dimension", "Estimate", "Heterogeneity", "dimension", "dimensions", "heterogeneity"]
+__all__ = [
+    "Architecture",
+    "Clusters",
+    "ConceptGeometry",
+    "Diagnosis",
+    "Dimension",
+    "Estimate",
+    "Heterogeneity",
+    "Recommendation",
+    "Verdict",
+    "cluster",
+    "diagnose",
+    "dimension",
+    "dimensions",
+    "heterogeneity",
+    "recommend",
+]

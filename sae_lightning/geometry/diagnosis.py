@@ -125,9 +125,7 @@ def diagnose(
     verdicts = tuple(_verdict(a, labels, table, found_above) for a in architectures)
     needed, shares = [concept.k for concept in table], [concept.share for concept in table]
     recommendation = recommend(architectures, verdicts, needed, shares, differences)
-    return Diagnosis(
-        table, verdicts, differences, recommendation, found_above, confidence, clustered, tuple(notes)
-    )
+    return Diagnosis(table, verdicts, differences, recommendation, found_above, confidence, clustered, tuple(notes))
 
 
 def _verdict(
@@ -190,7 +188,11 @@ def _check(
                 f"{what} must hold samples, floating-point (n, d_in), as many features in both, but has shape "
                 f"{tuple(points.shape)} and {points.dtype}"
             )
-        fits = labels.shape == (len(points), len(names)) if labels.dtype == torch.bool else labels.shape == points.shape[:1]
+        fits = (
+            labels.shape == (len(points), len(names))
+            if labels.dtype == torch.bool
+            else labels.shape == points.shape[:1]
+        )
         if not fits or labels.is_floating_point():
             raise ValueError(
                 f"concepts of {what} must be int64 ({len(points)},) or bool ({len(points)}, {len(names)}), but have "

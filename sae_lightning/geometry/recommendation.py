@@ -120,7 +120,9 @@ def recommend(
     missing = len(needed) - len(sizes)
     if missing:
         reasons.append(f"These are too small by what the {missing} concepts need whose dimension is not known.")
-    return Recommendation(chosen and chosen.name, d_sae, largest if fixed else None, None if fixed else l0, tuple(reasons))
+    return Recommendation(
+        chosen and chosen.name, d_sae, largest if fixed else None, None if fixed else l0, tuple(reasons)
+    )
 
 
 def _choose(
@@ -137,18 +139,17 @@ def _choose(
         for i in known
         if verdicts[i].mean_bound >= best.mean_bound - TOLERANCE and verdicts[i].min_bound >= best.min_bound - TOLERANCE
     ]
-    for i in known:
-        if i not in able:
-            verdict = verdicts[i]
-            reasons.append(
-                f"Not {verdict.name}: a latent sees a {verdict.family}, whose bound is {verdict.mean_bound:.3f} in the "
-                f"mean and {verdict.min_bound:.3f} at worst, against {best.mean_bound:.3f} and {best.min_bound:.3f} for "
-                f"{best.name}."
-            )
+    for family in dict.fromkeys(verdicts[i].family for i in known if i not in able):
+        short = [verdicts[i] for i in known if i not in able and verdicts[i].family == family]
+        reasons.append(
+            f"Not {_listed([verdict.name for verdict in short], 'or')}: a latent sees a {family}, whose bound is "
+            f"{short[0].mean_bound:.3f} in the mean and {short[0].min_bound:.3f} at worst, against "
+            f"{best.mean_bound:.3f} and {best.min_bound:.3f} for {best.name}."
+        )
     uneven = heterogeneity.ratio >= UNEVEN
     adaptive = [i for i in able if architectures[i].k is None]
     if uneven and adaptive and len(adaptive) < len(able):
-        names = _listed([verdicts[i].name for i in able if i not in adaptive])
+        names = _listed([verdicts[i].name for i in able if i not in adaptive], "or")
         reasons.append(
             f"Not {names}: the concepts' dimensions differ by a factor of {heterogeneity.ratio:.1f}, and one number of "
             "codes for all is too small for some or too large for others."
@@ -157,7 +158,9 @@ def _choose(
     chosen = next(i for i in able if not any(_simpler(architectures[j], architectures[i]) for j in able))
     verdict = verdicts[chosen]
     others = [i for i in able if i != chosen]
-    reason = f"{verdict.name}: a latent sees a {verdict.family}, and the bounds of {verdict.mean_bound:.3f} in the mean "
+    reason = (
+        f"{verdict.name}: a latent sees a {verdict.family}, and the bounds of {verdict.mean_bound:.3f} in the mean "
+    )
     reason += f"and {verdict.min_bound:.3f} at worst are within {TOLERANCE:g} of the best."
     more = [verdicts[i].name for i in others if _simpler(architectures[chosen], architectures[i])]
     same = [verdicts[i].name for i in others if verdicts[i].name not in more]
@@ -183,5 +186,5 @@ def _simpler(one: Architecture, other: Architecture) -> bool:
     return one.field in cases or any(_simpler(one, other._replace(field=case)) for case in cases)
 
 
-def _listed(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+def _listed(names: list[str], word: str = "and") -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {word} {names[-1]}"
