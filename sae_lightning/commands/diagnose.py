@@ -22,7 +22,7 @@ from sae_lightning.parser import fail, innermost
 from sae_lightning.plotting import concept_bounds, concept_dimensions, save_png
 from sae_lightning.report import Figure, diagnosis_text, read_figures, render_diagnosis
 
-PRESETS: tuple[type[BaseSAE], ...] = (JumpReLUSAE, ReLUSAE, TopKSAE, SpaDE)
+PRESETS: tuple[type[JumpReLUSAE | ReLUSAE | TopKSAE | SpaDE], ...] = (JumpReLUSAE, ReLUSAE, TopKSAE, SpaDE)
 """What is compared where no model is given; of equally good ones the first is recommended. JumpReLU comes before ReLU,
 with the same receptive fields, since its penalty counts codes and does not shrink them."""
 
@@ -32,6 +32,7 @@ FIT_KEYS = (  # what configs of `fit` say besides data and model; a test compare
     *("codes", "progress", "fidelity", "meaning", "page", "grammar", "features"),
 )
 _RESULT = "diagnosis.json"
+_WIDTH = 64  # of presets, whose receptive fields do not depend on it
 
 
 def diagnose_data(
@@ -115,7 +116,8 @@ def architectures_of(model: SAEModule | None, d_in: int) -> list[Architecture]:
         model: One SAE, or a Comparison of several; None for the presets.
         d_in: Size of an activation, for the presets.
     """
-    saes = {cls.__name__: cls(d_in, 64) for cls in PRESETS} if model is None else model.saes()
+    saes: dict[str, BaseSAE]
+    saes = {cls.__name__: cls(d_in, _WIDTH) for cls in PRESETS} if model is None else model.saes()
     kinds: dict[tuple[Any, ...], list[str]] = {}
     for name, sae in saes.items():
         l0 = sae.sae.projection.l0
@@ -125,11 +127,11 @@ def architectures_of(model: SAEModule | None, d_in: int) -> list[Architecture]:
     for (cls, field, fixed), names in kinds.items():
         name = cls.__name__ if classes.count(cls) == 1 else f"{cls.__name__} ({names[0]})"
         l0s = [saes[member].sae.projection.l0 for member in names]
-        found.append((classes_order(cls), Architecture(name, field, l0s[0] if fixed else None)))
+        found.append((_order(cls), Architecture(name, field, l0s[0] if fixed else None)))
     return [architecture for _, architecture in sorted(found, key=lambda pair: pair[0])]
 
 
-def classes_order(cls: type[BaseSAE]) -> int:
+def _order(cls: type[BaseSAE]) -> int:
     """Place of a class among the presets; behind them for all others."""
     return PRESETS.index(cls) if cls in PRESETS else len(PRESETS)
 
@@ -154,10 +156,10 @@ def _write(folder: Path, found: Diagnosis, facts: dict[str, str]) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
     figures = draw(found)
-    with SummaryWriter(str(folder)) as events:  # type: ignore[no-untyped-call]
+    with SummaryWriter(str(folder)) as events:
         for name, figure in figures.items():
             save_png(figure, folder / "figures" / f"{name}.png")
-            events.add_figure(name, figure)  # type: ignore[no-untyped-call]
+            events.add_figure(name, figure)
     images = [Figure(caption, uri) for caption, uri in read_figures({"": folder / "figures"}, float("inf"))]
     with replacing(folder / "diagnosis.html", "w", encoding="utf-8") as file:
         file.write(render_diagnosis(found, f"Diagnosis of {facts['Data']}", list(facts.items()), images))

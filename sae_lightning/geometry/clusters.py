@@ -51,4 +51,4 @@ def cluster(x: Tensor, n_clusters: int, seed: int = 0) -> Clusters:
     means = MiniBatchKMeans(n_clusters, batch_size=4096, n_init=3, random_state=seed % 2**32)
     means.fit((centred / scale).cpu().numpy())
     centres = torch.as_tensor(means.cluster_centers_, dtype=x.dtype, device=x.device) * scale.to(x.dtype) + mean
-    return Clusters(centres.unique(dim=0))  # k-means repeats a centre where fewer samples differ
+    return Clusters(torch.unique(centres, dim=0))  # k-means repeats a centre where fewer samples differ

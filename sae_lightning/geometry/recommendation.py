@@ -74,9 +74,9 @@ def recommend(
 
     Numbers:
 
-    4. A sample of a concept takes about a latent for each direction in which the concept varies, and one for its centre:
-       its dimension plus 1. That is the k which a fixed number of codes needs for this concept; for all concepts it is
-       the largest. Where the number adapts, the L0 to ask for is the mean over the samples.
+    4. A sample of a concept takes about a latent for each direction in which the concept varies, and one for its
+       centre: its dimension plus 1. That is the k which a fixed number of codes needs for this concept; for all
+       concepts it is the largest. Where the number adapts, the L0 to ask for is the mean over the samples.
     5. Codes are never negative, so that a direction takes two latents, one for either side. The width is twice the sum
        of what all concepts need, as if they shared no latent, rounded up to a power of 2.
 

@@ -76,9 +76,9 @@ def concept_dimensions(
         _markers(axes, array, i, len(dimensions), name)
         known.append(array[array > 0])
     axes.set_xscale("log")
-    values = np.concatenate(known)
-    if values.size:
-        axes.set_xlim(values.min() / 1.15, values.max() * 1.15)
+    drawn = np.concatenate(known)
+    if drawn.size:
+        axes.set_xlim(drawn.min() / 1.15, drawn.max() * 1.15)
     log_counts(axes.xaxis)
     axis_labels(axes, x="dimensions")
     legend_right(figure, axes.get_legend_handles_labels()[0])

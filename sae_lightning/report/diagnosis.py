@@ -29,9 +29,9 @@ def render_diagnosis(
     """
     parts = {
         "title": escape(title),
-        "heading": escape(title).replace("/", "/<wbr>").replace("_", "_<wbr>"),
+        "heading": _breakable(title),
         "style": asset("page.css"),
-        "facts": "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts),
+        "facts": "".join(f"<div><dt>{escape(name)}</dt><dd>{_breakable(value)}</dd></div>" for name, value in facts),
         "recommendation": _recommendation(diagnosis),
         "verdicts": _verdicts(diagnosis),
         "concepts": "Clusters, found by k-means" if diagnosis.clustered else "Concepts",
@@ -127,8 +127,8 @@ def _legend(diagnosis: Diagnosis) -> str:
     return (
         f'<p class="legend">Small numbers are intervals of {diagnosis.confidence:.0%}. Dimension is the participation '
         "ratio, beside principal components for 90 and 99 % of the energy and the estimate from two nearest "
-        f"neighbours, which is too low in high dimensions.{differ} k is the dimension and one code for the centre. Last "
-        "columns: best F1 that any single latent with such a receptive field could reach, on samples to which it was "
+        f"neighbours, which is too low in high dimensions.{differ} k is the dimension and one code for the centre. "
+        "Last columns: best F1 that any single latent with such a receptive field could reach, on samples to which it was "
         f'not fitted; <span class="key">found</span> from {diagnosis.found_above:g}, <span class="key hidden">hidden'
         "</span> below.</p>"
     )
@@ -142,7 +142,12 @@ def _figures(figures: Sequence[Figure]) -> str:
         f"<figcaption>{escape(f.caption)}</figcaption></figure>"
         for f in figures
     )
-    return f'<section id="figures"><h2>Figures</h2><div class="figures">{shown}</div></section>'
+    return f'<section id="figures"><h2>Figures</h2><div class="figures large-ones">{shown}</div></section>'
+
+
+def _breakable(text: str) -> str:
+    """Text that may be broken within long names: behind / and _, and before capitals."""
+    return re.sub(r"(?<=[/_])|(?<=[a-z])(?=[A-Z])", "<wbr>", escape(text))
 
 
 def _names(names: Sequence[str]) -> str:
