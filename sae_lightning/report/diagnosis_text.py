@@ -39,8 +39,8 @@ def diagnosis_text(diagnosis: Diagnosis) -> str:
     spread = diagnosis.heterogeneity
     if not math.isnan(spread.ratio):
         lines += _wrapped(
-            f"Dimensions differ by a factor of {spread.ratio:.1f}; their standard deviation is {spread.variation:.2f} of "
-            "their mean."
+            f"Dimensions differ by a factor of {spread.ratio:.1f}; their standard deviation is {spread.variation:.2f} "
+            "of their mean."
         )
     for concept in diagnosis.concepts:
         lines += [line for note in concept.dimension.notes for line in _wrapped(f"{concept.name}: {note}.")]
