@@ -1,5 +1,6 @@
 """What the data ask for: how many dimensions concepts have, and which receptive fields can hold them."""
 
+from sae_lightning.geometry.bounds import Bound, bounds
 from sae_lightning.geometry.clusters import Clusters, cluster
 from sae_lightning.geometry.diagnosis import ConceptGeometry, Diagnosis, diagnose
 from sae_lightning.geometry.dimension import Dimension, Heterogeneity, dimension, dimensions, heterogeneity
@@ -8,6 +9,7 @@ from sae_lightning.geometry.recommendation import Architecture, Recommendation, 
 
 __all__ = [
     "Architecture",
+    "Bound",
     "Clusters",
     "ConceptGeometry",
     "Diagnosis",
@@ -16,6 +18,7 @@ __all__ = [
     "Heterogeneity",
     "Recommendation",
     "Verdict",
+    "bounds",
     "cluster",
     "diagnose",
     "dimension",
