@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from sae_lightning.commands.diagnose import main as diagnose
 from sae_lightning.commands.harvest import main as harvest
 
-COMMANDS: dict[str, Callable[[list[str]], None]] = {"harvest": harvest}
+COMMANDS: dict[str, Callable[[list[str]], None]] = {"diagnose": diagnose, "harvest": harvest}

@@ -6,6 +6,7 @@ backend to choose and nothing to close. matplotlib is imported by the first figu
 
 from sae_lightning.plotting._sweeps import SweepPoint
 from sae_lightning.plotting.bars import concept_f1_bars
+from sae_lightning.plotting.bounds import concept_bounds, concept_dimensions
 from sae_lightning.plotting.colors import FAMILY_STYLES, FamilyStyle, family_styles, palette
 from sae_lightning.plotting.components import principal_components, singular_values
 from sae_lightning.plotting.dimension import l0_against_dimension
@@ -20,6 +21,8 @@ __all__ = [
     "FAMILY_STYLES",
     "FamilyStyle",
     "SweepPoint",
+    "concept_bounds",
+    "concept_dimensions",
     "concept_f1_bars",
     "example_images",
     "f1_against_l0",

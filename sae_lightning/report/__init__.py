@@ -1,6 +1,8 @@
 """A run's results as one HTML page that opens anywhere: plain data in, a string out."""
 
 from sae_lightning.report.content import Concept, Detector, Example, Figure, Latent, Report, SAEReport, Sample
+from sae_lightning.report.diagnosis import render_diagnosis
+from sae_lightning.report.diagnosis_text import diagnosis_text
 from sae_lightning.report.excerpts import Excerpt, Picture, Text, make_excerpt, read_excerpts
 from sae_lightning.report.figures import read_figures
 from sae_lightning.report.page import render
@@ -17,8 +19,10 @@ __all__ = [
     "SAEReport",
     "Sample",
     "Text",
+    "diagnosis_text",
     "make_excerpt",
     "read_excerpts",
     "read_figures",
     "render",
+    "render_diagnosis",
 ]

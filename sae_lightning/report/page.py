@@ -29,13 +29,13 @@ def render(report: Report) -> str:
     Returns:
         The file's content.
     """
-    script = _asset("page.js")
+    script = asset("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     parts = {
         "title": escape(report.title),
         "heading": escape(report.title).replace("/", "/<wbr>").replace("_", "_<wbr>"),
         "policy": f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
-        "style": _asset("page.css"),
+        "style": asset("page.css"),
         "script": script,
         "facts": facts(report),
         "verdicts": verdicts(report),
@@ -45,7 +45,7 @@ def render(report: Report) -> str:
         "data": embedded(contents(report)),
     }
     # one pass, so that nothing within a part is taken for a place to fill
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _asset("page.html"))
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], asset("page.html"))
 
 
 def contents(report: Report) -> dict[str, Any]:
@@ -107,5 +107,6 @@ def _short(value: float | None) -> float | None:
     return float(f"{value:.4g}") if value is not None and math.isfinite(value) else None
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """Content of a file of this folder."""
     return files(__package__).joinpath(name).read_text(encoding="utf-8")

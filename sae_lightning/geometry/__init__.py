@@ -1,0 +1,28 @@
+"""What the data ask for: how many dimensions concepts have, and which receptive fields can hold them."""
+
+from sae_lightning.geometry.bounds import Bound, bounds
+from sae_lightning.geometry.clusters import Clusters, cluster
+from sae_lightning.geometry.diagnosis import ConceptGeometry, Diagnosis, diagnose
+from sae_lightning.geometry.dimension import Dimension, Heterogeneity, dimension, dimensions, heterogeneity
+from sae_lightning.geometry.estimate import Estimate
+from sae_lightning.geometry.recommendation import Architecture, Recommendation, Verdict, recommend
+
+__all__ = [
+    "Architecture",
+    "Bound",
+    "Clusters",
+    "ConceptGeometry",
+    "Diagnosis",
+    "Dimension",
+    "Estimate",
+    "Heterogeneity",
+    "Recommendation",
+    "Verdict",
+    "bounds",
+    "cluster",
+    "diagnose",
+    "dimension",
+    "dimensions",
+    "heterogeneity",
+    "recommend",
+]
