@@ -40,6 +40,7 @@ _SAE_CALLBACKS = (  # what a model of language or images has no use for
     callbacks.CodesWriter,
     callbacks.DownstreamFidelity,
     callbacks.TopActivations,
+    callbacks.VisibilityReport,
     callbacks.ReportPage,
 )
 _REPORTS: dict[type[Callback], type[RunModule]] = {  # what only one kind of model has a use for
@@ -143,6 +144,7 @@ class SAECLI(LightningCLI):
         parser.add_lightning_class_args(callbacks.SAEProgressBar, "progress")
         parser.add_lightning_class_args(callbacks.DownstreamFidelity, "fidelity")
         parser.add_lightning_class_args(callbacks.TopActivations, "meaning")
+        parser.add_lightning_class_args(callbacks.VisibilityReport, "visibility")
         parser.add_lightning_class_args(callbacks.ReportPage, "page")
         parser.add_lightning_class_args(callbacks.GrammarReport, "grammar")
         parser.add_lightning_class_args(callbacks.FeatureReport, "features")

@@ -18,6 +18,7 @@ from sae_lightning.callbacks.results import ResultsWriter
 from sae_lightning.callbacks.stopping import GracefulStop
 from sae_lightning.callbacks.table import RecoveryTable
 from sae_lightning.callbacks.throughput import Throughput
+from sae_lightning.callbacks.visibility import VisibilityReport
 from sae_lightning.callbacks.vision import FeatureReport
 
 __all__ = [
@@ -40,5 +41,6 @@ __all__ = [
     "Throughput",
     "TopActivations",
     "TrainingDynamics",
+    "VisibilityReport",
     "load_codes",
 ]

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from sae_lightning.callbacks.meaning import PER_CONCEPT, Meaning, find_meaning, knows_contexts
 from sae_lightning.callbacks.recovery import Recovery, find_recovery
-from sae_lightning.callbacks.table import FOUND_ABOVE, RecoveryTable
+from sae_lightning.callbacks.table import found_above
+from sae_lightning.callbacks.visibility import Visibility, alone, find_visibility
 from sae_lightning.data.datamodule import ActivationDataModule
 from sae_lightning.files import replacing
 from sae_lightning.loggers import run_folder
@@ -25,6 +26,7 @@ from sae_lightning.report import (
     Excerpt,
     Figure,
     Latent,
+    Overlap,
     Report,
     SAEReport,
     Sample,
@@ -91,6 +93,9 @@ class ReportPage(pl.Callback):
             )
             for name, measured in recovery.results.items()
         ]
+        looked = find_visibility(trainer)
+        if looked is not None and looked.results is not None:
+            saes = [with_visibility(sae, looked.results, looked.min_jaccard) for sae in saes]
         room = 1e6 * self.max_megabytes
         positions = by_importance(saes)
         excerpts: dict[int, Excerpt] = {}
@@ -114,11 +119,12 @@ class ReportPage(pl.Callback):
             title=_title(folder),
             facts=_facts(trainer, module, saes, meanings),
             concepts=[Concept(name, color) for name, color in zip(concepts, palette(len(concepts)), strict=True)],
-            found_above=_found_above(trainer),
+            found_above=found_above(trainer),
             saes=saes,
             samples=samples,
             figures=found,
             notes=notes,
+            min_jaccard=looked.min_jaccard if looked is not None else 0.5,
         )
 
 
@@ -144,6 +150,19 @@ def report_sae(
         best_f1=[] if f1 is None else f1.best.tolist(),
         detectors=[] if scores is None else [_best(scores[:, i]) for i in range(scores.shape[1])],
         latents=[] if meaning is None else [_latent(i, meaning, scores, mono) for i in shown],
+    )
+
+
+def with_visibility(sae: SAEReport, results: Visibility, min_jaccard: float) -> SAEReport:
+    """Add what it could see, and which latents it alone has."""
+    field = results.fields[sae.name]
+    overlaps = {
+        other: Overlap(float(overlap.alone), float(overlap.alone_by_chance), alone(overlap, min_jaccard))
+        for (name, other), overlap in results.overlaps.items()
+        if name == sae.name
+    }
+    return sae._replace(
+        field=None if field is None else field.name, sights=results.sights.get(sae.name, ()), overlaps=overlaps
     )
 
 
@@ -217,8 +236,3 @@ def _title(folder: Path) -> str:
     """The run's folder, with the one that it lies in unless that holds all runs."""
     folder = folder.resolve()
     return folder.name if folder.parent.name in ("", "runs") else f"{folder.parent.name}/{folder.name}"
-
-
-def _found_above(trainer: pl.Trainer) -> float:
-    tables = (c for c in trainer.callbacks if isinstance(c, RecoveryTable))  # type: ignore[attr-defined]
-    return next((table.found_above for table in tables), FOUND_ABOVE)

@@ -77,3 +77,9 @@ class RecoveryTable(pl.Callback):
             print(f"\nTable:       {folder / 'results.md'} (all numbers: {folder / 'results.json'})")
             print(f"Figures:     {folder / 'figures' / 'test'}")
             print(f"TensorBoard: tensorboard --logdir {folder}\n")
+
+
+def found_above(trainer: pl.Trainer) -> float:
+    """The best F1 from which a concept counts as found, as the trainer's table says."""
+    tables = (c for c in trainer.callbacks if isinstance(c, RecoveryTable))  # type: ignore[attr-defined]
+    return next((table.found_above for table in tables), FOUND_ABOVE)

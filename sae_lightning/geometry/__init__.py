@@ -6,6 +6,7 @@ from sae_lightning.geometry.diagnosis import ConceptGeometry, Diagnosis, diagnos
 from sae_lightning.geometry.dimension import Dimension, Heterogeneity, dimension, dimensions, heterogeneity
 from sae_lightning.geometry.estimate import Estimate
 from sae_lightning.geometry.recommendation import Architecture, Recommendation, Verdict, recommend
+from sae_lightning.geometry.visibility import Sight, sights
 
 __all__ = [
     "Architecture",
@@ -17,6 +18,7 @@ __all__ = [
     "Estimate",
     "Heterogeneity",
     "Recommendation",
+    "Sight",
     "Verdict",
     "bounds",
     "cluster",
@@ -25,4 +27,5 @@ __all__ = [
     "dimensions",
     "heterogeneity",
     "recommend",
+    "sights",
 ]

@@ -16,11 +16,13 @@ from sae_lightning.plotting.files import save_png
 from sae_lightning.plotting.scatter import sample_scatter
 from sae_lightning.plotting.similarity import order_by_group, similarity_heatmap, similarity_heatmaps
 from sae_lightning.plotting.sweep import f1_against_l0, nmse_against_l0, sweep_scalars
+from sae_lightning.plotting.visibility import achieved_f1
 
 __all__ = [
     "FAMILY_STYLES",
     "FamilyStyle",
     "SweepPoint",
+    "achieved_f1",
     "concept_bounds",
     "concept_dimensions",
     "concept_f1_bars",

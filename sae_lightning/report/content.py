@@ -1,7 +1,9 @@
 """What the page shows, as plain data; None or NaN is what is not known."""
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from sae_lightning.geometry import Sight
 from sae_lightning.report.excerpts import Excerpt
 
 
@@ -68,6 +70,23 @@ class SAEReport(NamedTuple):
     """The best latents of each concept, the best first."""
     latents: list[Latent]
     """The latents that are shown."""
+    field: str | None = None
+    """The family of its latents' receptive fields, where it is known."""
+    sights: Sequence[Sight] = ()
+    """How it sees each concept, beside what it could; empty where nobody looked."""
+    overlaps: Mapping[str, "Overlap"] = {}
+    """Which of its latents have no counterpart in another SAE, by that SAE's name."""
+
+
+class Overlap(NamedTuple):
+    """Which latents of one SAE have no counterpart in another."""
+
+    alone: float
+    """Share of its live latents; NaN if none is alive."""
+    by_chance: float
+    """The same where samples are paired at random."""
+    latents: list[int]
+    """Which these are."""
 
 
 class Sample(NamedTuple):
@@ -102,3 +121,5 @@ class Report(NamedTuple):
     figures: list[Figure]
     notes: list[str]
     """What a reader should know about the page, such as what was left out."""
+    min_jaccard: float = 0.5
+    """Jaccard index of their firing from which latents of two SAEs are counterparts."""

@@ -156,6 +156,7 @@
   };
   const search = $("#latents input");
   const order = $("#latents .order");
+  const without = $("#latents .without");
   let current = 0;
   let waiting = [];
 
@@ -197,9 +198,11 @@
   function draw() {
     const sae = data.saes[current];
     const query = search.value.trim().toLowerCase();
-    waiting = sae.latents.filter((latent) => !query || matches(latent, query)).sort(ORDERS[order.value]);
+    const alone = without.value === "" ? null : new Set(sae.alone[without.value] || []);
+    const chosen = (latent) => (!query || matches(latent, query)) && (!alone || alone.has(latent.i));
+    waiting = sae.latents.filter(chosen).sort(ORDERS[order.value]);
     const part = sae.latents.length < sae.size ? `${sae.latents.length} of its ${sae.size}` : `all ${sae.size}`;
-    $("#latents > .count").textContent = query
+    $("#latents > .count").textContent = query || alone
       ? `${waiting.length} of ${sae.latents.length} latents of ${sae.name} match`
       : `${sae.name}: ${part} latents`;
     $(".cards").replaceChildren();
@@ -212,6 +215,8 @@
     document.querySelectorAll(".segments button").forEach((b, i) => b.setAttribute("aria-pressed", i === s));
     const choice = $(".which select");
     if (choice) choice.value = s;
+    if (without.value === String(s) || query !== undefined) without.value = "";
+    [...without.options].forEach((option) => (option.hidden = option.value === String(s)));
     draw();
   }
 
@@ -235,6 +240,11 @@
       timer = setTimeout(draw, 120);
     });
     order.addEventListener("change", draw);
+    if (data.saes.some((sae) => Object.keys(sae.alone).length)) {
+      without.append(make("option", { value: "" }, "any"), ...data.saes.map((sae, s) => make("option", { value: s }, sae.name)));
+      without.addEventListener("change", draw);
+      without.closest("label").hidden = false;
+    }
     new IntersectionObserver((entries) => entries.some((entry) => entry.isIntersecting) && drawUntilFull(), { rootMargin: "900px" })
       .observe($(".more"));
     show(0);

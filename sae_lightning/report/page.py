@@ -12,6 +12,7 @@ from typing import Any
 from sae_lightning.report.content import Detector, Latent, Report, SAEReport
 from sae_lightning.report.excerpts import Picture
 from sae_lightning.report.summary import facts, figures, notes, overview, verdicts
+from sae_lightning.report.visibility import visibility
 
 # characters that could end the element that holds the JSON, or that older parsers of scripts take for line ends
 _UNSAFE = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
@@ -40,6 +41,7 @@ def render(report: Report) -> str:
         "facts": facts(report),
         "verdicts": verdicts(report),
         "overview": overview(report),
+        "visibility": visibility(report),
         "figures": figures(report),
         "notes": notes(report),
         "data": embedded(contents(report)),
@@ -65,7 +67,7 @@ def contents(report: Report) -> dict[str, Any]:
         "found_above": report.found_above,
         "images": list(images),
         "samples": samples,
-        "saes": [_sae(sae, place) for sae in report.saes],
+        "saes": [_sae(sae, place, [other.name for other in report.saes]) for sae in report.saes],
     }
 
 
@@ -74,7 +76,7 @@ def embedded(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).translate(_UNSAFE)
 
 
-def _sae(sae: SAEReport, place: dict[int, int]) -> dict[str, Any]:
+def _sae(sae: SAEReport, place: dict[int, int], names: list[str]) -> dict[str, Any]:
     return {
         "name": sae.name,
         "family": sae.family,
@@ -83,6 +85,7 @@ def _sae(sae: SAEReport, place: dict[int, int]) -> dict[str, Any]:
         "best": [_short(value) for value in sae.best_f1],
         "detectors": [[_detector(d) for d in best] for best in sae.detectors],
         "latents": [_latent(latent, place) for latent in sae.latents],
+        "alone": {names.index(other): overlap.latents for other, overlap in sae.overlaps.items()},
     }
 
 

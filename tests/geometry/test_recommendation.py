@@ -24,7 +24,9 @@ def chosen(*entries, heterogeneity=EVEN, needed=(3, 5), shares=(0.5, 0.5)):
 def test_what_cannot_see_as_much_is_left_out():
     found = chosen(("flat", HALF, None, 0.8, 0.6), ("cell", CELL, None, 0.99, 0.98))
     assert found.architecture == "cell"
-    assert "Not flat: a latent sees a half-space, whose bound is 0.800 in the mean and 0.600 at worst" in found.reasons[0]
+    assert (
+        "Not flat: a latent sees a half-space, whose bound is 0.800 in the mean and 0.600 at worst" in found.reasons[0]
+    )
 
 
 def test_one_hidden_concept_is_enough_to_leave_an_architecture_out():
