@@ -142,7 +142,7 @@ def climb(
         starts: Where to begin.
         data: Samples in random order; each step takes the next batch of them.
         n_steps: Number of steps.
-        temperatures: First and last width of the step, in standard deviations of the scores at the start.
+        temperatures: First and last width of the step, in standard deviations of the scores.
         n_snapshots: At how many moments to keep what was reached; the last one is the end.
     """
     # steps are relative to the length of each vector
@@ -151,7 +151,7 @@ def climb(
     first = data.part(0, _BATCH)
     scores = field.score(first.points, starts)
     thresholds, _ = best_threshold(scores, first.members, field.lowest_threshold)
-    spread = scores.std(-1).clamp(min=1e-6)
+    spread = _spread(scores)
     moved = torch.zeros_like(thresholds, requires_grad=True)
     optimizer = torch.optim.Adam([*relative.values(), moved], lr=_LEARNING_RATE)
     snapshots, begin = [], 0
@@ -163,13 +163,19 @@ def climb(
         begin = begin + _BATCH if begin + 2 * _BATCH <= data.members.shape[1] else 0  # whole batches only
         scores = field.score(batch.points, {name: value * sizes[name] for name, value in relative.items()})
         threshold = (thresholds + spread * moved).clamp(min=field.lowest_threshold)
-        f1 = smooth_f1(scores, threshold, batch.members.to(scores), temperature * scores.detach().std(-1).clamp(min=1e-6))
+        f1 = smooth_f1(
+            scores, threshold, batch.members.to(scores), temperature * scores.detach().std(-1).clamp(min=1e-6)
+        )
         optimizer.zero_grad()
         f1.sum().neg().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         if (step + 1) % (n_steps // n_snapshots) == 0:
             snapshots.append({name: (value * sizes[name]).detach() for name, value in relative.items()})
     return snapshots
+
+
+def _spread(scores: Tensor) -> Tensor:
+    return scores.std(-1).clamp(min=1e-6)
 
 
 def _length(vectors: Tensor) -> Tensor:
