@@ -12,11 +12,7 @@ from sae_lightning.nn.receptive_fields import Landmarks, Parameters, Points, Rec
 _SCREENED = (4096, 50, 32_768)  # samples on which starts are compared: at least; members of each concept; at most
 _BATCH = 8192
 _SCREEN_STEPS, _REFINE_STEPS = 30, 100
-_TEMPERATURES = (
-    0.3,
-    0.1,
-    0.03,
-)  # of the smooth step, in standard deviations of the score: first, between, last
+_TEMPERATURES = (0.3, 0.1, 0.03)  # widths of the smooth step in standard deviations of the score, one after the other
 _LEARNING_RATE = 0.05
 _KEPT = 2  # starts of each concept that are refined
 _SNAPSHOTS = 5  # moments of the refinement among which held-back samples choose: in high dimension it overfits
@@ -98,12 +94,15 @@ class Search:
 
     def _f1(self, field: ReceptiveField, parameters: Parameters, training: Labelled) -> Tensor:
         """F1 on what is held back, with thresholds from other samples, `(n_starts, n_concepts)`."""
-        scores = field.score(training.points, parameters)
-        thresholds, f1 = best_threshold(scores, training.members, field.lowest_threshold)
-        judged = self.held_back.members
-        fires = field.score(self.held_back.points, parameters) > thresholds[..., None]
-        held_back = f1_of(outcomes(fires, judged))
-        return torch.where(judged.sum(1) < _FEWEST_MEMBERS, f1, held_back)
+        judged, found = self.held_back.members, []
+        for start in range(len(next(iter(parameters.values())))):  # in turn, for the memory's sake
+            one = {name: value[start : start + 1] for name, value in parameters.items()}
+            scores = field.score(training.points, one)
+            thresholds, f1 = best_threshold(scores, training.members, field.lowest_threshold)
+            fires = field.score(self.held_back.points, one) > thresholds[..., None]
+            held_back = f1_of(outcomes(fires, judged))
+            found.append(torch.where(judged.sum(1) < _FEWEST_MEMBERS, f1, held_back))
+        return torch.cat(found)
 
 
 def landmarks(data: Labelled, generator: torch.Generator, n_members: int = 16) -> Landmarks:
