@@ -65,7 +65,8 @@ PRESETS: dict[str, Callable[..., BaseSAE]] = {
         projection=Orthant,
         regularizer=L1,
         init="data",
-        l0_init=6,
+        l0_init=12,
+        gamma=1e-4,
     ),
 }
 
