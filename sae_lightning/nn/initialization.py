@@ -9,6 +9,7 @@ from torch import Tensor
 from sae_lightning.nn.autoencoder import SparseAutoencoder
 from sae_lightning.nn.encoders import SquaredDistance
 from sae_lightning.nn.firing import FIRING_THRESHOLD
+from sae_lightning.nn.functional import negative_squared_distance
 from sae_lightning.nn.sharding import Sharding, fill, local
 
 Initialization = Literal["data", "unit", "normal"]
@@ -91,7 +92,10 @@ def calibrate_lambda(sae: SparseAutoencoder, x: Tensor, l0: float) -> float:
         raise ValueError(f"l0_init needs the encoder SquaredDistance, but got {type(encoder).__name__}")
     if not 1 <= l0 <= sae.d_sae:
         raise ValueError(f"l0_init must lie between 1 and d_sae = {sae.d_sae}, but is {l0}")
-    distances = encoder.distances(encoder(x[:_CALIBRATION_SAMPLES]))
+    # not from pre-codes: an offset far above the distances would leave little of them
+    distances = (
+        -negative_squared_distance(x[:_CALIBRATION_SAMPLES], local(encoder.weight), encoder.scale) / encoder.scale
+    )
     offset = 0.0 if encoder.offset is None else local(encoder.offset)
 
     def mean_l0(scale: float) -> float:
