@@ -18,6 +18,7 @@ ALLOWED = {
     "metrics": {"nn", "metrics"},
     "data": {"data", "files", "nn.parts", "nn.transformer", "nn.vision_transformer"},
     "plotting": {"plotting", "nn.firing"},
+    "geometry": {"geometry", "nn"},
     "modules": {"modules", "nn", "data.batch", "data.grammar", "data.ranks", "data.sentences", "data.views", "metrics"},
     "report": {"report", "data.contexts"},
     "callbacks": {"callbacks", "modules", "metrics", "nn", "plotting", "data", "loggers", "files", "report"},

@@ -6,6 +6,7 @@ from sae_lightning.nn.encoders import Affine, Encoder, SquaredDistance
 from sae_lightning.nn.firing import FIRING_THRESHOLD
 from sae_lightning.nn.initialization import Initialization
 from sae_lightning.nn.projections import Jump, KSparse, Orthant, Projection, Simplex
+from sae_lightning.nn.receptive_fields import Ball, Cone, ConvexCell, HalfSpace, ReceptiveField
 from sae_lightning.nn.regularizers import L0, L1, AuxK, DistanceWeightedL1, Regularizer
 from sae_lightning.nn.sparse import Pattern, SparseCodes
 from sae_lightning.nn.standardizer import Standardizer
@@ -16,15 +17,20 @@ __all__ = [
     "L1",
     "Affine",
     "AuxK",
+    "Ball",
+    "Cone",
+    "ConvexCell",
     "Decoder",
     "DistanceWeightedL1",
     "Encoder",
+    "HalfSpace",
     "Initialization",
     "Jump",
     "KSparse",
     "Orthant",
     "Pattern",
     "Projection",
+    "ReceptiveField",
     "Regularizer",
     "SAEOutput",
     "Simplex",

@@ -12,6 +12,7 @@ from sae_lightning.nn.firing import FIRING_THRESHOLD
 from sae_lightning.nn.functional import at_least_float32
 from sae_lightning.nn.parts import require_positive, require_shardable
 from sae_lightning.nn.projections import Projection
+from sae_lightning.nn.receptive_fields import ReceptiveField
 from sae_lightning.nn.sharding import Sharding, local
 from sae_lightning.nn.sparse import Pattern, SparseCodes
 from sae_lightning.nn.standardizer import Standardizer
@@ -338,6 +339,11 @@ class SparseAutoencoder(nn.Module):
         if isinstance(codes, SparseCodes):
             return codes.largest_per_latent() > FIRING_THRESHOLD
         return codes.flatten(0, -2).amax(0) > FIRING_THRESHOLD
+
+    def receptive_field(self) -> ReceptiveField | None:
+        """Shape of the set on which a latent fires, as the parts say; None where they do not."""
+        firing = self.projection.firing
+        return None if firing is None else self.encoder.receptive_field(firing)
 
     def dynamics(self) -> dict[str, Tensor]:
         """Scalars worth watching during training, by name."""

@@ -9,6 +9,7 @@ from torch.nn import functional as F  # noqa: N812  (the usual name)
 
 from sae_lightning.nn.functional import affine, at_least_float32, negative_squared_distance
 from sae_lightning.nn.parts import Part, require_finite_positive, require_positive
+from sae_lightning.nn.receptive_fields import Ball, Cone, ConvexCell, Firing, HalfSpace, ReceptiveField
 from sae_lightning.nn.sharding import local, whole
 from sae_lightning.nn.sparse import Pattern, affine_at, distance_at
 
@@ -38,6 +39,8 @@ class Encoder(Part, nn.Module):
         if changed:
             for name in {"at", "among", "takes_centre"} - cls.__dict__.keys():
                 setattr(cls, name, getattr(Encoder, name))
+        if "forward" in cls.__dict__ and "receptive_field" not in cls.__dict__:
+            setattr(cls, "receptive_field", Encoder.receptive_field)  # noqa: B010  (mypy forbids the assignment)
 
     def __init__(self, d_in: int, d_sae: int) -> None:
         super().__init__()
@@ -68,6 +71,10 @@ class Encoder(Part, nn.Module):
         """
         pre_codes: Tensor = self(x) if centre is None else self(x, centre)
         return pre_codes.index_select(-1, latents)
+
+    def receptive_field(self, firing: Firing) -> ReceptiveField | None:
+        """Shape of the set on which a latent fires, where a projection looks at `firing`; None where nobody said."""
+        return None
 
     def dynamics(self) -> dict[str, Tensor]:
         """Scalars worth watching during training, by name."""
@@ -115,6 +122,11 @@ class Affine(Encoder):
         """Pre-codes of some latents only, `(n, n_latents)`."""
         bias = None if self._bias is None else self._bias.index_select(0, latents)
         return affine(x, centre, local(self.weight).index_select(0, latents), bias, self.pre_code_scale)
+
+    def receptive_field(self, firing: Firing) -> ReceptiveField | None:
+        """Half-spaces by level; cones among the largest, unless biases move their borders; cells by differences."""
+        cone = Cone() if self.bias is None else None
+        return {"level": HalfSpace(), "largest": cone, "differences": ConvexCell()}[firing]
 
 
 class SquaredDistance(Encoder):
@@ -200,6 +212,10 @@ class SquaredDistance(Encoder):
         if self._offset is None:
             return pre_codes
         return pre_codes - (self._offset if latents is None else self._offset.index_select(0, latents))
+
+    def receptive_field(self, firing: Firing) -> ReceptiveField | None:
+        """Balls by level, cells by differences (which are affine) and among the largest: there balls cut by others."""
+        return Ball() if firing == "level" else ConvexCell()
 
     def distances(self, pre_codes: Tensor) -> Tensor:
         """Recover the squared distances from the pre-codes of all latents (of this process), `(..., d_sae)`."""

@@ -1,12 +1,14 @@
 """Projections: from pre-codes to the nearest sparse codes in the set that an architecture allows."""
 
 import math
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from sae_lightning.nn import functional
 from sae_lightning.nn.parts import Part, require_finite_positive, require_positive
+from sae_lightning.nn.receptive_fields import Firing
 from sae_lightning.nn.sharding import k_sparse_over, local, sparsemax_over
 from sae_lightning.nn.sparse import Pattern, SparseCodes
 from sae_lightning.nn.support import above, largest, simplex_support
@@ -29,6 +31,14 @@ class Projection(Part, nn.Module):
 
     undescribed = frozenset({"d_in", "d_sae"})
     shift_invariant: bool = False  # True where adding a constant to all pre-codes of a row changes nothing
+    firing: ClassVar[Firing | None] = None
+    """What decides which latents fire, and with the encoder their receptive fields; None where nobody said."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Keep `firing` from saying of a parent what a changed `forward` may do no longer."""
+        super().__init_subclass__(**kwargs)
+        if "forward" in cls.__dict__ and "firing" not in cls.__dict__:
+            cls.firing = None
 
     def __init__(self, d_sae: int) -> None:
         super().__init__()
@@ -56,6 +66,7 @@ class Orthant(Projection):
 
     sparse = True
     rows_of_latents = frozenset()
+    firing = "level"
 
     def forward(self, pre_codes: Tensor) -> Tensor:
         """Return the codes."""
@@ -85,6 +96,7 @@ class Jump(Projection):
 
     sparse = True
     rows_of_latents = frozenset({"log_threshold"})
+    firing = "level"
 
     def __init__(self, d_sae: int, threshold_init: float = 1e-3, bandwidth: float = 1e-3) -> None:
         super().__init__(d_sae)
@@ -137,6 +149,7 @@ class KSparse(Projection):
 
     sparse = True
     rows_of_latents = frozenset()
+    firing = "largest"
 
     def __init__(self, d_sae: int, k: int) -> None:
         super().__init__(d_sae)
@@ -172,6 +185,7 @@ class Simplex(Projection):
     shift_invariant = True
     sparse = True
     rows_of_latents = frozenset()
+    firing = "differences"
 
     def forward(self, pre_codes: Tensor) -> Tensor:
         """Return the codes."""

@@ -1,0 +1,147 @@
+"""What single latents can reach: for every concept, the best F1 of any receptive field of a family."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sae_lightning.geometry.f1 import bootstrap_interval, f1_of, outcomes
+from sae_lightning.geometry.search import Labelled, Search
+from sae_lightning.nn.receptive_fields import Points, ReceptiveField
+
+_FEWEST_MEMBERS = 2  # members that a concept needs in each split
+
+
+class Bound(NamedTuple):
+    """The best F1 of one family, each `(n_concepts,)` in float64, NaN where a concept could not be fitted."""
+
+    f1: Tensor
+    """On held-out samples."""
+    low: Tensor
+    """Lower end of its interval."""
+    high: Tensor
+    """Upper end."""
+    train_f1: Tensor
+    """On the samples on which it was fitted."""
+
+
+def bounds(
+    x: Tensor,
+    concepts: Tensor,
+    n_concepts: int,
+    families: Sequence[ReceptiveField],
+    held_out: tuple[Tensor, Tensor],
+    seed: int = 0,
+    n_resamples: int = 1000,
+    confidence: float = 0.95,
+) -> dict[ReceptiveField, Bound]:
+    """Bound the F1 with which one latent can find a concept, by fitting a receptive field of its family to it.
+
+    Fields are fitted on one set of samples and reported on another. A search finds no more than good fields: where
+    samples are few for their dimension, a better one may exist, but nothing tells which.
+
+    Unlabelled samples are left out, as `ConceptF1` does. A concept with fewer than two members or without others, in
+    either set, gets NaN.
+
+    Args:
+        x: Activations, `(n, d_in)`.
+        concepts: Their concepts, int64 `(n,)` with -1 for unlabelled, or bool `(n, n_concepts)`.
+        n_concepts: Number of concepts, at least 1.
+        families: Which families to fit; at most `n_pieces` products per concept and start.
+        held_out: Activations and concepts on which F1 is reported.
+        seed: Seed of the order of samples, random starts and resamples.
+        n_resamples: Bootstrap resamples of the held-out samples, at least 1.
+        confidence: Share of resamples within the interval, between 0 and 1.
+
+    Returns:
+        A bound for each family.
+
+    Raises:
+        TypeError: If a family is none.
+        ValueError: If shapes, labels or numbers do not fit, activations are not finite, or no sample is labelled.
+
+    Example:
+        >>> from sae_lightning.nn import Ball, HalfSpace
+        >>> x = torch.linspace(-1, 1, 101)[:, None]
+        >>> middle = (x.abs() < 0.35).long().flatten()
+        >>> found = bounds(x, middle, 2, [HalfSpace(), Ball()], held_out=(x, middle))
+        >>> {field.name: round(bound.f1[1].item(), 2) for field, bound in found.items()}
+        {'half-space': 0.68, 'ball': 1.0}
+    """
+    for family in families:
+        if not isinstance(family, ReceptiveField):
+            raise TypeError(f"families must be receptive fields, but one is {family!r}")
+    if n_concepts < 1:
+        raise ValueError(f"n_concepts must be at least 1, but is {n_concepts}")
+    if n_resamples < 1:
+        raise ValueError(f"n_resamples must be at least 1, but is {n_resamples}")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie between 0 and 1, but is {confidence}")
+    members, labelled = _members("concepts", x, concepts, n_concepts)
+    held_out_members, held_out_labelled = _members("held_out", *held_out, n_concepts)
+    if held_out[0].shape[1] != x.shape[1]:
+        raise ValueError(f"held_out must have d_in = {x.shape[1]}, as x has, but has {held_out[0].shape[1]}")
+    fittable = _fittable(members) & _fittable(held_out_members)
+    found = {family: torch.full((len(Bound._fields), n_concepts), math.nan).double() for family in families}
+    if fittable.any():
+        generator = torch.Generator().manual_seed(seed)
+        labelled = labelled[torch.randperm(len(labelled), generator=generator)]
+        training, mean, scale = _standardised(x[labelled])
+        search = Search(Labelled(Points.of(training), members[labelled][:, fittable]), seed)
+        tested = Points.of((held_out[0][held_out_labelled].float() - mean) / scale)
+        tested_members = held_out_members[held_out_labelled][:, fittable]
+        for family, bound in found.items():
+            best = search.best(family)
+            counts = outcomes(family.score(tested, best.parameters)[:, 0] > best.thresholds[0], tested_members)
+            interval = bootstrap_interval(counts, len(tested_members), n_resamples, confidence, generator)
+            bound[:, fittable] = torch.stack([f1_of(counts), *interval, best.f1[0]])
+    return {family: Bound(*bound) for family, bound in found.items()}
+
+
+def _members(name: str, x: Tensor, concepts: Tensor, n_concepts: int) -> tuple[Tensor, Tensor]:
+    """Membership, bool `(n, n_concepts)`, and which samples have a label, int64 `(n_labelled,)`."""
+    if x.ndim != 2 or not x.is_floating_point() or not bool(x.isfinite().all()):
+        raise ValueError(
+            f"activations must be finite floating-point numbers (n, d_in), but those of {name} are not: they have "
+            f"shape {tuple(x.shape)} and dtype {x.dtype}"
+        )
+    if concepts.dtype == torch.bool:
+        if concepts.shape != (len(x), n_concepts):
+            raise ValueError(
+                f"{name} of dtype bool must have shape {(len(x), n_concepts)}, but has {tuple(concepts.shape)}"
+            )
+        members, labelled = concepts, torch.arange(len(x))
+    else:
+        if concepts.dtype != torch.int64 or concepts.shape != (len(x),):
+            raise ValueError(
+                f"{name} must hold int64 labels ({len(x)},) or a bool matrix, but has shape {tuple(concepts.shape)} "
+                f"and dtype {concepts.dtype}"
+            )
+        wrong = concepts[(concepts < -1) | (concepts >= n_concepts)]
+        if len(wrong):
+            raise ValueError(f"{name} must hold labels from -1 to {n_concepts - 1}, but holds {int(wrong[0])}")
+        members, labelled = concepts[:, None] == torch.arange(n_concepts), (concepts >= 0).nonzero().flatten()
+    if not len(labelled):
+        raise ValueError(f"{name} must label some samples, but all {len(x)} are unlabelled")
+    return members, labelled
+
+
+def _fittable(members: Tensor) -> Tensor:
+    """Which concepts have enough members, and samples that are none."""
+    n_members = members.sum(0)
+    return (n_members >= _FEWEST_MEMBERS) & (n_members < len(members))
+
+
+def _standardised(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Samples with a mean of zero and a mean squared norm of one, what was subtracted, and what they were divided by.
+
+    It is only for the search's sake: every family is closed under shift and scale.
+    """
+    x = x.float()
+    mean = x.mean(0)
+    x = x - mean
+    scale = x.square().sum(1).mean().sqrt()
+    scale = torch.where(scale > 0, scale, 1)
+    return x.div_(scale), mean, scale
