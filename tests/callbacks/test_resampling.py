@@ -113,7 +113,7 @@ def test_offsets_become_the_mean_of_the_live_ones() -> None:
     with torch.no_grad():
         sae.sae.encoder.offset.fill_(-3.0)
     ResampleDeadLatents().resample(sae, x, 8, optimizer)  # with none alive: the initial offset
-    assert bool((sae.sae.encoder.offset == 0.5).all())
+    assert bool((sae.sae.encoder.offset == 0.125).all())
 
 
 def test_samples_are_drawn_by_their_error() -> None:

@@ -61,7 +61,7 @@ PRESETS: dict[str, Callable[..., BaseSAE]] = {
     "composed-ball": partial(
         ComposedSAE,
         d_sae=D_SAE,
-        encoder=partial(SquaredDistance, offset_init=0.5),
+        encoder=partial(SquaredDistance, offset_init=0.125),
         projection=Orthant,
         regularizer=L1,
         init="data",
