@@ -40,8 +40,8 @@ def saes(config):
 
 
 def test_every_config_is_an_experiment_or_an_overlay():
-    assert {path.stem for path in SEPARABILITY} == {*EXPERIMENTS, "figure"}
-    assert {path.stem for path in HETEROGENEITY} == {*EXPERIMENTS, "figure", "short", "defaults"}
+    assert {path.stem for path in SEPARABILITY} == {*EXPERIMENTS, "figure", "grid"}
+    assert {path.stem for path in HETEROGENEITY} == {*EXPERIMENTS, "figure", "short", "defaults", "grid"}
     assert {path.stem for path in FORMAL} == {*EXPERIMENTS, "gpt", "gpt-figure", "figure", *LANGUAGES}
     assert {path.stem for path in VISION} == {"vit", "compare", "dinov2"}
     assert {path.stem for path in LANGUAGE} == {"compare", "pythia"}
@@ -230,6 +230,26 @@ def test_the_defaults_of_heterogeneity_differ_from_short_in_initial_values_only(
     for name in common:
         before, after = (saes(config)[name]["init_args"] for config in (short, defaults))
         assert {key for key in before if before[key] != after[key]} == changes[name.partition("-")[0]], name
+
+
+@pytest.mark.parametrize("experiment", ["separability", "heterogeneity"])
+def test_the_grid_has_every_encoder_with_every_projection(experiment):
+    members = saes(parsed(CONFIGS / experiment / "grid.yaml"))
+    classes = {"affine": "Affine", "distance": "SquaredDistance"}
+    classes |= {"orthant": "Orthant", "jump": "Jump", "ksparse": "KSparse", "simplex": "Simplex"}
+    encoders, projections = ("affine", "distance"), ("orthant", "jump", "ksparse", "simplex")
+    assert set(members) == {f"{encoder}_{projection}" for encoder in encoders for projection in projections}
+    for name, sae in members.items():
+        for part, word in zip(("encoder", "projection"), name.split("_"), strict=True):
+            assert sae["init_args"][part]["class_path"] == f"sae_lightning.nn.{classes[word]}", name
+    # a row of the grid differs in the encoder, and in the numbers that it needs
+    numbers = {"encoder", "l0_init", "gamma"}
+    for projection in projections:
+        affine, distance = (members[f"{encoder}_{projection}"]["init_args"] for encoder in encoders)
+        differ = {key for key in affine if affine[key] != distance[key]}
+        assert differ - numbers == ({"regularizer"} if projection == "simplex" else set()) | (
+            {"projection"} if (experiment, projection) == ("heterogeneity", "jump") else set()  # thresholds
+        ), projection
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=ident)

@@ -21,7 +21,8 @@ class ResampleDeadLatents(pl.Callback):
     Every `every_n_steps` steps, each latent that has not fired for `dead_after` batches is put at a sample of the
     current batch that is drawn with a probability proportional to its squared error: a prototype and its atom at the
     sample itself, an affine latent (with `encoder_norm` times the mean norm of the live ones) and its atom in the
-    direction of the sample's residual. Its bias is zeroed, and so is the optimizer's memory of it. Works for every SAE.
+    direction of the sample's residual. Its bias is zeroed, a prototype's offset set to the mean of those of the live
+    ones (the initial one where none lives), and the optimizer's memory of it zeroed. Works for every SAE.
 
     Args:
         every_n_steps: Steps between two rounds, at least 1.
@@ -99,16 +100,22 @@ class ResampleDeadLatents(pl.Callback):
         error = residual.square().sum(-1).double().cpu()
         generator = torch.Generator().manual_seed((torch.initial_seed() + step) % 2**64)
         chosen = torch.multinomial(error + 1e-30, len(dead), replacement=True, generator=generator).to(x.device)
+        alive = core.batches_silent < self.dead_after
+        reset = [core.encoder.weight, core.decoder.weight]
         if isinstance(core.encoder, SquaredDistance):
             rows = atoms = x[chosen]
+            offset = core.encoder.offset
+            if offset is not None:
+                live = whole(offset)[alive]
+                initial = core.encoder.offset_init
+                set_rows(offset, dead, float(live.mean()) if len(live) or initial is None else initial)
+                reset.append(offset)
         else:
             atoms = torch.nn.functional.normalize(residual[chosen], dim=-1)
-            alive = core.batches_silent < self.dead_after
             norms = whole(core.encoder.weight.norm(dim=-1))
             rows = atoms * self.encoder_norm * (norms[alive].mean() if alive.any() else norms.mean())
         set_rows(core.encoder.weight, dead, rows.to(core.encoder.weight.dtype))
         set_rows(core.decoder.weight, dead, atoms.to(core.decoder.weight.dtype))
-        reset = [core.encoder.weight, core.decoder.weight]
         bias = getattr(core.encoder, "bias", None)
         if bias is not None:
             set_rows(bias, dead, 0.0)

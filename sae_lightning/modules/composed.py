@@ -21,7 +21,7 @@ class ComposedSAE(BaseSAE):
         subtract_decoder_bias: Whether the encoder sees `x - b_dec` (needs `decoder_bias`).
         normalize_decoder: Whether atoms have unit norm.
         l0_init: Mean L0 on the first training samples to which the initial lambda of a distance encoder is
-            calibrated, from 1 to `d_sae`; None leaves it.
+            calibrated, from 1 to `d_sae` (with KSparse: positive pre-codes, of which it keeps k); None leaves it.
         init: Initial rows of both matrices.
         standardize: Whether the SAE standardises its inputs.
         n_init_samples: Training samples from which standardisation and initial values are taken.

@@ -104,7 +104,7 @@ class SparseAutoencoder(nn.Module):
         if encoder.nonpositive and not projection.shift_invariant:
             raise ValueError(
                 f"{type(encoder).__name__} gives pre-codes that are never positive, so that "
-                f"{type(projection).__name__} would give zeros only: use Simplex with it"
+                f"{type(projection).__name__} would give zeros only: use Simplex with it, or offsets (offset_init)"
             )
         if subtract_decoder_bias and decoder.bias is None:
             raise ValueError("subtract_decoder_bias needs a decoder with a bias (decoder_bias=True)")

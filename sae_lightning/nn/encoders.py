@@ -10,7 +10,7 @@ from torch.nn import functional as F  # noqa: N812  (the usual name)
 from sae_lightning.nn.functional import affine, at_least_float32, negative_squared_distance
 from sae_lightning.nn.parts import Part, require_finite_positive, require_positive
 from sae_lightning.nn.receptive_fields import Ball, Cone, ConvexCell, Firing, HalfSpace, ReceptiveField
-from sae_lightning.nn.sharding import local
+from sae_lightning.nn.sharding import local, whole
 from sae_lightning.nn.sparse import Pattern, affine_at, distance_at
 
 
@@ -130,29 +130,43 @@ class Affine(Encoder):
 
 
 class SquaredDistance(Encoder):
-    r"""Distance encoder: $v_i = -\lambda \|x - w_i\|^2$ with one trained $\lambda = \mathrm{softplus}(\rho)$.
+    r"""Distance encoder: $v_i = b_i - \lambda \|x - w_i\|^2$ with one trained $\lambda = \mathrm{softplus}(\rho)$.
 
     The rows of `weight` are the prototypes $w_i$. A latent with this encoder and the simplex projection sees a
     convex polytope around its prototype. Small $\lambda$ gives uniform codes, large $\lambda$ one-hot codes.
+
+    Without offsets $b_i$ (the default) no pre-code is positive, and only the simplex, to which a constant is nothing,
+    can use them. With trained offsets the others can too: with the orthant a latent sees the ball of radius
+    $\sqrt{b_i / \lambda}$ around its prototype. On the simplex they turn the cells into those of a power diagram, just
+    as the biases of an affine encoder do: $b_i - \lambda \|x - w_i\|^2$ and
+    $2 \lambda w_i \cdot x + (b_i - \lambda \|w_i\|^2)$ differ by the same number for all latents.
 
     Args:
         d_in: Size of an input.
         d_sae: Number of latents.
         lambda_init: Initial value of $\lambda$, positive.
+        offset_init: Initial value of every offset $b_i$, finite; None for no offsets.
 
     Shapes: input `(..., d_in)`, output `(..., d_sae)`.
 
-    Source: Hindupur, Lubana, Fel and Ba (2025), arXiv 2503.01822.
+    Raises:
+        ValueError: If `lambda_init` is not positive and finite, or `offset_init` not finite.
+
+    Source: Hindupur, Lubana, Fel and Ba (2025), arXiv 2503.01822 (without offsets).
     """
 
     sparse = True
-    rows_of_latents = frozenset({"weight"})
-    nonpositive = True
+    rows_of_latents = frozenset({"weight", "offset"})
 
-    def __init__(self, d_in: int, d_sae: int, lambda_init: float = 1.0) -> None:
+    def __init__(self, d_in: int, d_sae: int, lambda_init: float = 1.0, offset_init: float | None = None) -> None:
         super().__init__(d_in, d_sae)
+        if offset_init is not None and not math.isfinite(offset_init):
+            raise ValueError(f"offset_init must be finite or None, but is {offset_init}")
         self.raw_lambda = nn.Parameter(torch.zeros(()))
         self.set_lambda(lambda_init)
+        self.offset_init = offset_init
+        self.offset = None if offset_init is None else nn.Parameter(torch.full((d_sae,), float(offset_init)))
+        self.nonpositive = offset_init is None
 
     @property
     def scale(self) -> Tensor:
@@ -164,6 +178,10 @@ class SquaredDistance(Encoder):
         """Lambda for this process's own latents."""
         return self.scale if self.sharding is None else self.sharding.replicate(self.scale)
 
+    @property
+    def _offset(self) -> Tensor | None:
+        return None if self.offset is None else at_least_float32(local(self.offset))
+
     @torch.no_grad()
     def set_lambda(self, value: float) -> None:
         r"""Set $\lambda$ to `value` (the inverse of softplus, exact for tiny and huge values)."""
@@ -172,25 +190,40 @@ class SquaredDistance(Encoder):
         self.raw_lambda.fill_(raw)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return pre-codes in float32 (or float64), `(..., d_sae)`; none exceeds zero (up to rounding)."""
-        return negative_squared_distance(x, local(self.weight), self._scale)
+        """Return pre-codes in float32 (or float64), `(..., d_sae)`; none exceeds its offset (up to rounding)."""
+        return negative_squared_distance(x, local(self.weight), self._scale, self._offset)
 
     def at(self, x: Tensor, pattern: Pattern, values: Tensor, centre: Tensor | None = None) -> Tensor:
         """Pre-codes at some positions, `(nnz,)`, with their gradient at O(nnz * d_in)."""
-        return distance_at(x, self.weight, self.scale, pattern, values)
+        return distance_at(x, self.weight, self.scale, self._offset, pattern, values)
 
     def among(self, x: Tensor, latents: Tensor, centre: Tensor | None = None) -> Tensor:
         """Pre-codes of some latents only, `(n, n_latents)`."""
-        return negative_squared_distance(x, local(self.weight).index_select(0, latents), self._scale)
+        offset = None if self._offset is None else self._offset.index_select(0, latents)
+        return negative_squared_distance(x, local(self.weight).index_select(0, latents), self._scale, offset)
+
+    def without_offset(self, pre_codes: Tensor, latents: Tensor | None = None) -> Tensor:
+        r"""What is left of pre-codes without their offsets, $-\lambda \|x - w_i\|^2$.
+
+        Args:
+            pre_codes: Pre-codes of all latents (of this process), `(..., d_sae)`, or some, `(..., n)`.
+            latents: Which latents these are, int64 `(n,)`; None for all.
+        """
+        if self._offset is None:
+            return pre_codes
+        return pre_codes - (self._offset if latents is None else self._offset.index_select(0, latents))
 
     def receptive_field(self, firing: Firing) -> ReceptiveField | None:
         """Balls by level, cells by differences (which are affine) and among the largest: there balls cut by others."""
         return Ball() if firing == "level" else ConvexCell()
 
     def distances(self, pre_codes: Tensor) -> Tensor:
-        """Recover the squared distances from pre-codes (or from sums of them, weighted by the codes)."""
-        return -pre_codes / self.scale
+        """Recover the squared distances from the pre-codes of all latents (of this process), `(..., d_sae)`."""
+        return -self.without_offset(pre_codes) / self.scale
 
     def dynamics(self) -> dict[str, Tensor]:
-        """The current lambda."""
-        return {"lambda": self.scale.detach()}
+        """The current lambda and, where there are offsets, their mean."""
+        found = {"lambda": self.scale.detach()}
+        if self.offset is not None:
+            found["offset_mean"] = whole(self.offset.detach()).mean()
+        return found

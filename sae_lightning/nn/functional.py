@@ -137,7 +137,7 @@ def affine(x: Tensor, centre: Tensor | None, weight: Tensor, bias: Tensor | None
 
 class _NegativeSquaredDistance(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, prototypes: Tensor, scale: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, prototypes: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
         # the scale goes to the smallest of the arrays
         factor = 2 * scale
         pulled = (x * factor).to(_product_dtype(prototypes))
@@ -148,15 +148,16 @@ class _NegativeSquaredDistance(Function):
         # ten times as fast as the sum of the squares, which would be an array of their own
         x_norm = torch.linalg.vector_norm(at_least_float32(rounded), dim=-1, keepdim=True).square()
         w_norm = torch.linalg.vector_norm(at_least_float32(lowered), dim=-1).square()
-        v = _by_rows(pulled, lowered, -scale * w_norm, -scale * x_norm)
-        ctx.save_for_backward(x.to(pulled.dtype), prototypes, scale, v)
+        by_row = -scale * w_norm if offset is None else offset - scale * w_norm
+        v = _by_rows(pulled, lowered, by_row, -scale * x_norm)
+        ctx.save_for_backward(x.to(pulled.dtype), prototypes, scale, offset, v)
         return v
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, prototypes, scale, v = ctx.saved_tensors
-        needs_x, needs_weight, needs_scale = ctx.needs_input_grad
+        x, prototypes, scale, offset, v = ctx.saved_tensors
+        needs_x, needs_weight, needs_scale, needs_offset = ctx.needs_input_grad
         to_x = to_weight = None
         if needs_x or needs_weight:
             pull, lowered = (grad * (2 * scale)).to(x.dtype), prototypes.to(x.dtype)
@@ -166,8 +167,14 @@ class _NegativeSquaredDistance(Function):
         if needs_weight:
             to_weight = at_least_float32(_to_rows(pull, x))
             to_weight -= lowered * exact.reshape(-1, exact.shape[-1]).sum(0)[:, None]
-        to_scale = torch.dot(grad.flatten(), v.flatten()) / scale.clamp_min(_tiny(scale)) if needs_scale else None
-        return to_x, to_weight, to_scale
+        by_latent = None if offset is None else grad.reshape(-1, grad.shape[-1]).sum(0)
+        to_scale = None
+        if needs_scale:
+            along = torch.dot(grad.flatten(), v.flatten())
+            if by_latent is not None:  # v is the offset plus what the scale multiplies
+                along = along - torch.dot(by_latent, offset)
+            to_scale = along / scale.clamp_min(_tiny(scale))
+        return to_x, to_weight, to_scale, by_latent if needs_offset else None
 
 
 def _tiny(x: Tensor) -> float:
@@ -175,8 +182,8 @@ def _tiny(x: Tensor) -> float:
     return torch.finfo(x.dtype).tiny
 
 
-def negative_squared_distance(x: Tensor, prototypes: Tensor, scale: Tensor) -> Tensor:
-    r"""Scaled squared Euclidean distances by one matrix product: $-\lambda (\|x\|^2 - 2 x \cdot w + \|w\|^2)$.
+def negative_squared_distance(x: Tensor, prototypes: Tensor, scale: Tensor, offset: Tensor | None = None) -> Tensor:
+    r"""Scaled squared Euclidean distances by one product: $b - \lambda (\|x\|^2 - 2 x \cdot w + \|w\|^2)$.
 
     Only the product follows autocast or the prototypes' precision. In half precision the distances are those between
     the rounded points, and are rounded once: norms are taken in float32 and summed within the product. The difference
@@ -186,11 +193,13 @@ def negative_squared_distance(x: Tensor, prototypes: Tensor, scale: Tensor) -> T
         x: Inputs, `(..., d_in)`.
         prototypes: Prototypes, `(d_sae, d_in)`.
         scale: The positive scalar $\lambda$.
+        offset: The offsets $b$, `(d_sae,)`; None for none.
 
     Returns:
         Scaled distances, `(..., d_sae)`.
     """
-    return cast("Tensor", _NegativeSquaredDistance.apply(x, prototypes, scale))  # type: ignore[no-untyped-call]
+    arguments = (x, prototypes, scale, offset)
+    return cast("Tensor", _NegativeSquaredDistance.apply(*arguments))  # type: ignore[no-untyped-call]
 
 
 def decode(codes: Tensor, atoms: Tensor) -> Tensor:

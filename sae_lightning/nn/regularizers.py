@@ -84,7 +84,8 @@ class L0(Regularizer):
 class DistanceWeightedL1(Regularizer):
     r"""Codes weighted by the squared distance to their prototypes, $\sum_i z_i \|x - w_i\|^2$.
 
-    The gradient flows through the codes and the prototypes. (The plain L1 norm is constant on the simplex.)
+    The gradient flows through the codes and the prototypes; an offset of the encoder is no part of the distance. (The
+    plain L1 norm is constant on the simplex.)
 
     Source: Tasissa et al. (2023), K-deep simplex, arXiv 2012.02134; used for SpaDE in arXiv 2503.01822.
     """
@@ -103,11 +104,12 @@ class DistanceWeightedL1(Regularizer):
         encoder = sae.encoder
         assert isinstance(encoder, SquaredDistance)
         z, v = out.codes, out.pre_codes
+        # lambda is divided by last: once per sample instead of once per code
         if isinstance(z, SparseCodes) and isinstance(v, SparseCodes):
-            return encoder.distances(z.total(z.values * v.values))
+            return -z.total(z.values * encoder.without_offset(v.values, v.pattern.latents)) / encoder.scale
         assert isinstance(z, Tensor)
         assert isinstance(v, Tensor)
-        return encoder.distances(_over_all(sae, (z * v).sum(-1)))
+        return -_over_all(sae, (z * encoder.without_offset(v)).sum(-1)) / encoder.scale
 
 
 class AuxK(Regularizer):

@@ -277,17 +277,19 @@ def affine_at(
 
 class _DistanceAt(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, pattern: Pattern, values: Tensor) -> Tensor:
-        ctx.save_for_backward(x.to(torch.promote_types(weight.dtype, torch.float32)), weight, scale, values)
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, offset: Tensor | None, pattern: Pattern, values: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(x.to(torch.promote_types(weight.dtype, torch.float32)), weight, scale, offset, values)
         ctx.pattern = pattern
         return values.view_as(values)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
-        x, weight, scale, values = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, scale, offset, values = ctx.saved_tensors
         pattern = ctx.pattern
-        needs_x, needs_weight, needs_scale = ctx.needs_input_grad[:3]
+        needs_x, needs_weight, needs_scale, needs_offset = ctx.needs_input_grad[:4]
         to_x = to_weight = to_scale = None
         pull = grad * (2 * scale)  # the gradient of -scale * |x - w|^2 is 2 * scale * (x - w) for w
         if needs_weight:
@@ -296,23 +298,30 @@ class _DistanceAt(Function):
         if needs_x:
             to_x = combine(pull, pattern, weight)
             to_x.addcmul_(x, -pull.new_zeros(pattern.n).index_add_(0, pattern.samples, pull)[:, None])
+        by_latent = None if offset is None else sum_by_latent(grad, pattern)
         if needs_scale:
-            to_scale = torch.dot(grad, values) / scale.clamp_min(torch.finfo(scale.dtype).tiny)
-        return to_x, to_weight, to_scale, None, None
+            along = torch.dot(grad, values)
+            if by_latent is not None:  # the values are the offsets plus what the scale multiplies
+                along = along - torch.dot(by_latent, offset)
+            to_scale = along / scale.clamp_min(torch.finfo(scale.dtype).tiny)
+        return to_x, to_weight, to_scale, by_latent if needs_offset else None, None, None
 
 
-def distance_at(x: Tensor, weight: Tensor, scale: Tensor, pattern: Pattern, values: Tensor) -> Tensor:
-    r"""Give known distance pre-codes $v = -\lambda \|x - w\|^2$ at some positions their gradient, at O(nnz * d_in).
+def distance_at(
+    x: Tensor, weight: Tensor, scale: Tensor, offset: Tensor | None, pattern: Pattern, values: Tensor
+) -> Tensor:
+    r"""Give known distance pre-codes $v = b - \lambda \|x - w\|^2$ at some positions their gradient, at O(nnz * d_in).
 
     Args:
         x: Inputs, `(n, d_in)`.
         weight: Prototypes, `(d_sae, d_in)`.
         scale: The scalar $\lambda$.
+        offset: The offsets $b$, `(d_sae,)`, or None.
         pattern: The positions.
         values: The pre-codes there, `(nnz,)`.
 
     Returns:
         The same values, `(nnz,)`.
     """
-    arguments = (x, weight, scale, pattern, values)
+    arguments = (x, weight, scale, offset, pattern, values)
     return cast("Tensor", _DistanceAt.apply(*arguments))  # type: ignore[no-untyped-call]

@@ -14,7 +14,7 @@ from ..modules.helpers import D_IN, D_SAE, PRESETS, Clusters, make, make_trainer
 DEAD = [2, 7, 19]
 ALIVE = [i for i in range(D_SAE) if i not in DEAD]
 OUTLIER = 17
-AFFINE = [name for name in PRESETS if name not in ("spade", "composed-distance")]
+AFFINE = [name for name in PRESETS if name not in ("spade", "composed-distance", "composed-ball")]
 
 
 def prepared(name: str, optimizer: Any, **changes: Any) -> tuple[BaseSAE, torch.optim.Optimizer, Tensor]:
@@ -80,7 +80,7 @@ def test_only_dead_latents_are_touched(name: str, optimizer: Any) -> None:
             sae.sae.encoder.bias.fill_(0.5)
     before, before_moments = weights(sae), moments(sae, made)
     ResampleDeadLatents().resample(sae, x, 7, made)
-    rows = {"sae.encoder.weight", "sae.decoder.weight", "sae.encoder.bias"}
+    rows = {"sae.encoder.weight", "sae.decoder.weight", "sae.encoder.bias", "sae.encoder.offset"}
 
     for key, value in weights(sae).items():
         if key in rows:
@@ -100,6 +100,20 @@ def test_only_dead_latents_are_touched(name: str, optimizer: Any) -> None:
 
     assert sae.sae.batches_silent[DEAD].tolist() == [0, 0, 0]
     assert bool((sae.sae.batches_silent[ALIVE] == 3).all())
+
+
+def test_offsets_become_the_mean_of_the_live_ones() -> None:
+    sae, optimizer, x = prepared("composed-ball", Adam)
+    with torch.no_grad():
+        sae.sae.encoder.offset.copy_(torch.linspace(0.1, 2.0, D_SAE))
+    mean = sae.sae.encoder.offset[ALIVE].mean()
+    ResampleDeadLatents().resample(sae, x, 7, optimizer)
+    torch.testing.assert_close(sae.sae.encoder.offset[DEAD], mean.expand(3))
+    sae.sae.batches_silent.fill_(100)
+    with torch.no_grad():
+        sae.sae.encoder.offset.fill_(-3.0)
+    ResampleDeadLatents().resample(sae, x, 8, optimizer)  # with none alive: the initial offset
+    assert bool((sae.sae.encoder.offset == 0.125).all())
 
 
 def test_samples_are_drawn_by_their_error() -> None:

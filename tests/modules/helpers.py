@@ -15,7 +15,7 @@ from sae_lightning.data import ActivationDataModule
 from sae_lightning.data.gaussian import sample_gaussian_concepts
 from sae_lightning.data.loading import ActivationDataset
 from sae_lightning.modules import BaseSAE, ComposedSAE, JumpReLUSAE, ReLUSAE, SAEModule, SpaDE, TopKSAE
-from sae_lightning.nn import L1, Affine, DistanceWeightedL1, KSparse, Simplex, SquaredDistance
+from sae_lightning.nn import L1, Affine, DistanceWeightedL1, KSparse, Orthant, Simplex, SquaredDistance
 
 D_IN, D_SAE, BATCH = 6, 24, 32
 
@@ -57,6 +57,16 @@ PRESETS: dict[str, Callable[..., BaseSAE]] = {
         regularizer=DistanceWeightedL1,
         init="data",
         l0_init=8,
+    ),
+    "composed-ball": partial(
+        ComposedSAE,
+        d_sae=D_SAE,
+        encoder=partial(SquaredDistance, offset_init=0.125),
+        projection=Orthant,
+        regularizer=L1,
+        init="data",
+        l0_init=12,
+        gamma=1e-4,
     ),
 }
 

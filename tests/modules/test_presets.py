@@ -80,7 +80,7 @@ def test_standardisation_is_that_of_the_first_training_samples(name: str) -> Non
     assert sae.evaluate(torch.tensor(x)).x.square().sum(-1).mean() == pytest.approx(D_IN, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["spade", "composed-distance"])
+@pytest.mark.parametrize("name", ["spade", "composed-distance", "composed-ball"])
 def test_prototypes_are_training_samples_and_lambda_gives_the_wanted_l0(name: str) -> None:
     sae = make(name, n_init_samples=600)
     fit(sae, 0)

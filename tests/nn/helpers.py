@@ -29,7 +29,7 @@ from sae_lightning.nn import (
 
 from . import reference
 
-ARCHITECTURES = ("relu", "jumprelu", "topk", "spade")
+ARCHITECTURES = ("relu", "jumprelu", "topk", "spade", "ball")  # the last one: distances with offsets, orthant
 LEADING_SHAPES = ((), (1,), (6,), (2, 3), (2, 1, 3), (0,))
 D_IN, D_SAE, K, GAMMA, BANDWIDTH = 5, 9, 3, 0.37, 0.8
 
@@ -71,7 +71,7 @@ def all_options() -> list[Options]:
     """Every architecture with every valid combination of its options."""
     options = []
     for architecture in ARCHITECTURES:
-        affine = architecture != "spade"
+        affine = architecture not in ("spade", "ball")
         for e, d, s, u, p, z in product([True, False], repeat=6):
             if (s and not d) or (not affine and not (e and p)):
                 continue
@@ -87,8 +87,8 @@ def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Ten
 def build(o: Options, dtype: torch.dtype = torch.float64, seed: int = 0) -> tuple[SparseAutoencoder, Regularizer]:
     """An SAE and its regularizer with random values in all parameters (and in the standardiser, where it is on)."""
     encoder = (
-        SquaredDistance(D_IN, D_SAE)
-        if o.architecture == "spade"
+        SquaredDistance(D_IN, D_SAE, offset_init=0.0 if o.architecture == "ball" else None)
+        if o.architecture in ("spade", "ball")
         else Affine(D_IN, D_SAE, bias=o.encoder_bias, pre_code_scale=o.pre_code_scale)
     )
     projection, regularizer = {
@@ -99,6 +99,7 @@ def build(o: Options, dtype: torch.dtype = torch.float64, seed: int = 0) -> tupl
         ),
         "topk": lambda: (KSparse(D_SAE, K), AuxK(D_SAE, k_aux=2, dead_after=4)),
         "spade": lambda: (Simplex(D_SAE), DistanceWeightedL1(D_SAE)),
+        "ball": lambda: (Orthant(D_SAE), DistanceWeightedL1(D_SAE)),
     }[o.architecture]()
     decoder = Decoder(D_IN, D_SAE, bias=o.decoder_bias, unit_norm=o.unit_norm)
     sae = SparseAutoencoder(
@@ -111,6 +112,8 @@ def build(o: Options, dtype: torch.dtype = torch.float64, seed: int = 0) -> tupl
                 parameter.add_(0.3 * noise)  # thresholds that differ, around threshold_init
             elif name == "encoder.raw_lambda":
                 parameter.fill_(-1.0)
+            elif name == "encoder.offset":
+                parameter.copy_(2.0 + noise)  # about lambda times the squared distances: some latents fire
             else:
                 parameter.copy_(0.6 * noise)
     if o.standardize:
@@ -136,7 +139,7 @@ def to_reference(sae: SparseAutoencoder, regularizer: Regularizer | None, gamma:
     if isinstance(sae.encoder, Affine):
         extra |= {"b_enc": p.get("encoder.bias"), "pre_code_scale": sae.encoder.pre_code_scale}
     else:
-        extra |= {"raw_lambda": p["encoder.raw_lambda"]}
+        extra |= {"raw_lambda": p["encoder.raw_lambda"], "offset": p.get("encoder.offset")}
     if isinstance(sae.projection, Jump):
         extra |= {"log_threshold": p["projection.log_threshold"], "bandwidth": sae.projection.bandwidth}
     if isinstance(sae.projection, KSparse):

@@ -60,6 +60,7 @@ class Model:
     unit_norm: bool = False
     pre_code_scale: float = 1.0
     raw_lambda: float | None = None
+    offset: Array | None = None
     log_threshold: Array | None = None
     bandwidth: float = 1.0
     k: int = 1
@@ -122,7 +123,7 @@ def evaluate(m: Model, x_raw: Array) -> Result:  # noqa: PLR0912, PLR0915  (one 
     else:
         scale = np.log1p(np.exp(m.raw_lambda))
         distances = squared_distances(seen, m.W_enc)
-        pre_codes = -scale * distances
+        pre_codes = -scale * distances + (0.0 if m.offset is None else m.offset)
     codes, support = _project(m, pre_codes)
     atoms = _atoms(m)
     x_hat = np.einsum("bi,id->bd", codes, atoms) + (0.0 if m.b_dec is None else m.b_dec)
@@ -180,6 +181,8 @@ def evaluate(m: Model, x_raw: Array) -> Result:  # noqa: PLR0912, PLR0915  (one 
         if m.b_enc is not None:
             gradients["encoder.bias"] = grad_raw.sum(0)
     else:
+        if m.offset is not None:
+            gradients["encoder.offset"] = grad_pre_codes.sum(0)
         grad_distances = grad_distances - scale * grad_pre_codes
         difference = seen[:, None, :] - m.W_enc[None]
         gradients["encoder.weight"] = -2 * np.einsum("bi,bid->id", grad_distances, difference)

@@ -1,5 +1,6 @@
 import copy
 import pickle
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from sae_lightning.nn import (
     L1,
     Affine,
     Decoder,
+    DistanceWeightedL1,
     Encoder,
     Jump,
     KSparse,
@@ -47,6 +49,10 @@ ROUNDING = 2.0**-8  # unit roundoff of bfloat16: half the distance between 1 and
 
 def relu_sae(d_in: int = 4, d_sae: int = 6, **options: Any) -> SparseAutoencoder:
     return SparseAutoencoder(Affine(d_in, d_sae), Orthant(d_sae), Decoder(d_in, d_sae), **options)
+
+
+def k_sparse(d_sae: int) -> KSparse:
+    return KSparse(d_sae, 2)
 
 
 # -- values and gradients -------------------------------------------------------------------------------------------
@@ -137,10 +143,10 @@ def test_autocast_touches_the_products_only(architecture: str, extras: dict[str,
         # Both factors and the sum are rounded: three roundings (3.1 allows for their products) of sum |x||w| (and |b|).
         # A distance is that between rounded points, which differ from the points by `moved`, and is then rounded.
         seen = x - sae.decoder.bias if options.subtract_decoder_bias else x
-        if architecture == "spade":
+        if architecture in ("spade", "ball"):
             moved = ROUNDING * (seen.abs()[:, None] + sae.encoder.weight.abs())
             moved = sae.encoder.scale * (2 * (seen[:, None] - sae.encoder.weight).abs() * moved + moved**2).sum(-1)
-            bound = 1.01 * (moved + ROUNDING * full.pre_codes.abs())
+            bound = 1.01 * (moved + ROUNDING * full.pre_codes.abs())  # an offset is part of the sum that is rounded
         else:
             bound = 3.1 * ROUNDING * (seen.abs() @ sae.encoder.weight.abs().T + sae.encoder.bias.abs())
         error = (half.pre_codes - full.pre_codes).abs()
@@ -150,7 +156,7 @@ def test_autocast_touches_the_products_only(architecture: str, extras: dict[str,
         # the projection of the same pre-codes is the same, bit by bit
         assert torch.equal(projected_under_autocast, sae.projection(half.pre_codes))
         assert torch.equal(half.codes, projected_under_autocast)
-        if architecture in ("relu", "spade"):  # continuous ones: a projection onto a convex set never expands
+        if architecture in ("relu", "spade", "ball"):  # continuous ones: a projection onto a convex set never expands
             assert ((half.codes - full.codes).norm(dim=-1) <= error.norm(dim=-1) + 1e-5).all()
 
         # the decoder's product is the only other place with rounding; the bias is added in float32
@@ -685,8 +691,24 @@ def test_parts_that_do_not_fit(encoder: tuple[int, int], projection: int, decode
 @pytest.mark.parametrize("projection", [Orthant(6), Jump(6), KSparse(6, 2)], ids=lambda p: type(p).__name__)
 def test_distances_need_the_simplex(projection) -> None:
     name = type(projection).__name__
-    with pytest.raises(ValueError, match=f"SquaredDistance .* never positive.*{name}.*use Simplex"):
+    with pytest.raises(ValueError, match=f"SquaredDistance .* never positive.*{name}.*use Simplex.*offset_init"):
         SparseAutoencoder(SquaredDistance(4, 6), projection, Decoder(4, 6))
+
+
+@pytest.mark.parametrize("regularizer", [None, L1, DistanceWeightedL1])
+@pytest.mark.parametrize("make", [Orthant, partial(Jump, threshold_init=0.3, bandwidth=BANDWIDTH), Simplex, k_sparse])
+def test_distances_with_offsets_may_have_any(make: Any, regularizer: Any) -> None:
+    encoder = SquaredDistance(D_IN, D_SAE, lambda_init=0.3, offset_init=1.0)
+    sae = SparseAutoencoder(encoder, make(D_SAE), Decoder(D_IN, D_SAE), standardize=False).double()
+    with torch.no_grad():
+        encoder.weight.copy_(0.6 * randn(D_SAE, D_IN, seed=1))
+        encoder.offset.copy_(2.0 + randn(D_SAE, seed=2))
+        sae.decoder.weight.copy_(randn(D_SAE, D_IN, seed=3))
+    regularizer = regularizer and regularizer(D_SAE)
+    x = randn(12, D_IN, seed=4)
+    assert (sae.encode(x) > 0).any()
+    assert_same_as_reference(sae, regularizer, x)
+    assert_sparse_is_dense(sae, regularizer, x)
 
 
 def test_affine_encoder_may_have_the_simplex() -> None:

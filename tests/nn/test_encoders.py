@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.spatial.distance import cdist
 
-from sae_lightning.nn import Affine, SquaredDistance
+from sae_lightning.nn import Affine, Simplex, SquaredDistance
 
 from .helpers import LEADING_SHAPES, numpy, randn
 
@@ -52,6 +52,75 @@ def test_squared_distance(leading: tuple[int, ...]) -> None:
     np.testing.assert_allclose(numpy(encoder.distances(pre_codes)), distances, rtol=1e-12, atol=1e-12)
     assert encoder.nonpositive
     assert (pre_codes <= 1e-12).all()
+
+
+@pytest.mark.parametrize("leading", LEADING_SHAPES, ids=str)
+def test_squared_distance_with_offsets(leading: tuple[int, ...]) -> None:
+    plain, encoder = SquaredDistance(5, 7, 0.3).double(), SquaredDistance(5, 7, 0.3, offset_init=2.0).double()
+    assert torch.equal(encoder.offset, torch.full((7,), 2.0, dtype=torch.float64))
+    offset = randn(7, seed=2)
+    with torch.no_grad():
+        plain.weight.copy_(randn(7, 5, seed=1))
+        encoder.weight.copy_(plain.weight)
+        encoder.offset.copy_(offset)
+    x = randn(*leading, 5)
+    pre_codes = encoder(x)
+    np.testing.assert_allclose(numpy(pre_codes), numpy(plain(x) + offset), rtol=1e-12, atol=1e-12)
+    distances = cdist(numpy(x).reshape(-1, 5), numpy(encoder.weight), "sqeuclidean").reshape(*leading, 7)
+    np.testing.assert_allclose(numpy(encoder.distances(pre_codes)), distances, rtol=1e-12, atol=1e-12)
+    assert not encoder.nonpositive
+    latents = torch.tensor([1, 4, 5])
+    np.testing.assert_allclose(numpy(encoder.among(x, latents)), numpy(pre_codes[..., latents]), rtol=1e-12, atol=1e-12)
+    left = encoder.without_offset(pre_codes[..., latents], latents)
+    np.testing.assert_allclose(numpy(left), numpy(plain(x)[..., latents]), rtol=1e-12, atol=1e-12)
+
+
+def test_without_offsets_nothing_is_new() -> None:
+    encoder = SquaredDistance(5, 7)
+    assert encoder.offset is None
+    assert set(encoder.state_dict()) == {"weight", "raw_lambda"}  # as in checkpoints that were written before
+    pre_codes = encoder(randn(3, 5, dtype=torch.float32))
+    assert encoder.without_offset(pre_codes) is pre_codes
+    assert set(encoder.dynamics()) == {"lambda"}
+
+
+def test_offsets_are_watched_and_trained() -> None:
+    encoder = SquaredDistance(3, 4, offset_init=-1)
+    with torch.no_grad():
+        encoder.offset[0] = 3.0
+    assert encoder.dynamics()["offset_mean"].item() == 0.0
+    assert not encoder.dynamics()["offset_mean"].requires_grad
+    encoder(torch.ones(5, 3)).sum().backward()
+    assert encoder.offset.grad.tolist() == [5.0] * 4
+
+
+def test_with_offsets_a_latent_sees_a_ball() -> None:
+    encoder = SquaredDistance(5, 7, 0.3, offset_init=1.0).double()
+    with torch.no_grad():
+        encoder.weight.copy_(randn(7, 5, seed=1))
+        encoder.offset.copy_(torch.linspace(-0.5, 4.0, 7))
+    x = randn(500, 5)
+    radius = numpy((encoder.offset / encoder.scale).clamp_min(0).sqrt())
+    inside = cdist(numpy(x), numpy(encoder.weight)) < radius
+    assert inside.any(0)[1:].all()
+    np.testing.assert_array_equal(numpy(encoder(x)) > 0, inside)
+
+
+def test_on_the_simplex_offsets_and_biases_are_the_same() -> None:
+    distance, affine = SquaredDistance(5, 7, 0.3, offset_init=0.0).double(), Affine(5, 7).double()
+    with torch.no_grad():
+        distance.weight.copy_(randn(7, 5, seed=1))
+        distance.offset.copy_(randn(7, seed=2))
+        affine.weight.copy_(2 * distance.scale * distance.weight)
+        affine.bias.copy_(distance.offset - distance.scale * distance.weight.square().sum(1))
+    x, simplex = randn(50, 5), Simplex(7)
+    np.testing.assert_allclose(numpy(simplex(distance(x))), numpy(simplex(affine(x))), atol=1e-12)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_bad_offset(value: float) -> None:
+    with pytest.raises(ValueError, match=f"offset_init must be finite or None, but is {value}"):
+        SquaredDistance(3, 4, offset_init=value)
 
 
 @pytest.mark.parametrize("value", [1e-30, 1e-12, 1e-6, 1e-3, 0.25, 1.0, 5.0, 19.99, 20.01, 88.0, 1e4, 1e8, 1e30])

@@ -71,12 +71,26 @@ def test_negative_squared_distance_gradient() -> None:
     x, w = randn(3, 4).requires_grad_(), randn(5, 4, seed=1).requires_grad_()
     scale = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
     assert gradcheck(negative_squared_distance, (x, w, scale))
+    offset = randn(5, seed=2).requires_grad_()
+    assert gradcheck(negative_squared_distance, (x, w, scale, offset))
+    assert torch.allclose(negative_squared_distance(x, w, scale, offset), offset - scale * torch.cdist(x, w).square())
 
 
 def test_squared_distance_to_itself_is_zero_up_to_rounding() -> None:
     x = 100 * randn(50, 16, dtype=torch.float32)
     own = negative_squared_distance(x, x, torch.tensor(1.0)).diagonal()
     assert (own.abs() <= 50 * torch.finfo(torch.float32).eps * x.square().sum(-1)).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_an_offset_that_cancels_the_distance_leaves_small_pre_codes_exact(dtype: torch.dtype) -> None:
+    w = (0.5 * randn(10, 32, seed=1, dtype=torch.float32)).to(dtype).float()
+    x = (w + 0.5 * randn(10, 32, dtype=torch.float32)).to(dtype).float()
+    scale = torch.tensor(0.5)
+    offset = 0.5 * (x - w).square().sum(-1) + 1e-3
+    with torch.autocast("cpu", dtype=dtype):
+        v = negative_squared_distance(x, w, scale, offset)
+    assert (v.diagonal() - 1e-3).abs().max() < 1e-4  # rounding the distance, about 4, would be off by 2e-3 or more
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

@@ -1,3 +1,6 @@
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +10,9 @@ from sae_lightning.nn import (
     Affine,
     Decoder,
     Jump,
+    KSparse,
+    Orthant,
+    Projection,
     Simplex,
     SparseAutoencoder,
     SquaredDistance,
@@ -230,6 +236,34 @@ def test_calibration_changes_lambda_only() -> None:
     assert changed == ["encoder.raw_lambda"]
     assert sae.encoder.raw_lambda.requires_grad
     assert sae.encoder.raw_lambda.grad is None
+
+
+def ball(projection: Projection, offset: float = 0.5) -> SparseAutoencoder:
+    encoder = SquaredDistance(D_IN, projection.d_sae, offset_init=offset)
+    return SparseAutoencoder(encoder, projection, Decoder(D_IN, projection.d_sae), standardize=False)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("l0", [1, 5.5, 40])
+@pytest.mark.parametrize("projection", [Orthant, partial(Jump, threshold_init=0.1), partial(KSparse, k=3), Simplex])
+def test_calibration_with_offsets(projection: Callable[[int], Projection], l0: float, scale: float) -> None:
+    x, sae = scale * randn(512, D_IN, dtype=torch.float32), ball(projection(D_SAE))
+    initialize_from_data(sae, x, generator())
+    reached = calibrate_lambda(sae, x, l0)
+    assert l0 - 2 / 512 <= reached <= l0
+    # the k-sparse projection takes the k largest of so many positive pre-codes
+    found = sae.pre_codes(x) if isinstance(sae.projection, KSparse) else sae.encode(x)
+    assert (found > FIRING_THRESHOLD).sum(-1).double().mean().item() == pytest.approx(reached, abs=4 / 512)
+    assert torch.equal(sae.encoder.offset, torch.full((D_SAE,), 0.5))
+
+
+@pytest.mark.parametrize(
+    ("projection", "offset"), [(Orthant, 0.0), (Orthant, -1.0), (partial(Jump, threshold_init=0.6), 0.5)]
+)
+def test_calibration_with_offsets_too_low(projection: Callable[[int], Projection], offset: float) -> None:
+    message = rf"l0_init = 4 needs offsets high enough .*offset_init = {offset} with (Orthant|Jump)"
+    with pytest.raises(ValueError, match=message):
+        calibrate_lambda(ball(projection(D_SAE), offset), torch.randn(10, D_IN), 4)
 
 
 def test_calibration_needs_a_distance_encoder() -> None:

@@ -22,6 +22,7 @@ from sae_lightning.nn import (
 
 from . import reference
 from .helpers import (
+    ARCHITECTURES,
     D_IN,
     D_SAE,
     GAMMA,
@@ -42,7 +43,7 @@ ALL = [L1, L0, DistanceWeightedL1, AuxK]
 # -- values ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("architecture", ["relu", "jumprelu", "topk", "spade"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("leading", [(), (1,), (6,), (2, 3), (0,)], ids=str)
 def test_one_value_per_sample(architecture: str, leading: tuple[int, ...]) -> None:
     options = Options(architecture)
@@ -58,7 +59,7 @@ def test_one_value_per_sample(architecture: str, leading: tuple[int, ...]) -> No
     np.testing.assert_allclose(numpy(penalty).reshape(-1), expected[:n], rtol=1e-11)
 
 
-@pytest.mark.parametrize("architecture", ["relu", "jumprelu", "topk", "spade"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_gamma_scales_the_gradient(architecture: str) -> None:
     options = Options(architecture)
     sae, regularizer = build(options)
@@ -93,6 +94,20 @@ def test_distance_weighted_l1_reaches_codes_and_prototypes() -> None:
     assert sae.encoder.weight.grad.abs().max() > 1e-3
     assert sae.encoder.raw_lambda.grad.item() < 0  # sharper codes lie closer to the input
     assert sae.decoder.weight.grad is None
+
+
+def test_distance_weighted_l1_leaves_offsets_out() -> None:
+    # the same codes at the same distances cost the same, whatever part of the pre-codes is offset
+    sae, regularizer = build(Options("ball"))
+    x = sae.standardize(raw_inputs(9, Options("ball")))
+    out = sae.autoencode(x)
+    distances = torch.cdist(x, sae.encoder.weight).square()
+    torch.testing.assert_close(regularizer(sae, x, out), (out.codes * distances).sum(-1))
+    assert (out.codes > 0).any()
+    fixed = out._replace(codes=out.codes.detach())
+    regularizer(sae, x, fixed).sum().backward()
+    assert sae.encoder.offset.grad.abs().max() < 1e-12  # an offset changes codes, and no distance
+    assert sae.encoder.weight.grad.abs().max() > 1e-3
 
 
 # -- aux-k ----------------------------------------------------------------------------------------------------------

@@ -200,15 +200,17 @@ def test_gradient_of_affine_at(share: float, centre: bool, bias: bool, scale: fl
     assert gradcheck(lambda *a: affine_at(*a, scale, pattern, affine_pre_codes(*a, scale, pattern).detach()), arguments)
 
 
-def distance_pre_codes(x: Tensor, weight: Tensor, scale: Tensor, pattern: Pattern) -> Tensor:
-    return pattern.of(-scale * (x[:, None] - weight).square().sum(-1))
+def distance_pre_codes(x: Tensor, weight: Tensor, scale: Tensor, offset: Tensor | None, pattern: Pattern) -> Tensor:
+    return pattern.of((0.0 if offset is None else offset) - scale * (x[:, None] - weight).square().sum(-1))
 
 
+@pytest.mark.parametrize("offset", [True, False])
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_gradient_of_distance_at(share: float) -> None:
+def test_gradient_of_distance_at(share: float, offset: bool) -> None:
     pattern = some_pattern(4, 6, share)
     scale = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
-    arguments = [randn(4, 3).requires_grad_(), randn(6, 3, seed=1).requires_grad_(), scale]
+    offsets = randn(6, seed=2).requires_grad_() if offset else None
+    arguments = [randn(4, 3).requires_grad_(), randn(6, 3, seed=1).requires_grad_(), scale, offsets]
     expected = distance_pre_codes(*arguments, pattern)
     actual = distance_at(*arguments, pattern, expected.detach())
     assert torch.equal(actual, expected)
