@@ -66,8 +66,8 @@ def recommend(
 
     1. Those whose mean and smallest bound over the concepts are both within 0.02 of those of the one with the highest
        mean can see what any of them can see. An architecture whose receptive fields are not known does not compete.
-    2. Where the concepts' dimensions differ by a factor of 2 or more, one that keeps a fixed number of codes is left
-       out if others remain: its k is too small for one concept or too large for another.
+    2. One that keeps a fixed number of codes is left out if others remain. That number is an assumption more, and where
+       the concepts' dimensions differ by a factor of 2 or more it is too small for one or too large for another.
     3. Of the rest the simplest: one is simpler than another if its receptive fields are special cases of the other's.
        More freedom than the data ask for has to be learned, and lets latents split concepts. Where none is simpler,
        the first in the order in which they were given.
@@ -148,12 +148,17 @@ def _choose(
         )
     uneven = heterogeneity.ratio >= UNEVEN
     adaptive = [i for i in able if architectures[i].k is None]
-    if uneven and adaptive and len(adaptive) < len(able):
+    if adaptive and len(adaptive) < len(able):
         names = _listed([verdicts[i].name for i in able if i not in adaptive], "or")
-        reasons.append(
-            f"Not {names}: the concepts' dimensions differ by a factor of {heterogeneity.ratio:.1f}, and one number of "
-            "codes for all is too small for some or too large for others."
-        )
+        reason = f"Not {names}: the bounds would allow it, but it fixes the number of codes, "
+        if uneven:
+            reason += (
+                f"and the concepts' dimensions differ by a factor of {heterogeneity.ratio:.1f}: one number is too "
+            )
+            reason += "small for some or too large for others."
+        else:
+            reason += "an assumption that others do without."
+        reasons.append(reason)
         able = adaptive
     chosen = next(i for i in able if not any(_simpler(architectures[j], architectures[i]) for j in able))
     verdict = verdicts[chosen]
