@@ -15,7 +15,7 @@ from sae_lightning.nn import Affine, HalfSpace, Simplex
 from tests.conftest import CONFIGS, run_cli
 
 SEPARABILITY = ["--data", "SeparabilityDataModule", "--data.n_val_per_concept", 100, "--data.n_per_concept", 5000]
-SHORT = ["--max_samples", 1200, "--n_resamples", 20]
+SHORT = ["--max_samples", 1200, "--n_resamples", 20, "--num_threads", 1]
 SHIPPED = ("separability/spade", "heterogeneity/topk", "formal_language/compare", "language/compare", "vision/compare")
 
 
@@ -174,6 +174,7 @@ def test_an_earlier_diagnosis_is_kept_unless_asked(separability, tmp_path):
     ("args", "words"),
     [
         (["--max_samples", 3], "max_samples must be at least 4, but is 3"),
+        (["--num_threads", 0], "num_threads must be at least 1, but is 0"),
         (["--found_above", 2], "found_above must lie between 0 and 1, but is 2"),
         (["--confidence", 1], "confidence must lie between 0 and 1"),
         (["--split", "train"], "split"),
