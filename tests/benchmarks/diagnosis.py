@@ -15,7 +15,7 @@ from sae_lightning.geometry import diagnose
 
 
 def made(n: int, d_in: int, n_concepts: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Overlapping Gaussian concepts with a spectrum that falls as those of language models do, and labels."""
+    """Gaussian concepts with a spectrum that falls as those of language models do, and labels."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(n, d_in, generator=generator).mul_(torch.logspace(0, -1.5, d_in))
     labels = torch.randint(n_concepts, (n,), generator=generator)

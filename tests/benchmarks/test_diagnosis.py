@@ -12,4 +12,4 @@ def test_a_hundred_thousand_samples_take_three_minutes() -> None:
     found = measure(100_000, 768, 12)
     # processor time of one thread: unlike wall time it hardly depends on what else runs, and two cores do no worse
     assert found["processor_s"] < 180
-    assert found["more_memory_gb"] < 2 * found["samples_gb"]
+    assert found["more_memory_gb"] < 3 * found["samples_gb"]
