@@ -92,14 +92,8 @@ def test_whatever_a_run_of_fit_saves_is_understood(tmp_path):
     outcome = run_cli("fit", *SEPARABILITY, "--model", "SpaDE", "--model.d_sae", 8, "--print_config")
     config = yaml.safe_load(outcome.out)
     assert config.keys() > set(FIT_KEYS)
-    assert config.keys() - set(FIT_KEYS) <= {
-        "seed_everything",
-        "data",
-        "model",
-        "overwrite",
-        "optimizer",
-        "lr_scheduler",
-    }
+    own = {"seed_everything", "data", "model", "overwrite", "num_threads", "optimizer", "lr_scheduler"}
+    assert config.keys() - set(FIT_KEYS) <= own
     (tmp_path / "config.yaml").write_text(outcome.out)
     parsed = make_parser().parse_args(["-c", str(tmp_path / "config.yaml")])
     assert parsed.model.init_args.d_sae == 8
