@@ -88,14 +88,16 @@ def bounds(
     if fittable.any():
         generator = torch.Generator().manual_seed(seed)
         labelled = labelled[torch.randperm(len(labelled), generator=generator)]
+        one_of_each = torch.unique(members[labelled][:, fittable].byte().argmax(0))  # first, so that no part has none
+        labelled = labelled[_to_the_front(one_of_each, len(labelled))]
         training, mean, scale = _standardised(x[labelled])
-        search = Search(Labelled(Points.of(training), members[labelled][:, fittable]), seed)
+        search = Search(Labelled(Points.of(training), members[labelled][:, fittable].T.contiguous()), seed)
         tested = Points.of((held_out[0][held_out_labelled].float() - mean) / scale)
-        tested_members = held_out_members[held_out_labelled][:, fittable]
+        tested_members = held_out_members[held_out_labelled][:, fittable].T
         for family, bound in found.items():
             best = search.best(family)
-            counts = outcomes(family.score(tested, best.parameters)[:, 0] > best.thresholds[0], tested_members)
-            interval = bootstrap_interval(counts, len(tested_members), n_resamples, confidence, generator)
+            counts = outcomes(family.score(tested, best.parameters)[0] > best.thresholds[0, :, None], tested_members)
+            interval = bootstrap_interval(counts, tested_members.shape[1], n_resamples, confidence, generator)
             bound[:, fittable] = torch.stack([f1_of(counts), *interval, best.f1[0]])
     return {family: Bound(*bound) for family, bound in found.items()}
 
@@ -132,6 +134,13 @@ def _fittable(members: Tensor) -> Tensor:
     """Which concepts have enough members, and samples that are none."""
     n_members = members.sum(0)
     return (n_members >= _FEWEST_MEMBERS) & (n_members < len(members))
+
+
+def _to_the_front(chosen: Tensor, n: int) -> Tensor:
+    """The numbers below n in their order, but for the chosen ones, which come first."""
+    others = torch.ones(n, dtype=torch.bool)
+    others[chosen] = False
+    return torch.cat([chosen, others.nonzero().flatten()])
 
 
 def _standardised(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,7 +1,11 @@
 """F1 of thresholded scores: the exact best threshold, a smooth surrogate, and an interval for it."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 
 def best_threshold(scores: Tensor, members: Tensor, lowest: float = -torch.inf) -> tuple[Tensor, Tensor]:
@@ -12,34 +16,74 @@ def best_threshold(scores: Tensor, members: Tensor, lowest: float = -torch.inf) 
     Between two scores the threshold lies halfway. Where several thresholds are equally good, the highest is taken.
 
     Args:
-        scores: `(n, ...)`.
-        members: Which samples are members, bool `(n, ...)`, broadcast against the scores.
+        scores: `(..., n)`.
+        members: Which samples are members, bool `(..., n)`, broadcast against the scores.
         lowest: What a threshold must not lie below.
 
     Returns:
         Thresholds in the scores' precision, and F1 in float64, both `(...)`. F1 is 0 where no score exceeds `lowest`.
     """
-    ordered, order = scores.sort(dim=0, descending=True)
-    true_positives = members.expand_as(scores).gather(0, order).double().cumsum_(0)
-    n_members = true_positives[-1].clone()
-    fired = torch.arange(1, len(scores) + 1, dtype=torch.float64, device=scores.device)
-    f1 = true_positives.mul_(2).div_(fired.view(-1, *[1] * (scores.ndim - 1)) + n_members)
-    f1[:-1].masked_fill_(ordered[:-1] == ordered[1:], -1)  # equal scores fire together
+    n = scores.shape[-1]
+    ordered, order = scores.sort(descending=True)
+    true_positives = members.expand_as(scores).gather(-1, order).double().cumsum_(-1)
+    n_members = true_positives[..., -1:].clone()
+    fired = torch.arange(1, n + 1, dtype=torch.float64, device=scores.device)
+    f1 = true_positives.mul_(2).div_(fired + n_members)
+    f1[..., :-1].masked_fill_(ordered[..., :-1] == ordered[..., 1:], -1)  # equal scores fire together
     f1.masked_fill_(ordered <= lowest, -1)
-    best, at = f1.max(dim=0, keepdim=True)
-    upper = ordered.gather(0, at)
-    last = at == len(scores) - 1
-    lower = ordered.gather(0, (at + 1).clamp(max=len(scores) - 1))
-    lower = torch.where(last, upper - (ordered[:1] - ordered[-1:]).clamp(min=1), lower)
+    best, at = f1.max(dim=-1, keepdim=True)
+    upper, least = ordered.gather(-1, at), ordered[..., -1:]
+    lower = ordered.gather(-1, (at + 1).clamp(max=n - 1))
+    lower = torch.where(at == n - 1, upper - (ordered[..., :1] - least).clamp(min=1), lower)
     middle = lower + (upper - lower) / 2
-    threshold = torch.where(middle < upper, middle, lower).clamp(min=lowest)  # halfway may be rounded up
-    threshold = torch.where(best < 0, ordered[:1].clamp(min=lowest), threshold)
-    return threshold[0], best[0].clamp(min=0)
+    threshold = torch.where(middle < upper, middle, lower)  # halfway may be rounded up
+    threshold = torch.where(best < 0, ordered[..., :1], threshold).clamp(min=lowest)
+    return threshold[..., 0], best[..., 0].clamp(min=0)
+
+
+class _SmoothF1(Function):
+    """The formula of `smooth_f1`, in few passes: they are what a climb costs beside its products."""
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, thresholds: Tensor, members: Tensor, temperatures: Tensor) -> Tensor:
+        fires = (scores - thresholds[..., None]).div_(temperatures[..., None]).sigmoid_()
+        among = torch.einsum("scn,cn->sc", fires, members)
+        total = fires.sum(-1) + members.sum(-1)
+        ctx.save_for_backward(fires, members, temperatures, among, total)
+        return 2 * among / total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        fires, members, temperatures, among, total = ctx.saved_tensors
+        factor = 2 * gradient / (total * temperatures)
+        of_scores = members * factor[..., None]
+        of_scores -= (factor * among / total)[..., None]
+        of_scores.mul_(fires).mul_(1 - fires)
+        return of_scores, -of_scores.sum(-1), None, None
+
+
+def smooth_f1(scores: Tensor, thresholds: Tensor, members: Tensor, temperatures: Tensor) -> Tensor:
+    r"""F1 of a smooth step, $\sigma(x) = \mathrm{sigmoid}((s(x) - t) / \tau)$, differentiable in scores and thresholds.
+
+    $$ \frac{2 \sum_{x \in c} \sigma(x)}{\sum_x \sigma(x) + |c|} $$
+
+    Args:
+        scores: `(n_starts, n_concepts, n)`.
+        thresholds: `(n_starts, n_concepts)`.
+        members: Which samples are members, as numbers of the scores' precision, `(n_concepts, n)`.
+        temperatures: Widths of the step, `(n_starts, n_concepts)`.
+
+    Returns:
+        `(n_starts, n_concepts)`.
+    """
+    f1: Tensor = _SmoothF1.apply(scores, thresholds, members, temperatures)  # type: ignore[no-untyped-call]
+    return f1
 
 
 def outcomes(fires: Tensor, members: Tensor) -> Tensor:
-    """Count true positives, false positives and false negatives: float64 `(3, ...)` from bool `(n, ...)`."""
-    return torch.stack([(fires & members).sum(0), (fires & ~members).sum(0), (~fires & members).sum(0)]).double()
+    """Count true positives, false positives and false negatives: float64 `(3, ...)` from bool `(..., n)`."""
+    return torch.stack([(fires & members).sum(-1), (fires & ~members).sum(-1), (~fires & members).sum(-1)]).double()
 
 
 def f1_of(counts: Tensor) -> Tensor:

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  (the usual name)
 
-from sae_lightning.geometry.f1 import best_threshold, f1_of, outcomes
+from sae_lightning.geometry.f1 import best_threshold, f1_of, outcomes, smooth_f1
 from sae_lightning.nn.receptive_fields import Landmarks, Parameters, Points, ReceptiveField
 
-_SCREENED = (8192, 50, 32_768)  # samples on which starts are compared: at least; members of each concept; at most
-_BATCH = 16_384
+_SCREENED = (4096, 50, 32_768)  # samples on which starts are compared: at least; members of each concept; at most
+_BATCH = 8192
 _SCREEN_STEPS, _REFINE_STEPS = 30, 100
 _TEMPERATURES = (
     0.3,
@@ -31,12 +31,12 @@ class Labelled(NamedTuple):
 
     points: Points
     members: Tensor
-    """Bool `(n, n_concepts)`."""
+    """Bool `(n_concepts, n)`."""
 
     def part(self, begin: int, end: int) -> "Labelled":
         """The samples from one to another."""
         x, squared_norms = self.points
-        return Labelled(Points(x[begin:end], squared_norms[begin:end]), self.members[begin:end])
+        return Labelled(Points(x[begin:end], squared_norms[begin:end]), self.members[:, begin:end])
 
 
 class Fitted(NamedTuple):
@@ -63,15 +63,15 @@ class Search:
     """
 
     def __init__(self, data: Labelled, seed: int) -> None:
-        n = len(data.members)
+        n = data.members.shape[1]
         n_fitted = n - int(_HELD_BACK * n)
         self.data = data
         self.fitted, self.held_back = data.part(0, n_fitted), data.part(n_fitted, n)
         least, members, most = _SCREENED
-        rarest = data.members.sum(0).amin().item() / n
+        rarest = data.members.sum(1).amin().item() / n
         self.screened = data.part(0, min(n_fitted, max(least, min(most, int(members / rarest)))))
         self.seed = seed
-        self.landmarks = landmarks(data, torch.Generator().manual_seed(seed))
+        self.landmarks = landmarks(self.fitted, torch.Generator().manual_seed(seed))
         self._found: dict[ReceptiveField, Fitted] = {}
 
     def best(self, field: ReceptiveField) -> Fitted:
@@ -94,19 +94,19 @@ class Search:
         scores = torch.cat([self._f1(field, parameters, self.fitted) for parameters in pools])
         best = _ranked(_joined(pools), scores, 1)
         scores = field.score(self.data.points, best)
-        return Fitted(best, *best_threshold(scores, self.data.members[:, None], field.lowest_threshold))
+        return Fitted(best, *best_threshold(scores, self.data.members, field.lowest_threshold))
 
     def _f1(self, field: ReceptiveField, parameters: Parameters, training: Labelled) -> Tensor:
         """F1 on what is held back, with thresholds from other samples, `(n_starts, n_concepts)`."""
         scores = field.score(training.points, parameters)
-        thresholds, f1 = best_threshold(scores, training.members[:, None], field.lowest_threshold)
+        thresholds, f1 = best_threshold(scores, training.members, field.lowest_threshold)
         judged = self.held_back.members
-        fires = field.score(self.held_back.points, parameters) > thresholds
-        held_back = f1_of(outcomes(fires, judged[:, None]))
-        return torch.where(judged.sum(0) < _FEWEST_MEMBERS, f1, held_back)
+        fires = field.score(self.held_back.points, parameters) > thresholds[..., None]
+        held_back = f1_of(outcomes(fires, judged))
+        return torch.where(judged.sum(1) < _FEWEST_MEMBERS, f1, held_back)
 
 
-def landmarks(data: Labelled, generator: torch.Generator, n_members: int = 4) -> Landmarks:
+def landmarks(data: Labelled, generator: torch.Generator, n_members: int = 16) -> Landmarks:
     """Centres, discriminant directions by several ridges, and some members of each concept.
 
     Args:
@@ -115,15 +115,16 @@ def landmarks(data: Labelled, generator: torch.Generator, n_members: int = 4) ->
         n_members: How many members to draw of each concept.
     """
     x, members = data.points.x, data.members.to(data.points.x)
-    centres = members.T @ x / members.sum(0)[:, None]
+    centres = members @ x / members.sum(1)[:, None]
     # the covariance of all points gives the same directions as that within concept and rest
     variances, axes = torch.linalg.eigh((x.T @ x / len(x)).double())
     along, mean = centres.double() @ axes, variances.mean().clamp(min=1e-12)
     ridged = [along / (variances.clamp(min=0) + ridge * mean) @ axes.T for ridge in _RIDGES]
     directions = torch.stack([centres, *(direction.to(x) for direction in ridged)])
     directions[directions.norm(dim=-1) == 0] = F.one_hot(torch.tensor(0), x.shape[1]).to(x)  # any, where none tells
-    drawn = torch.multinomial(members.T, n_members, replacement=True, generator=generator)
-    return Landmarks(centres, F.normalize(directions, dim=-1), x[drawn.T])
+    drawn = torch.multinomial(members, n_members, replacement=True, generator=generator).T
+    others = torch.randint(len(x), drawn.shape, generator=generator)
+    return Landmarks(centres, F.normalize(directions, dim=-1), x[drawn], x[others])
 
 
 def climb(
@@ -134,17 +135,14 @@ def climb(
     temperatures: tuple[float, ...],
     n_snapshots: int,
 ) -> list[Parameters]:
-    r"""Climb the smooth F1 of all starts at once, by Adam, while the smooth step becomes steeper.
-
-    $$ \frac{2 \sum_{x \in c} \sigma(x)}{\sum_x \sigma(x) + |c|}, \qquad \sigma(x) = \mathrm{sigmoid}\Big(
-    \frac{s(x) - t}{\tau}\Big) $$
+    """Climb the smooth F1 of all starts at once, by Adam, while the smooth step becomes steeper.
 
     Args:
-        field: The family, whose score is s.
+        field: The family.
         starts: Where to begin.
         data: Samples in random order; each step takes the next batch of them.
         n_steps: Number of steps.
-        temperatures: First and last $\tau$, in standard deviations of the score.
+        temperatures: First and last width of the step, in standard deviations of the scores at the start.
         n_snapshots: At how many moments to keep what was reached; the last one is the end.
     """
     # steps are relative to the length of each vector
@@ -152,8 +150,8 @@ def climb(
     relative = {name: (start / sizes[name]).requires_grad_() for name, start in starts.items()}
     first = data.part(0, _BATCH)
     scores = field.score(first.points, starts)
-    thresholds, _ = best_threshold(scores, first.members[:, None], field.lowest_threshold)
-    spread = _spread(scores)
+    thresholds, _ = best_threshold(scores, first.members, field.lowest_threshold)
+    spread = scores.std(-1).clamp(min=1e-6)
     moved = torch.zeros_like(thresholds, requires_grad=True)
     optimizer = torch.optim.Adam([*relative.values(), moved], lr=_LEARNING_RATE)
     snapshots, begin = [], 0
@@ -162,22 +160,16 @@ def climb(
         optimizer.param_groups[0]["lr"] = _LEARNING_RATE * min(1, 2 * left)
         temperature = temperatures[0] ** left * temperatures[1] ** (1 - left)
         batch = data.part(begin, begin + _BATCH)
-        begin = begin + _BATCH if begin + 2 * _BATCH <= len(data.members) else 0  # whole batches only
+        begin = begin + _BATCH if begin + 2 * _BATCH <= data.members.shape[1] else 0  # whole batches only
         scores = field.score(batch.points, {name: value * sizes[name] for name, value in relative.items()})
         threshold = (thresholds + spread * moved).clamp(min=field.lowest_threshold)
-        fires = ((scores - threshold) / (temperature * _spread(scores.detach()))).sigmoid()
-        members = batch.members.to(fires)
-        f1 = 2 * torch.einsum("nsc,nc->sc", fires, members) / (fires.sum(0) + members.sum(0))
+        f1 = smooth_f1(scores, threshold, batch.members.to(scores), temperature * scores.detach().std(-1).clamp(min=1e-6))
         optimizer.zero_grad()
-        f1.sum().neg().backward()
+        f1.sum().neg().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         if (step + 1) % (n_steps // n_snapshots) == 0:
             snapshots.append({name: (value * sizes[name]).detach() for name, value in relative.items()})
     return snapshots
-
-
-def _spread(scores: Tensor) -> Tensor:
-    return scores.std(0).clamp(min=1e-6)
 
 
 def _length(vectors: Tensor) -> Tensor:

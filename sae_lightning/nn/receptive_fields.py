@@ -28,14 +28,15 @@ class Points(NamedTuple):
         """Take inputs `(n, d_in)`."""
         return cls(x, torch.linalg.vecdot(x, x))
 
-    def products(self, rows: Tensor) -> Tensor:
-        """Inner products with rows `(..., d_in)`: `(n, ...)`."""
-        return (self.x @ rows.reshape(-1, rows.shape[-1]).T).view(-1, *rows.shape[:-1])
+    def products(self, rows: Tensor, offsets: Tensor | None = None) -> Tensor:
+        """Inner products with rows `(..., d_in)`, plus an offset for each, `(...)`: `(..., n)`."""
+        flat = rows.reshape(-1, rows.shape[-1])
+        products = flat @ self.x.T if offsets is None else torch.addmm(offsets.reshape(-1, 1), flat, self.x.T)
+        return products.view(*rows.shape[:-1], -1)
 
     def squared_distances(self, centres: Tensor) -> Tensor:
-        """Squared distances from centres `(n_starts, n_concepts, d_in)`: `(n, n_starts, n_concepts)`."""
-        norms = self.squared_norms[:, None, None]
-        return (norms - 2 * self.products(centres) + centres.square().sum(-1)).clamp(min=0)
+        """Squared distances from centres `(..., d_in)`: `(..., n)`."""
+        return self.products(-2 * centres, centres.square().sum(-1)).add_(self.squared_norms)
 
 
 class Landmarks(NamedTuple):
@@ -46,7 +47,9 @@ class Landmarks(NamedTuple):
     directions: Tensor
     """Unit vectors that tell members from others, `(n_directions, n_concepts, d_in)`."""
     members: Tensor
-    """Some members of each concept, `(n_members, n_concepts, d_in)`."""
+    """Random members of each concept, `(n_members, n_concepts, d_in)`."""
+    others: Tensor
+    """As many random samples, members or not."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class ReceptiveField:
         return ()
 
     def score(self, points: Points, parameters: Parameters) -> Tensor:
-        """How far inside each point lies, higher for further: `(n, n_starts, n_concepts)`."""
+        """How far inside each point lies, higher for further: `(n_starts, n_concepts, n)`."""
         raise NotImplementedError(f"{type(self).__name__} must define score")
 
     def starts(self, landmarks: Landmarks) -> Parameters:
@@ -91,8 +94,8 @@ class HalfSpace(ReceptiveField):
         return points.products(parameters["directions"])
 
     def starts(self, landmarks: Landmarks) -> Parameters:
-        """Directions that tell members from others, and towards some members."""
-        return {"directions": torch.cat([landmarks.directions, landmarks.members])}
+        """Directions that tell members from others, and from random samples to random members."""
+        return {"directions": torch.cat([landmarks.directions, landmarks.members - landmarks.others])}
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,8 @@ class Ball(ReceptiveField):
 
     def score(self, points: Points, parameters: Parameters) -> Tensor:
         r"""Return $-\|x - c\|^2$."""
-        return -points.squared_distances(parameters["centres"])
+        centres = parameters["centres"]
+        return points.products(2 * centres, -centres.square().sum(-1)).sub_(points.squared_norms)
 
     def starts(self, landmarks: Landmarks) -> Parameters:
         """The concept's centre, some of its members, and points beyond it, whose balls are nearly half-spaces."""
@@ -140,8 +144,8 @@ class Cone(ReceptiveField):
     def score(self, points: Points, parameters: Parameters) -> Tensor:
         r"""Return $\min_j a_j \cdot (x - b) / \|x - b\|$."""
         apex, axes = parameters["apex"], parameters["axes"]
-        heights: Tensor = points.products(axes) - torch.linalg.vecdot(axes, apex[:, :, None])
-        return heights.amin(-1) / points.squared_distances(apex).clamp(min=1e-12).sqrt()
+        heights = points.products(axes, -torch.linalg.vecdot(axes, apex[:, :, None])).min(-2).values
+        return heights * points.squared_distances(apex).clamp_(min=1e-12).rsqrt()
 
     def starts(self, landmarks: Landmarks) -> Parameters:
         """Apices in the middle, on either side and far away; axes to the concept and along what tells it apart."""
@@ -191,9 +195,8 @@ class ConvexCell(ReceptiveField):
 
     def score(self, points: Points, parameters: Parameters) -> Tensor:
         r"""Return $\min_j (a_j \cdot x + b_j) - q^2 \|x\|^2$."""
-        affine = points.products(parameters["normals"]) + parameters["offsets"]
-        curvatures = parameters["curvatures"].square().squeeze(-1)
-        return affine.amin(-1) - curvatures * points.squared_norms[:, None, None]
+        affine = points.products(parameters["normals"], parameters["offsets"]).min(-2).values
+        return affine - parameters["curvatures"].square() * points.squared_norms
 
     def starts(self, landmarks: Landmarks) -> Parameters:
         """Balls around the concept's centre."""

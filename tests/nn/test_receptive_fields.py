@@ -103,7 +103,7 @@ def test_fields_are_values():
 def some(field: ReceptiveField, n_concepts: int = 3, d_in: int = 3) -> Parameters:
     landmarks = Landmarks(
         randn(n_concepts, d_in), torch.nn.functional.normalize(randn(2, n_concepts, d_in, seed=1), dim=-1),
-        randn(4, n_concepts, d_in, seed=2),
+        randn(4, n_concepts, d_in, seed=2), randn(4, n_concepts, d_in, seed=4),
     )  # fmt: skip
     starts = field.starts(landmarks)
     return {name: start + 0.3 * randn(*start.shape, seed=3) for name, start in starts.items()}
@@ -114,7 +114,7 @@ def test_members_are_convex(field):
     parameters = some(field)
     x, y = randn(400, 3, seed=5), 2 * randn(400, 3, seed=6)
     scores = [field.score(Points.of(points), parameters) for points in (x, y, 0.3 * x + 0.7 * y)]
-    threshold = 0.1 if field.lowest_threshold == 0 else scores[0].mean(0)
+    threshold = 0.1 if field.lowest_threshold == 0 else scores[0].mean(-1, keepdim=True)
     inside = [score > threshold for score in scores]
     both = inside[0] & inside[1]
     assert both.any()
@@ -130,8 +130,8 @@ def test_cones_begin_at_their_apex(shared):
     apex = parameters["apex"][:, :1]
     x = randn(50, 3, seed=5)
     for start in range(len(apex)):
-        near = field.score(Points.of(x + apex[start]), parameters)[:, start, 0]
-        far = field.score(Points.of(7 * x + apex[start]), parameters)[:, start, 0]
+        near = field.score(Points.of(x + apex[start]), parameters)[start, 0]
+        far = field.score(Points.of(7 * x + apex[start]), parameters)[start, 0]
         torch.testing.assert_close(near, far)
 
 
@@ -140,12 +140,12 @@ def test_special_cases_are_members(field, case):
     parameters = some(case)
     points = Points.of(randn(300, 3, seed=5))
     scores = case.score(points, parameters)
-    thresholds = scores.quantile(0.7, dim=0)
+    thresholds = scores.quantile(0.7, dim=-1)
     wide = field.score(points, field.widened(case, parameters, thresholds))
-    fires = scores > thresholds
+    fires = scores > thresholds[..., None]
     # some threshold gives the same set: all inside lie above all outside
-    lowest_inside = wide.masked_fill(~fires, torch.inf).amin(0)
-    highest_outside = wide.masked_fill(fires, -torch.inf).amax(0)
+    lowest_inside = wide.masked_fill(~fires, torch.inf).amin(-1)
+    highest_outside = wide.masked_fill(fires, -torch.inf).amax(-1)
     assert (lowest_inside > highest_outside).all()
     assert (lowest_inside > field.lowest_threshold).all()
     with pytest.raises(NotImplementedError, match=f"has no special case {field.name}"):
@@ -164,13 +164,13 @@ def test_latents_fire_on_members_of_their_family():
     x = randn(500, 3, seed=7)
     points = Points.of(x)
     relu = with_weights(sae(Affine(3, 6), Orthant(6), standardize=False))
-    score = HalfSpace().score(points, {"directions": relu.encoder.weight[None]})[:, 0]
+    score = HalfSpace().score(points, {"directions": relu.encoder.weight[None]})[0].T
     assert torch.equal(relu.encode(x) > 0, score > -relu.encoder.bias)
 
     topk = with_weights(sae(Affine(3, 6, bias=False), KSparse(6, 1), standardize=False, subtract_decoder_bias=True))
     w = topk.encoder.weight
     others = torch.stack([torch.cat([w[i : i + 1], w[i] - torch.cat([w[:i], w[i + 1 :]])]) for i in range(6)])
-    score = Cone().score(points, {"apex": topk.decoder.bias[None, None], "axes": others[None]})[:, 0]
+    score = Cone().score(points, {"apex": topk.decoder.bias[None, None], "axes": others[None]})[0].T
     assert torch.equal(topk.encode(x) > 0, score > 0)
 
 
