@@ -38,7 +38,7 @@ def measure(n: int, d_in: int, n_concepts: int) -> dict[str, float]:
         "processor_s": time.process_time() - processor,
         "more_memory_gb": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e6,
         "samples_gb": (x.nbytes + held_out[0].nbytes) / 1e9,
-        "least_bound": min(verdict.min_bound for verdict in found.verdicts),
+        "least_bound": min(verdict.min_bound.value for verdict in found.verdicts),
         "largest_bound": max(verdict.mean_bound for verdict in found.verdicts),
     }
 

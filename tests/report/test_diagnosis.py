@@ -28,8 +28,10 @@ def made(name="noun", clustered=False, recommendation=None):
         ConceptGeometry("verb", 12, 0, 0.012, UNKNOWN, None, {"half-space": NAN}),
     )
     verdicts = (
-        Verdict("ReLUSAE", "half-space", "One plane cuts it off.", None, 0.607, 0.607, (), (name,)),
-        Verdict("OwnSAE", None, None, None, math.nan, math.nan, (), ()),
+        Verdict(
+            "ReLUSAE", "half-space", "One plane cuts it off.", None, 0.607, Estimate(0.607, 0.59, 0.62), (), (name,)
+        ),
+        Verdict("OwnSAE", None, None, None, math.nan, NAN, (), ()),
     )
     recommendation = recommendation or Recommendation("ReLUSAE", 16, None, 6.7, ("a reason",))
     notes = ("these are clusters",) if clustered else ()
