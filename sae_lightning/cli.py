@@ -395,6 +395,10 @@ def main(args: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", message=".*overridden `on_before_batch_transfer` in `LightningModule`.*")
     # Lightning 2.6 uses a name that torch 2.13 deprecates
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
+    # what is logged of an epoch is the same on all ranks: our metrics have combined them
+    warnings.filterwarnings("ignore", message=r".*when logging on epoch level in distributed setting.*")
+    # Lightning 2.6 gathers with a function that torch 2.13 deprecates
+    warnings.filterwarnings("ignore", message=r".*torch.distributed.nn.functional.all_gather is deprecated.*")
     given = sys.argv[1:] if args is None else args
     if given and given[0] in COMMANDS:
         COMMANDS[given[0]](given[1:])

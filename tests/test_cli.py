@@ -389,10 +389,7 @@ def test_a_resumed_run_keeps_optimizer_and_schedule(model, ends, interrupted):
     assert second["global_step"] == first["global_step"] == 20
     assert second["sae_lightning"] == first["sae_lightning"]
     assert str(second["lr_schedulers"]) == str(first["lr_schedulers"])
-    groups = [
-        state["param_groups"] if model == "SpaDE" else state["spade"]["param_groups"]
-        for state in (first["optimizer_states"][0], second["optimizer_states"][0])
-    ]
+    groups = [state["param_groups"] for state in (first["optimizer_states"][0], second["optimizer_states"][0])]
     assert groups[1] == groups[0]
 
 

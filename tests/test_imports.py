@@ -19,7 +19,7 @@ ALLOWED = {
     "data": {"data", "files", "nn.parts", "nn.transformer", "nn.vision_transformer"},
     "plotting": {"plotting", "nn.firing"},
     "geometry": {"geometry", "nn"},
-    "modules": {"modules", "nn", "data.batch", "data.grammar", "data.sentences", "data.views", "metrics"},
+    "modules": {"modules", "nn", "data.batch", "data.grammar", "data.ranks", "data.sentences", "data.views", "metrics"},
     "report": {"report", "data.contexts", "geometry"},
     "callbacks": {"callbacks", "modules", "metrics", "nn", "plotting", "data", "loggers", "files", "report"},
     "files": set(),

@@ -1,4 +1,4 @@
-"""The scripts of docs/scale.md run as they stand there, with two CPU processes; SLURM's commands are stand-ins."""
+"""Overlays and scripts of docs/scale.md run as they stand, with two CPU processes; SLURM's commands are stand-ins."""
 
 import json
 import os
@@ -10,7 +10,9 @@ import sys
 import time
 
 import pytest
+import torch
 
+from sae_lightning import load_sae
 from tests.conftest import QUIET, ROOT, process_environment, run_cli
 
 SMALL = ["--model.d_sae", "16", "--model.n_init_samples", "64", "--data.n_per_concept", "2000"]
@@ -66,6 +68,28 @@ def outcome(folder):
 
 def steps(n):
     return ["--trainer.max_steps", str(n), "--trainer.val_check_interval", str(n)]
+
+
+OVERLAYS = {
+    "ddp": ([], 2),
+    "sharded": ([], 1),  # both processes see the same batch
+    "fsdp": (["--trainer.strategy.data_parallel_size", "2"], 2),
+}
+
+
+@pytest.mark.parametrize("name", [pytest.param("ddp", marks=pytest.mark.slow), "sharded", "fsdp"])
+def test_overlays_spread_a_run_over_two_processes_and_leave_one_checkpoint(name, tmp_path):
+    further, batches = OVERLAYS[name]
+    command = [sys.executable, "-m", "sae_lightning", "fit", "-c", SPADE, "-c", f"configs/trainer/{name}.yaml"]
+    command += [*SMALL, "--trainer.devices", "2", *further, *steps(10), "--run_dir", str(tmp_path / "run")]
+    given = environment(tmp_path)
+    done = subprocess.run(command, cwd=ROOT, env=given, capture_output=True, text=True, check=False, timeout=150)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert outcome(tmp_path)["processes"] == 2
+    assert outcome(tmp_path)["samples_seen"] == 10 * batches * 16
+    sae = load_sae(tmp_path / "run" / "checkpoints" / "last.ckpt")  # on one process
+    assert sae.sae.encoder.weight.shape == (16, 2)
+    assert not torch.equal(sae.sae.encoder.weight, torch.zeros(16, 2))
 
 
 @pytest.mark.slow

@@ -86,7 +86,7 @@ def test_weights_and_moments_stay_float32(runs):
     _, _, (_, checkpoint) = runs
     floating = [value for value in checkpoint["state_dict"].values() if value.is_floating_point()]
     assert {value.dtype for value in floating} == {torch.float32}
-    states = [state for group in checkpoint["optimizer_states"][0].values() for state in group["state"].values()]
+    states = checkpoint["optimizer_states"][0]["state"].values()
     assert states
     assert {value.dtype for state in states for value in state.values()} == {torch.float32}
 

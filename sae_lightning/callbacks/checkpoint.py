@@ -200,7 +200,7 @@ class RunCheckpoint(ModelCheckpoint):
         if self._taken is not None:
             self._save(trainer)
             self._taken = None
-        last = self._folder / self.CHECKPOINT_NAME_LAST
+        last = self._folder / f"{self.CHECKPOINT_NAME_LAST}.ckpt"
         how = f"go on with --ckpt_path {last}" if last.exists() else "there is no checkpoint yet"
         rank_zero_info(f"SIGTERM: training ends after step {trainer.global_step}; {how}")
 

@@ -32,6 +32,7 @@ class GracefulStop(pl.Callback):
 
     def __init__(self) -> None:
         self.stopping = False
+        self._told = False  # whether callbacks know, at the end of a batch, that its step is the last one
         self._signalled = False
         self._answer: tuple[torch.Tensor, Any] | None = None  # what the ranks were asked in the step before
         self._group: Any = None
@@ -39,7 +40,7 @@ class GracefulStop(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Take the place of Lightning's functions, which are registered after this."""
-        self.stopping = self._signalled = False
+        self.stopping = self._told = self._signalled = False
         self._answer = None
         process = os.getpid()
 
@@ -75,7 +76,7 @@ class GracefulStop(pl.Callback):
         Raises:
             SIGTERMException: On all ranks, at the same step.
         """
-        if self.stopping and trainer.global_step != self._step:
+        if self._told and trainer.global_step != self._step:
             raise SIGTERMException(_status(trainer))
         self._step = trainer.global_step
 
@@ -85,6 +86,7 @@ class GracefulStop(pl.Callback):
         """A process that trains alone need not ask; callbacks after this one know that it is the last step."""
         if trainer.world_size == 1:
             self.stopping = self._signalled
+        self._told = self.stopping
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leave no question open."""

@@ -108,6 +108,8 @@ class SAEModule(RunModule):
 
     def configure_model(self) -> None:
         """Spread the SAEs over processes where the strategy wants that."""
+        if self._trainer is None:  # Lightning's load_from_checkpoint calls this too
+            return
         spread(self, self.trainer)
         for metric in self.modules():
             if isinstance(metric, Metric):  # processes that see the same samples count them once
