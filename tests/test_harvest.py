@@ -96,6 +96,22 @@ def test_a_harvest_a_comparison_its_test_and_its_page(cache, tmp_path):
     assert all(word in page for word in ("cat", "said"))
 
 
+@pytest.mark.parametrize("live", [False, True])
+def test_harvested_activations_are_diagnosed(live, cache, model, corpus, tmp_path):
+    data = ["CachedDataModule", "--data.cache", cache, "--data.layer", LAYERS[1], "--data.batch_size", 128]
+    if live:
+        data = ["LiveDataModule", "--data.host", "TextHost", "--data.host.name", model]
+        data += ["--data.source", "ConlluFiles", "--data.source.path", corpus, "--data.layer", LAYERS[1]]
+        data += ["--data.batch_size", 128, "--data.window_size", 200]
+    limits = ["--max_samples", 1000, "--n_resamples", 20, "--num_threads", 1]
+    outcome = run_cli("diagnose", "--data", *data, *limits, "--output", tmp_path / "out")
+    assert outcome.code == 0, outcome.err
+    found = json.loads((tmp_path / "out" / "diagnosis.json").read_text())
+    assert {"NOUN", "VERB", "PUNCT"} <= {concept["name"] for concept in found["concepts"]}
+    assert sum(concept["n_samples"] for concept in found["concepts"]) == 1000
+    assert found["recommendation"]["architecture"] is not None
+
+
 def test_both_layers_of_a_cache_have_what_the_model_says(cache, model, corpus):
     transformers = pytest.importorskip("transformers")
     from sae_lightning.data.sources import ConlluFiles

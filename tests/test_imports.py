@@ -28,7 +28,7 @@ ALLOWED = {
     "loggers": {"files"},
     "resume": set(),
     "parser": {"callbacks", "data", "files", "modules"},
-    "commands": {"commands", "data", "files", "geometry", "modules", "parser", "plotting", "report"},
+    "commands": {"commands", "data", "files", "geometry", "modules", "nn", "parser", "plotting", "report"},
     "cli": {"callbacks", "commands", "data", "files", "loggers", "modules", "parser", "resume"},
     "__main__": {"cli"},
 }

@@ -18,6 +18,7 @@ from sae_lightning.files import WriteError, prepare_folder, replacing
 from sae_lightning.geometry import Architecture, Diagnosis, diagnose
 from sae_lightning.modules import BaseSAE, JumpReLUSAE, ReLUSAE, SpaDE, TopKSAE
 from sae_lightning.modules.module import SAEModule
+from sae_lightning.nn.parts import require_positive
 from sae_lightning.parser import fail, innermost
 from sae_lightning.plotting import concept_bounds, concept_dimensions, save_png
 from sae_lightning.report import Figure, diagnosis_text, read_figures, render_diagnosis
@@ -27,7 +28,7 @@ PRESETS: tuple[type[JumpReLUSAE | ReLUSAE | TopKSAE | SpaDE], ...] = (JumpReLUSA
 with the same receptive fields, since its penalty counts codes and does not shrink them."""
 
 FIT_KEYS = (  # what configs of `fit` say besides data and model; a test compares this with its parser
-    *("trainer", "run_dir", "allow_changed_data", "num_threads", "ckpt_path", "weights_only"),
+    *("trainer", "run_dir", "allow_changed_data", "ckpt_path", "weights_only"),
     *("checkpoint", "stop", "nonfinite", "recovery", "figures", "receptive_fields", "geometry", "table", "dynamics"),
     *("codes", "progress", "fidelity", "meaning", "visibility", "page", "grammar", "features"),
 )
@@ -46,6 +47,7 @@ def diagnose_data(
     n_resamples: int = 200,
     confidence: float = 0.95,
     seed: int = 0,
+    num_threads: int | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Say which concepts each SAE architecture could find in data, and which to train, without training one.
@@ -64,6 +66,7 @@ def diagnose_data(
         n_resamples: Resamples for the intervals of bounds.
         confidence: Coverage of all intervals, between 0 and 1.
         seed: Seed of what the diagnosis itself draws.
+        num_threads: CPU threads; where other programs keep the cores busy, 1 is fastest. Default: torch's choice.
         overwrite: Whether an earlier diagnosis in `output` is deleted first.
 
     Returns:
@@ -74,6 +77,9 @@ def diagnose_data(
     """
     if max_samples < 4:
         raise ValueError(f"max_samples must be at least 4, but is {max_samples}")
+    if num_threads is not None:
+        require_positive("num_threads", num_threads)
+        torch.set_num_threads(num_threads)
     folder = _claimed(Path(output or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-diagnose"), overwrite)
     begin = time.monotonic()
     data.prepare_data()

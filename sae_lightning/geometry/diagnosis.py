@@ -133,17 +133,17 @@ def _verdict(
 ) -> Verdict:
     field = architecture.field
     family = None if field is None else labels.get(field, field.name)
-    known = {c.name: c.bounds.get(family or "", UNKNOWN).value for c in table}
-    known = {name: value for name, value in known.items() if not math.isnan(value)}
+    bounds_of = {c.name: c.bounds.get(family or "", UNKNOWN) for c in table}
+    known = {name: bound for name, bound in bounds_of.items() if bound.known}
     return Verdict(
         architecture.name,
         family,
         None if field is None else field.assumes,
         architecture.k,
-        sum(known.values()) / len(known) if known else math.nan,
-        min(known.values(), default=math.nan),
-        tuple(name for name, value in known.items() if value >= found_above),
-        tuple(name for name, value in known.items() if value < found_above),
+        sum(bound.value for bound in known.values()) / len(known) if known else math.nan,
+        min(known.values(), default=UNKNOWN),
+        tuple(name for name, bound in known.items() if bound.value >= found_above),
+        tuple(name for name, bound in known.items() if bound.value < found_above),
     )
 
 

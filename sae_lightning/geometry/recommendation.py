@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from sae_lightning.geometry.dimension import Heterogeneity
+from sae_lightning.geometry.estimate import Estimate
 from sae_lightning.nn.receptive_fields import ReceptiveField
 
 TOLERANCE = 0.02
@@ -34,7 +35,8 @@ class Verdict(NamedTuple):
     """How many codes it keeps of every sample; None where their number adapts."""
     mean_bound: float
     """Mean over concepts of the best F1 that a single latent could reach."""
-    min_bound: float
+    min_bound: Estimate
+    """The bound of the concept for which it is smallest."""
     shows: tuple[str, ...]
     """Concepts whose bound lets them be found."""
     hides: tuple[str, ...]
@@ -65,9 +67,10 @@ def recommend(
     Architecture:
 
     1. Those whose mean and smallest bound over the concepts are both within 0.02 of those of the one with the highest
-       mean can see what any of them can see. An architecture whose receptive fields are not known does not compete.
-    2. Where the concepts' dimensions differ by a factor of 2 or more, one that keeps a fixed number of codes is left
-       out if others remain: its k is too small for one concept or too large for another.
+       mean can see what any of them can see; of the smallest it is the upper end of the interval that counts, since
+       few held-out samples may tell no better. An architecture whose receptive fields are not known does not compete.
+    2. One that keeps a fixed number of codes is left out if others remain. That number is an assumption more, and where
+       the concepts' dimensions differ by a factor of 2 or more it is too small for one or too large for another.
     3. Of the rest the simplest: one is simpler than another if its receptive fields are special cases of the other's.
        More freedom than the data ask for has to be learned, and lets latents split concepts. Where none is simpler,
        the first in the order in which they were given.
@@ -137,23 +140,29 @@ def _choose(
     able = [
         i
         for i in known
-        if verdicts[i].mean_bound >= best.mean_bound - TOLERANCE and verdicts[i].min_bound >= best.min_bound - TOLERANCE
+        if verdicts[i].mean_bound >= best.mean_bound - TOLERANCE
+        and verdicts[i].min_bound.high >= best.min_bound.value - TOLERANCE
     ]
     for family in dict.fromkeys(verdicts[i].family for i in known if i not in able):
         short = [verdicts[i] for i in known if i not in able and verdicts[i].family == family]
         reasons.append(
             f"Not {_listed([verdict.name for verdict in short], 'or')}: a latent sees a {family}, whose bound is "
-            f"{short[0].mean_bound:.3f} in the mean and {short[0].min_bound:.3f} at worst, against "
-            f"{best.mean_bound:.3f} and {best.min_bound:.3f} for {best.name}."
+            f"{short[0].mean_bound:.3f} in the mean and {short[0].min_bound.value:.3f} at worst, against "
+            f"{best.mean_bound:.3f} and {best.min_bound.value:.3f} for {best.name}."
         )
     uneven = heterogeneity.ratio >= UNEVEN
     adaptive = [i for i in able if architectures[i].k is None]
-    if uneven and adaptive and len(adaptive) < len(able):
+    if adaptive and len(adaptive) < len(able):
         names = _listed([verdicts[i].name for i in able if i not in adaptive], "or")
-        reasons.append(
-            f"Not {names}: the concepts' dimensions differ by a factor of {heterogeneity.ratio:.1f}, and one number of "
-            "codes for all is too small for some or too large for others."
-        )
+        reason = f"Not {names}: the bounds would allow it, but it fixes the number of codes, "
+        if uneven:
+            reason += (
+                f"and the concepts' dimensions differ by a factor of {heterogeneity.ratio:.1f}: one number is too "
+            )
+            reason += "small for some or too large for others."
+        else:
+            reason += "an assumption that others do without."
+        reasons.append(reason)
         able = adaptive
     chosen = next(i for i in able if not any(_simpler(architectures[j], architectures[i]) for j in able))
     verdict = verdicts[chosen]
@@ -161,7 +170,9 @@ def _choose(
     reason = (
         f"{verdict.name}: a latent sees a {verdict.family}, and the bounds of {verdict.mean_bound:.3f} in the mean "
     )
-    reason += f"and {verdict.min_bound:.3f} at worst are within {TOLERANCE:g} of the best."
+    reason += (
+        f"and {verdict.min_bound.value:.3f} at worst are within {TOLERANCE:g} of the best, or cannot be told from that."
+    )
     more = [verdicts[i].name for i in others if _simpler(architectures[chosen], architectures[i])]
     same = [verdicts[i].name for i in others if verdicts[i].name not in more]
     if more:

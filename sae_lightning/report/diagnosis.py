@@ -129,8 +129,8 @@ def _legend(diagnosis: Diagnosis) -> str:
         "ratio, beside principal components for 90 and 99 % of the energy and the estimate from two nearest "
         f"neighbours, which is too low in high dimensions.{differ} k is the dimension and one code for the centre. "
         "Last columns: best F1 that any single latent with such a receptive field could reach, on samples to which it "
-        f'was not fitted; <span class="key">found</span> from {diagnosis.found_above:g}, <span class="key hidden">hidden'
-        "</span> below.</p>"
+        f'was not fitted; <span class="key">found</span> from {diagnosis.found_above:g}, '
+        '<span class="key hidden">hidden</span> below.</p>'
     )
 
 

@@ -50,7 +50,7 @@ def diagnosis_text(diagnosis: Diagnosis) -> str:
             verdict.name,
             verdict.family or "not known",
             number(verdict.mean_bound),
-            number(verdict.min_bound),
+            number(verdict.min_bound.value),
             ", ".join(verdict.hides) or ("-" if math.isnan(verdict.mean_bound) else "nothing"),
         ]
         for verdict in diagnosis.verdicts

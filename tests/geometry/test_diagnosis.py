@@ -52,7 +52,7 @@ def test_each_concept_gets_its_share_dimension_and_bounds(asked):
     assert (first.k, second.k) == (3, 6)
     assert second.bounds["half-space"] == pytest.approx((0.6, 0.5, 0.61))
     assert found.heterogeneity.ratio == pytest.approx(2.5, rel=0.1)
-    x, concepts, n, families, held_out, *rest = asked[0]
+    x, _, n, families, held_out, *rest = asked[0]
     assert torch.equal(x, data()[0])
     assert torch.equal(held_out[0], data(100, 1)[0])
     assert (n, families, rest) == (2, [HalfSpace(), ConvexCell()], [3, 7, 0.9])
@@ -62,7 +62,7 @@ def test_verdicts_name_what_is_hidden(asked):
     flat, cell = run().verdicts
     assert (flat.shows, flat.hides) == (("a",), ("b",))
     assert flat.mean_bound == pytest.approx(0.775)
-    assert flat.min_bound == 0.6
+    assert flat.min_bound == pytest.approx((0.6, 0.5, 0.61))
     assert flat.assumes == HalfSpace().assumes
     assert (cell.shows, cell.hides) == (("a", "b"), ())
     assert run(found_above=0.98).verdicts[1].hides == ("b",)

@@ -4,18 +4,27 @@ import math
 
 import pytest
 
-from sae_lightning.geometry import Architecture, Heterogeneity, Verdict, recommend
+from sae_lightning.geometry import Architecture, Estimate, Heterogeneity, Verdict, recommend
 from sae_lightning.nn import Ball, ConvexCell, HalfSpace
 
 HALF, BALL, CELL = HalfSpace(), Ball(), ConvexCell()
 EVEN, UNEVEN = Heterogeneity(1.2, 0.1), Heterogeneity(20.0, 0.9)
 
 
-def chosen(*entries, heterogeneity=EVEN, needed=(3, 5), shares=(0.5, 0.5)):
+def chosen(*entries, heterogeneity=EVEN, needed=(3, 5), shares=(0.5, 0.5), width=0.001):
     """The recommendation for entries (name, field, k, mean bound, smallest bound)."""
     architectures = [Architecture(name, field, k) for name, field, k, _, _ in entries]
     verdicts = [
-        Verdict(name, field and field.name, None, k, mean, least, (), ("C1",) if least < 0.9 else ())
+        Verdict(
+            name,
+            field and field.name,
+            None,
+            k,
+            mean,
+            Estimate(least, least - width, least + width),
+            (),
+            ("C1",) if least < 0.9 else (),
+        )
         for name, field, k, mean, least in entries
     ]
     return recommend(architectures, verdicts, needed, shares, heterogeneity)
@@ -33,6 +42,12 @@ def test_one_hidden_concept_is_enough_to_leave_an_architecture_out():
     assert chosen(("flat", HALF, None, 0.975, 0.7), ("cell", CELL, None, 0.99, 0.98)).architecture == "cell"
 
 
+def test_a_smallest_bound_that_cannot_be_told_from_the_best_is_no_worse():
+    entries = ("flat", HALF, None, 0.975, 0.94), ("cell", CELL, None, 0.99, 0.98)
+    assert chosen(*entries).architecture == "cell"
+    assert chosen(*entries, width=0.03).architecture == "flat"
+
+
 def test_of_equals_the_simpler_is_chosen_whatever_the_order():
     found = chosen(("cell", CELL, None, 1.0, 0.99), ("ball", BALL, None, 0.99, 0.98), ("flat", HALF, None, 0.7, 0.6))
     assert found.architecture == "ball"
@@ -46,12 +61,12 @@ def test_of_the_same_family_the_first_is_chosen():
     assert "jump would do as well; the first one given is named" in chosen(*entries[::-1]).reasons[0]
 
 
-def test_one_k_is_left_out_where_dimensions_differ_unless_nothing_else_remains():
+def test_one_k_is_left_out_unless_nothing_else_remains():
     fixed, free = ("fixed", HALF, 8, 1.0, 1.0), ("free", CELL, None, 1.0, 1.0)
-    assert chosen(fixed, free).architecture == "fixed"
-    found = chosen(fixed, free, heterogeneity=UNEVEN)
-    assert found.architecture == "free"
-    assert "Not fixed: the concepts' dimensions differ by a factor of 20.0" in found.reasons[0]
+    even, uneven = chosen(fixed, free), chosen(fixed, free, heterogeneity=UNEVEN)
+    assert even.architecture == uneven.architecture == "free"
+    assert "an assumption that others do without" in even.reasons[0]
+    assert "dimensions differ by a factor of 20.0" in uneven.reasons[0]
     alone = chosen(fixed, ("free", CELL, None, 0.8, 0.7), heterogeneity=UNEVEN)
     assert alone.architecture == "fixed"
     assert any("Its one k will not fit all concepts" in reason for reason in alone.reasons)
