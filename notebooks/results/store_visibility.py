@@ -1,6 +1,6 @@
 """Store what a tested Comparison sees, beside what the diagnosis of its data had recommended.
 
-python notebooks/results/store_visibility.py runs/vision/compare-seed0 runs/vision/diagnosis-seed0 vision/visibility-seed0
+python notebooks/results/store_visibility.py runs/compare-seed0 runs/diagnosis-seed0 vision/visibility-seed0
 """
 
 import json

@@ -41,8 +41,8 @@ class Visibility(NamedTuple):
 class VisibilityReport(pl.Callback):
     """Says after the test of a Comparison which SAE sees which concept, and which latents one of them alone has.
 
-    * **Concepts and SAEs**: the best latent's F1 beside its bound, the best F1 that any latent of the architecture could
-      reach. Bounds are fitted to training samples and reported on test samples.
+    * **Concepts and SAEs**: the best latent's F1 beside its bound, the best F1 that any latent of the architecture
+      could reach. Bounds are fitted to training samples and reported on test samples.
     * **Pairs of SAEs**: the share of the first's live latents that have no counterpart in the second, none whose firing
       has a Jaccard index of at least `min_jaccard` with theirs; and the same for samples in random order.
 
@@ -166,8 +166,8 @@ class VisibilityReport(pl.Callback):
             if trainer.is_global_zero:
                 n_concepts = trainer.datamodule.n_concepts  # type: ignore[attr-defined]
                 found = bounds(*train, n_concepts, families, (test[0], test[1]), self.seed, self.n_resamples)
-        found = trainer.strategy.broadcast(found)
-        return found
+        told: dict[ReceptiveField, Bound] = trainer.strategy.broadcast(found)
+        return told
 
     def _samples(self, trainer: pl.Trainer) -> tuple[ActivationBatch, ActivationBatch]:
         """Training and test samples of this process."""

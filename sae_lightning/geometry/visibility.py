@@ -1,5 +1,6 @@
 """What a trained SAE finds of each concept, beside what it could have found."""
 
+import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -42,7 +43,7 @@ def sights(best_f1: Tensor, bound: Bound | None, found_above: float) -> list[Sig
 
 
 def _state(f1: float, bound: Estimate, found_above: float) -> State:
-    if f1 != f1:
+    if math.isnan(f1):
         return "no samples"
     if f1 >= found_above:
         return "found"

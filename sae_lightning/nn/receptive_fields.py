@@ -127,8 +127,8 @@ class Cone(ReceptiveField):
 
     Args:
         n_pieces: How many $a_j$ a cone has, at least 1.
-        shared_apex: Whether the cones of all concepts have one apex b, as those of one SAE do. If not, each concept has
-            its best apex, which is what bounds every single latent.
+        shared_apex: Whether the cones of all concepts have one apex b, as those of one SAE do: the one that is best for
+            all of them together. If not, each concept has its best apex, whatever that does to the others.
     """
 
     name: ClassVar[str] = "cone"
@@ -139,8 +139,8 @@ class Cone(ReceptiveField):
 
     @property
     def special_cases(self) -> tuple[ReceptiveField, ...]:
-        """Half-spaces, unless all must have their border run through one apex."""
-        return () if self.shared_apex else (HalfSpace(),)
+        """Half-spaces; with a shared apex those whose borders meet in it, as all can where `n_concepts <= d_in`."""
+        return (HalfSpace(),)
 
     def score(self, points: Points, parameters: Parameters) -> Tensor:
         r"""Return $\min_j a_j \cdot (x - b) / \|x - b\|$."""
@@ -165,11 +165,18 @@ class Cone(ReceptiveField):
         return {"apex": torch.cat([apex, apex]), "axes": axes}
 
     def widened(self, case: ReceptiveField, parameters: Parameters, thresholds: Tensor) -> Parameters:
-        """A half-space is a cone of a right angle around its normal, with its apex on the plane."""
+        """A half-space is a cone of a right angle around its normal, with its apex on the plane.
+
+        A shared apex is the point on all planes, or what comes closest to it.
+        """
         if case != HalfSpace():
             return super().widened(case, parameters, thresholds)
         w = parameters["directions"]
-        apex = thresholds[..., None] * w / w.square().sum(-1, keepdim=True).clamp(min=1e-12)
+        if self.shared_apex:
+            meeting = torch.linalg.pinv(w.double()) @ thresholds[..., None].double()
+            apex = meeting.mT.to(w)
+        else:
+            apex = thresholds[..., None] * w / w.square().sum(-1, keepdim=True).clamp(min=1e-12)
         return {"apex": apex, "axes": w[:, :, None].expand(-1, -1, self.n_pieces, -1)}
 
 

@@ -28,12 +28,13 @@ def _sights(report: Report) -> str:
     heads = "".join(f'<th scope="col" class="concept">{_concept(c.name, c.color)}</th>' for c in report.concepts)
     rows = "".join(_seen(sae) for sae in report.saes)
     return (
-        '<p class="lead">For each concept the F1 of the best latent and, below it, of the best that the architecture could have: its '
-        f"bound, fitted to training samples. From {report.found_above:g} on a concept is found; else training <b>missed</b> it, or it is "
-        "<b>out of reach</b> of any latent of this architecture.</p>"
+        '<p class="lead">For each concept the F1 of the best latent and, below it, of the best that the architecture '
+        f"could have: its bound, fitted to training samples. From {report.found_above:g} on a concept is found; else "
+        "training <b>missed</b> it, or it is <b>out of reach</b> of any latent of this architecture.</p>"
         '<div class="scroll" tabindex="0" role="region" aria-label="Achieved and possible F1">'
         '<table class="overview sights"><caption class="vh">Achieved and possible F1 of each concept</caption>'
-        f'<thead><tr><th scope="col">SAE</th><th scope="col">sees</th>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
+        f'<thead><tr><th scope="col">SAE</th><th scope="col">sees</th>{heads}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
     )
 
 
@@ -69,9 +70,9 @@ def _overlaps(report: Report) -> str:
         for sae in report.saes
     )
     return (
-        '<p class="lead">Share of the live latents of each row that have no counterpart in the column\'s SAE: none fires on the same '
-        f"samples with a Jaccard index of {report.min_jaccard:g} or more. In small print: if samples were paired at random. "
-        "Below, <i>Without counterpart in</i> shows them with their examples.</p>"
+        '<p class="lead">Share of the live latents of each row that have no counterpart in the column\'s SAE: none fires '
+        f"on the same samples with a Jaccard index of {report.min_jaccard:g} or more. In small print: if samples were "
+        "paired at random. Below, <i>Without counterpart in</i> shows them with their examples.</p>"
         '<div class="scroll" tabindex="0" role="region" aria-label="Latents without counterpart">'
         '<table class="overview overlaps"><caption class="vh">Share of latents without counterpart</caption>'
         f'<thead><tr><th scope="col">latents of</th>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'

@@ -18,6 +18,7 @@ POINT = plotting.SweepPoint(
     "SpaDE", 0.1, 3.0, torch.tensor([0.5, 1.0]), {"nmse": 0.1}, torch.tensor([2.0, 4.0]), torch.tensor([0.1, 0.2])
 )
 FIGURES = {
+    "achieved_f1": lambda: plotting.achieved_f1({"spade": torch.rand(2, 4), "relu": torch.rand(2, 4)}, NAMES, 0.9),
     "concept_bounds": lambda: plotting.concept_bounds({"ball": torch.rand(2, 1) + torch.zeros(1, 3)}, NAMES, 0.9),
     "concept_dimensions": lambda: plotting.concept_dimensions({"rank": torch.rand(2, 1) + torch.ones(1, 3)}, NAMES),
     "concept_f1_bars": lambda: plotting.concept_f1_bars({"SpaDE": torch.rand(2), "TopK": torch.rand(2)}, NAMES),
