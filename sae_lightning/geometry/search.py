@@ -12,11 +12,7 @@ from sae_lightning.nn.receptive_fields import Landmarks, Parameters, Points, Rec
 _SCREENED = (4096, 50, 32_768)  # samples on which starts are compared: at least; members of each concept; at most
 _BATCH = 8192
 _SCREEN_STEPS, _REFINE_STEPS = 30, 100
-_TEMPERATURES = (
-    0.3,
-    0.1,
-    0.03,
-)  # of the smooth step, in standard deviations of the score: first, between, last
+_TEMPERATURES = (0.3, 0.1, 0.03)  # widths of the smooth step in standard deviations of the score, one after the other
 _LEARNING_RATE = 0.05
 _KEPT = 2  # starts of each concept that are refined
 _SNAPSHOTS = 5  # moments of the refinement among which held-back samples choose: in high dimension it overfits
@@ -98,12 +94,15 @@ class Search:
 
     def _f1(self, field: ReceptiveField, parameters: Parameters, training: Labelled) -> Tensor:
         """F1 on what is held back, with thresholds from other samples, `(n_starts, n_concepts)`."""
-        scores = field.score(training.points, parameters)
-        thresholds, f1 = best_threshold(scores, training.members, field.lowest_threshold)
-        judged = self.held_back.members
-        fires = field.score(self.held_back.points, parameters) > thresholds[..., None]
-        held_back = f1_of(outcomes(fires, judged))
-        return torch.where(judged.sum(1) < _FEWEST_MEMBERS, f1, held_back)
+        judged, found = self.held_back.members, []
+        for start in range(len(next(iter(parameters.values())))):  # in turn, for the memory's sake
+            one = {name: value[start : start + 1] for name, value in parameters.items()}
+            scores = field.score(training.points, one)
+            thresholds, f1 = best_threshold(scores, training.members, field.lowest_threshold)
+            fires = field.score(self.held_back.points, one) > thresholds[..., None]
+            held_back = f1_of(outcomes(fires, judged))
+            found.append(torch.where(judged.sum(1) < _FEWEST_MEMBERS, f1, held_back))
+        return torch.cat(found)
 
 
 def landmarks(data: Labelled, generator: torch.Generator, n_members: int = 16) -> Landmarks:
@@ -142,7 +141,7 @@ def climb(
         starts: Where to begin.
         data: Samples in random order; each step takes the next batch of them.
         n_steps: Number of steps.
-        temperatures: First and last width of the step, in standard deviations of the scores at the start.
+        temperatures: First and last width of the step, in standard deviations of the scores.
         n_snapshots: At how many moments to keep what was reached; the last one is the end.
     """
     # steps are relative to the length of each vector
@@ -151,7 +150,7 @@ def climb(
     first = data.part(0, _BATCH)
     scores = field.score(first.points, starts)
     thresholds, _ = best_threshold(scores, first.members, field.lowest_threshold)
-    spread = scores.std(-1).clamp(min=1e-6)
+    spread = _spread(scores)
     moved = torch.zeros_like(thresholds, requires_grad=True)
     optimizer = torch.optim.Adam([*relative.values(), moved], lr=_LEARNING_RATE)
     snapshots, begin = [], 0
@@ -163,13 +162,19 @@ def climb(
         begin = begin + _BATCH if begin + 2 * _BATCH <= data.members.shape[1] else 0  # whole batches only
         scores = field.score(batch.points, {name: value * sizes[name] for name, value in relative.items()})
         threshold = (thresholds + spread * moved).clamp(min=field.lowest_threshold)
-        f1 = smooth_f1(scores, threshold, batch.members.to(scores), temperature * scores.detach().std(-1).clamp(min=1e-6))
+        f1 = smooth_f1(
+            scores, threshold, batch.members.to(scores), temperature * scores.detach().std(-1).clamp(min=1e-6)
+        )
         optimizer.zero_grad()
         f1.sum().neg().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         if (step + 1) % (n_steps // n_snapshots) == 0:
             snapshots.append({name: (value * sizes[name]).detach() for name, value in relative.items()})
     return snapshots
+
+
+def _spread(scores: Tensor) -> Tensor:
+    return scores.std(-1).clamp(min=1e-6)
 
 
 def _length(vectors: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ Firing = Literal["level", "largest", "differences"]
 positive and among the largest; or how far the others exceed it."""
 
 Parameters = dict[str, Tensor]
-"""Numbers that single out members of a family; all begin with `(n_starts, n_concepts)`, and either may be 1."""
+"""Numbers that single out members of a family; all begin with `(n_starts, n_concepts)`, or
+`(n_starts, 1)` where concepts share them."""
 
 
 class Points(NamedTuple):
