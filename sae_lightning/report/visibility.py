@@ -70,9 +70,9 @@ def _overlaps(report: Report) -> str:
         for sae in report.saes
     )
     return (
-        '<p class="lead">Share of the live latents of each row that have no counterpart in the column\'s SAE: none fires '
-        f"on the same samples with a Jaccard index of {report.min_jaccard:g} or more. In small print: if samples were "
-        "paired at random. Below, <i>Without counterpart in</i> shows them with their examples.</p>"
+        '<p class="lead">Share of the live latents of each row that have no counterpart in the column\'s SAE: none '
+        f"fires on the same samples with a Jaccard index of {report.min_jaccard:g} or more. In small print: if samples "
+        "were paired at random. Below, <i>Without counterpart in</i> shows them with their examples.</p>"
         '<div class="scroll" tabindex="0" role="region" aria-label="Latents without counterpart">'
         '<table class="overview overlaps"><caption class="vh">Share of latents without counterpart</caption>'
         f'<thead><tr><th scope="col">latents of</th>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'

@@ -53,10 +53,20 @@ def test_separability_bounds(plane):
 
 def test_wider_families_reach_what_their_special_cases_do(plane):
     found = plane[1]
-    for family in FAMILIES:
+    for family in (Cone(), ConvexCell()):
         for case in family.special_cases:
             assert (found[family].f1 >= found[case].f1 - 0.005).all()
     assert (found[Cone()].f1 >= found[Cone(shared_apex=True)].f1 - 0.005).all()
+
+
+def test_half_spaces_of_few_concepts_meet_in_one_apex():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3000, 5, generator=generator)
+    concepts = (x[:, :3] + 0.3 * torch.randn(3000, 3, generator=generator)) > torch.tensor([1.5, 1.0, -2.0])
+    found = bounds(x, concepts, 3, [HalfSpace(), Cone(shared_apex=True)], (x, concepts))
+    flat, cone = found.values()
+    assert (flat.f1 > 0.7).all()
+    assert (cone.f1 >= flat.f1 - 0.005).all()
 
 
 def test_cones_of_one_apex_are_what_a_grid_says(plane):
