@@ -68,7 +68,9 @@ def diagnose(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Diagnosis:
-    """Measure each concept's dimension and how well any latent of each architecture could detect it.
+    """Measure each concept's dimension and how well a latent of each architecture could detect it.
+
+    Bounds are those of latents that live in one SAE (`ReceptiveField.of_one_sae`): TopK's cones share their apex.
 
     Where no sample has a label, clusters found by k-means take the place of concepts.
 
@@ -99,6 +101,7 @@ def diagnose(
         )
         if len(names) < n_clusters:
             notes.append(f"Only {len(names)} different clusters were found, although {n_clusters} were asked for.")
+    architectures = [a._replace(field=a.field and a.field.of_one_sae) for a in architectures]
     fields = list(dict.fromkeys(a.field for a in architectures if a.field is not None))
     unknown = [a.name for a in architectures if a.field is None]
     if unknown:

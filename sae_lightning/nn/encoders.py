@@ -125,7 +125,7 @@ class Affine(Encoder):
 
     def receptive_field(self, firing: Firing) -> ReceptiveField | None:
         """Half-spaces by level; cones among the largest, unless biases move their borders; cells by differences."""
-        cone = Cone(shared_apex=True) if self.bias is None else None  # the centre of the inputs
+        cone = Cone() if self.bias is None else None
         return {"level": HalfSpace(), "largest": cone, "differences": ConvexCell()}[firing]
 
 

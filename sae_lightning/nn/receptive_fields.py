@@ -70,6 +70,11 @@ class ReceptiveField:
         """Families whose members are members of this one too; their best members are starts."""
         return ()
 
+    @property
+    def of_one_sae(self) -> "ReceptiveField":
+        """The family where latents for all concepts have to live in one SAE: narrower if they share a parameter."""
+        return self
+
     def score(self, points: Points, parameters: Parameters) -> Tensor:
         """How far inside each point lies, higher for further: `(n_starts, n_concepts, n)`."""
         raise NotImplementedError(f"{type(self).__name__} must define score")
@@ -128,7 +133,8 @@ class Cone(ReceptiveField):
     Args:
         n_pieces: How many $a_j$ a cone has, at least 1.
         shared_apex: Whether the cones of all concepts have one apex b, as those of one SAE do: the one that is best for
-            all of them together. If not, each concept has its best apex, whatever that does to the others.
+            all of them together. If not, each concept has its best apex, whatever that does to the others, which is
+            what bounds a single latent: an SAE may do one concept well at the others' expense.
     """
 
     name: ClassVar[str] = "cone"
@@ -136,6 +142,11 @@ class Cone(ReceptiveField):
     lowest_threshold: ClassVar[float] = 0.0
     n_pieces: int = 4
     shared_apex: bool = False
+
+    @property
+    def of_one_sae(self) -> ReceptiveField:
+        """Cones that share their apex, the centre of the inputs."""
+        return Cone(self.n_pieces, shared_apex=True)
 
     @property
     def special_cases(self) -> tuple[ReceptiveField, ...]:

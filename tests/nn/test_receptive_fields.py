@@ -71,7 +71,7 @@ def sae(encoder: Encoder, projection: Projection, **kwargs: bool) -> SparseAutoe
     [
         (Affine(3, 6), Orthant(6), HalfSpace()),
         (Affine(3, 6, bias=False), Jump(6), HalfSpace()),
-        (Affine(3, 6, bias=False), KSparse(6, 2), Cone(shared_apex=True)),
+        (Affine(3, 6, bias=False), KSparse(6, 2), Cone()),
         (Affine(3, 6), KSparse(6, 2), None),
         (Affine(3, 6), Simplex(6), ConvexCell()),
         (SquaredDistance(3, 6), Simplex(6), ConvexCell()),
