@@ -216,7 +216,7 @@ def test_command_line_writes_the_page_with_the_numbers_of_the_results(experiment
     rows, names = [], ["spade", "relu", "jumprelu", "topk"]
     texts = [(kind, text.split()) for kind, text in page.cells]
     for i, (_, words) in enumerate(texts):
-        if words and words[0] in names and len(texts[i + 1 : i + 13]) == 12:
+        if len(rows) < 4 and words and words[0] in names and len(texts[i + 1 : i + 13]) == 12:  # the first table
             rows.append((words[0], [w[0] for _, w in texts[i + 1 : i + 13]]))
     assert [name for name, _ in rows] == names
     for name, cells in rows:
