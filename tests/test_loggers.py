@@ -112,8 +112,11 @@ def test_members_of_a_comparison_share_tags_in_runs_of_their_own(experiment):
         assert "hparams/val/f1" in metrics
         shown = found.Scalars("hparams/test/f1")[-1].value
         assert shown == pytest.approx(results["test"]["metrics"][f"{member}/test/f1"])
-    common = {tag for tag in own["relu"] if not tag.startswith("train/")}
-    assert all({tag for tag in own[member] if not tag.startswith("train/")} == common for member in MEMBERS)
+    measured = {m: {tag for tag in own[m] if not tag.startswith(("train/", "test/alone/"))} for m in MEMBERS}
+    assert all(measured[member] == measured["relu"] for member in MEMBERS)
+    for member in MEMBERS:  # no SAE is compared with itself
+        others = {tag.rpartition("/")[2] for tag in own[member] if tag.startswith("test/alone/")}
+        assert others == set(MEMBERS) - {member}
     whole = events(run_dir)
     assert all("train/lr" in own[member] for member in MEMBERS)  # each has a schedule of its own
     assert not [tag for tag in whole.Tags()["scalars"] if split_member(tag)[0]]

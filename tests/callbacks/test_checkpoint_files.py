@@ -93,7 +93,17 @@ def test_other_weights_are_never_tested_silently(command, copied):
     folder = copied / "checkpoints"
     damage(folder / "last.ckpt", FLIPPED)
     args = [*arguments("spade", copied)[1:-2], "--ckpt_path", folder / "last.ckpt", "--run_dir", copied / "other"]
-    fits = ("--trainer", "--checkpoint", "--figures", "--progress", "--data", "-c", "--run_dir", "--ckpt_path")
+    fits = (
+        "--trainer",
+        "--checkpoint",
+        "--figures",
+        "--progress",
+        "--visibility",
+        "--data",
+        "-c",
+        "--run_dir",
+        "--ckpt_path",
+    )
     assert all(str(arg).startswith(fits) for arg in args[::2])
     outcome = run_cli(command, *args)
     assert outcome.code == 2
