@@ -145,8 +145,8 @@ def _verdict(
         architecture.k,
         sum(bound.value for bound in known.values()) / len(known) if known else math.nan,
         min(known.values(), default=UNKNOWN),
-        tuple(name for name, bound in known.items() if bound.value >= found_above),
-        tuple(name for name, bound in known.items() if bound.value < found_above),
+        tuple(name for name, bound in known.items() if bound.high >= found_above),
+        tuple(name for name, bound in known.items() if bound.high < found_above),
     )
 
 

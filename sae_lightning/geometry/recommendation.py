@@ -38,9 +38,9 @@ class Verdict(NamedTuple):
     min_bound: Estimate
     """The bound of the concept for which it is smallest."""
     shows: tuple[str, ...]
-    """Concepts whose bound lets them be found."""
+    """Concepts that a single latent could find, as far as the interval of the bound tells."""
     hides: tuple[str, ...]
-    """Concepts that no single latent of it can find, whatever the training."""
+    """Concepts that no single latent of it can find, whatever the training: the whole interval lies too low."""
 
 
 class Recommendation(NamedTuple):

@@ -65,7 +65,8 @@ def test_verdicts_name_what_is_hidden(asked):
     assert flat.min_bound == pytest.approx((0.6, 0.5, 0.61))
     assert flat.assumes == HalfSpace().assumes
     assert (cell.shows, cell.hides) == (("a", "b"), ())
-    assert run(found_above=0.98).verdicts[1].hides == ("b",)
+    assert run(found_above=0.98).verdicts[1].hides == ()  # the interval reaches up to there
+    assert run(found_above=0.995).verdicts[1].hides == ("b",)
     assert run().recommendation.architecture == "cell"
 
 
