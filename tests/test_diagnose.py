@@ -28,7 +28,7 @@ def diagnosed(folder, *args):
 def write(folder, labels=None, d_in=4, n=600):
     generator = torch.Generator().manual_seed(0)
     np.save(folder / "x.npy", torch.randn(n, d_in, generator=generator).numpy())
-    args = ["--data", "TensorDataModule", "--data.path", folder / "x.npy", "--data.batch_size", 32]
+    args = ["--data", "TensorDataModule", "--data.path", folder / "x.npy"]  # fewer samples than a batch of training has
     if labels is not None:
         np.save(folder / "labels.npy", labels)
         args += ["--data.labels", folder / "labels.npy"]

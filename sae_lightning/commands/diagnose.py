@@ -14,6 +14,7 @@ from jsonargparse import ArgumentParser
 
 from sae_lightning.data.collecting import first_samples, random_samples
 from sae_lightning.data.datamodule import ActivationDataModule
+from sae_lightning.data.tensor import TensorDataModule
 from sae_lightning.files import WriteError, prepare_folder, replacing
 from sae_lightning.geometry import Architecture, Diagnosis, diagnose
 from sae_lightning.modules import BaseSAE, JumpReLUSAE, ReLUSAE, SpaDE, TopKSAE
@@ -84,6 +85,8 @@ def diagnose_data(
     begin = time.monotonic()
     data.prepare_data()
     data.setup("fit" if split == "val" else None)
+    if isinstance(data, TensorDataModule):  # arrays may be smaller than a batch, which training would refuse
+        data.batch_size = min(data.batch_size, len(data.split("train")))
     train = first_samples(data.train_dataloader(), max_samples)
     loader = data.val_dataloader() if split == "val" else data.test_dataloader()
     held_out = random_samples(loader, max_samples // 4, seed)
