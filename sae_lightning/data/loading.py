@@ -84,7 +84,16 @@ class BatchSequence(DistributedSampler[Any]):
 
         Args:
             state: A rank's state; where the number of processes has changed that of rank 0, and all of them as `ranks`.
+
+        Raises:
+            ValueError: If the state does not say how the data were dealt.
         """
+        missing = {"length", "per_step", "shift"} - state.keys()
+        if missing:
+            raise ValueError(
+                f"the checkpoint must say how its data were dealt, but lacks {', '.join(sorted(missing))}, as those of "
+                "an earlier version do: load_sae reads its weights, but training cannot go on from it"
+            )
         before = state["length"], state["per_step"]
         self.before = None if before == (len(self), self.per_step) else before
         self.resume(state)
