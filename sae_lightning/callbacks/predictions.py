@@ -11,6 +11,7 @@ from torch import Tensor
 from sae_lightning.data.ranks import data_ranks, is_first_reader
 from sae_lightning.loggers import MEMBERS, run_folder
 from sae_lightning.modules.module import Predictions, SAEModule
+from sae_lightning.nn.firing import fires
 
 
 def load_codes(path: str | Path) -> tuple[Tensor, Tensor]:
@@ -43,7 +44,7 @@ def load_codes(path: str | Path) -> tuple[Tensor, Tensor]:
 
 
 class _Rows(NamedTuple):
-    """The nonzero codes of a batch, row by row."""
+    """The codes of a batch that fire, row by row."""
 
     values: Tensor
     columns: Tensor
@@ -82,10 +83,10 @@ class CodesWriter(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep the nonzero codes."""
+        """Keep the codes that fire."""
         for name, output in outputs.codes.items():
             codes = output.cpu()
-            nonzero = codes != 0
+            nonzero = fires(codes)
             self._rows[name].append(_Rows(codes[nonzero], nonzero.nonzero()[:, 1], nonzero.sum(-1)))
         self._concepts.append(outputs.concepts.cpu())
 

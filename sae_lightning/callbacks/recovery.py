@@ -105,30 +105,33 @@ class RecoveryMetrics(nn.Module):
         self.code_similarity = CodeSimilarity(d_sae, n_concepts) if with_similarity else None
         self.latent_similarity = LatentSimilarity(d_sae, n_concepts) if with_similarity else None
         self.discovery = ConceptDiscovery(d_sae, n_concepts, discovery_samples) if labelled else None
+        self._discovers = False
 
     def reset(self) -> None:
         """Forget everything."""
+        self._discovers = False
         for metric in self.children():
             metric.reset()  # type: ignore[operator]
 
     def update(self, batch: ActivationBatch, evaluation: Evaluation, discover: bool) -> None:
         """Take in one batch."""
         x, (x_hat, codes, _), _ = evaluation
-        if len(x) == 0:  # a rank's share of the last batch may be empty
-            return
         concepts = batch.concepts
+        # known on every process, also where its share of the batch is empty: all of them have to compute
+        self._discovers = self.discovery is not None and discover and concepts.ndim == 1
+        if len(x) == 0:
+            return
         self.l0.update(codes, concepts)
         self.nmse.update(x, x_hat, concepts)
         self.dead.update(codes)
         for metric in (self.f1, self.monosemanticity, self.code_similarity, self.latent_similarity):
             if metric is not None:
                 metric.update(codes, concepts)
-        if self.discovery is not None and discover and concepts.ndim == 1:
+        if self.discovery is not None and self._discovers:
             self.discovery.update(codes, concepts, batch.activations)
 
     def compute(self) -> Recovery:
         """Combine all batches and processes; every process must call it."""
-        discovered = self.discovery is not None and self.discovery.update_called
         return Recovery(
             l0=self.l0.compute(),
             nmse=self.nmse.compute(),
@@ -137,7 +140,7 @@ class RecoveryMetrics(nn.Module):
             monosemanticity=self.monosemanticity.compute() if self.monosemanticity is not None else None,
             code_similarity=self.code_similarity.compute() if self.code_similarity is not None else None,
             latent_similarity=self.latent_similarity.compute() if self.latent_similarity is not None else None,
-            discovery=self.discovery.compute() if self.discovery is not None and discovered else None,
+            discovery=self.discovery.compute() if self.discovery is not None and self._discovers else None,
         )
 
 

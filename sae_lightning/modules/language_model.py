@@ -109,7 +109,7 @@ class LanguageModel(RunModule):
 
     def _evaluate(self, batch: TokenBatch, stage: str) -> None:
         loss, n = self._loss(TokenBatch(*batch))
-        self.log(f"{stage}/loss", loss, on_step=False, on_epoch=True, batch_size=n, sync_dist=True, prog_bar=True)
+        self.log_mean(f"{stage}/loss", loss, n, prog_bar=True)
 
     def predict_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
         """Return the logits of the next token."""

@@ -3,8 +3,11 @@
 from typing import Any
 
 import lightning.pytorch as pl
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from sae_lightning.data.ranks import data_group, data_ranks
+from sae_lightning.modules.means import SampleMean
 from sae_lightning.nn.parts import Recorded
 
 CHECKPOINT_KEY = "sae_lightning"
@@ -37,11 +40,53 @@ class RunModule(Recorded, pl.LightningModule):
         super().__init__()
         self.samples_seen = 0
         self.losses: dict[str, Tensor] = {}
+        self._means = nn.ModuleDict()  # of what is logged in evaluation, by key
 
     def is_logging_step(self) -> bool:
         """Whether the current training step is one at which the trainer logs."""
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         return bool(every) and (self.global_step + 1) % every == 0
+
+    def log_mean(self, key: str, mean: Tensor, n: int, prog_bar: bool = False) -> None:
+        """Log a mean over all samples of a validation or test, of all batches and processes.
+
+        Every process must call it for the same keys, also where its share of a batch is empty.
+
+        Args:
+            key: Log key.
+            mean: Mean over the batch at hand, scalar.
+            n: Samples (or tokens) of that batch, at least 0.
+            prog_bar: Whether the progress bar shows it.
+        """
+        if key not in self._means:
+            metric = SampleMean().to(self.device)
+            metric.process_group = data_group(self.trainer)
+            self._means[key] = metric
+        metric = self._means[key]  # type: ignore[assignment]
+        metric.update(mean, n)
+        self.log(
+            key, metric, on_step=False, on_epoch=True, batch_size=n, prog_bar=prog_bar, metric_attribute=f"_means.{key}"
+        )
+
+    def interleaved(self, x: Tensor) -> Tensor:
+        """The samples of all processes that read different data, in the order in which one process would see them.
+
+        Args:
+            x: This process's samples, `(n, ...)`: every `world_size`-th one. Shares may differ by one sample.
+
+        Returns:
+            All samples, `(total, ...)`, the same on every process; without a gradient.
+        """
+        if data_ranks(self.trainer)[1] == 1:
+            return x
+        group = data_group(self.trainer)
+        counts = self.all_gather(torch.tensor(len(x), device=x.device), group=group)
+        assert isinstance(counts, Tensor)
+        room = int(counts.max())
+        padded = torch.cat([x, x.new_zeros(room - len(x), *x.shape[1:])])
+        gathered = self.all_gather(padded, group=group)
+        assert isinstance(gathered, Tensor)
+        return gathered.transpose(0, 1).flatten(0, 1)[: int(counts.sum())]  # what was filled in is last
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store how to build this module, and how many samples it has seen."""
