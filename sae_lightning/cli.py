@@ -1,7 +1,7 @@
 """The command line: LightningCLI's fit, validate, test and predict for SAEs, and the commands that train nothing."""
 
+import copy
 import os
-import shutil
 import sys
 import time
 import warnings
@@ -12,23 +12,35 @@ import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
-from sae_lightning import callbacks, data
+from sae_lightning import callbacks
 from sae_lightning.callbacks.checkpoint_files import described, instead_of, newest_checkpoint, read_older
+from sae_lightning.checkpoint import CHECKPOINT_KEY, read_checkpoint
 from sae_lightning.commands import COMMANDS
-from sae_lightning.files import prepare_folder, temporary_of
+from sae_lightning.data.plain import activation_size
+from sae_lightning.files import prepare_folder, replacing
+from sae_lightning.folder import RunFolder, RunLock, clear, is_unused, may_replace
 from sae_lightning.loggers import RunCSVLogger, RunTensorBoardLogger
 from sae_lightning.modules.language_model import LanguageModel
-from sae_lightning.modules.loading import read_checkpoint
+from sae_lightning.modules.loading import module_of, trust_modules
 from sae_lightning.modules.module import SAEModule
-from sae_lightning.modules.run import CHECKPOINT_KEY, NonfiniteError, RunModule
+from sae_lightning.modules.run import NonfiniteError, RunModule
 from sae_lightning.modules.vision_model import VisionModel
 from sae_lightning.parser import SAEParser, fail, innermost
-from sae_lightning.resume import DATA_KEY, DataRecord, data_changes, describe_data
+from sae_lightning.resume import (
+    DATA_KEY,
+    DataRecord,
+    data_changes,
+    describe_data,
+    merged,
+    model_changes,
+    short_name,
+    take_optimizers,
+)
 
 _SAE_CALLBACKS = (  # what a model of language or images has no use for
     callbacks.ConceptRecovery,
@@ -47,7 +59,6 @@ _REPORTS: dict[type[Callback], type[RunModule]] = {  # what only one kind of mod
     callbacks.GrammarReport: LanguageModel,
     callbacks.FeatureReport: VisionModel,
 }
-_FIRST_FILES = ("events.out.tfevents.", ".config.yaml.", "probe", ".probe.")  # what a run writes before config.yaml
 _SIZES = ("d_in", "image_size", "channels")  # which a checkpoint and its data must share
 _LINKED = (*_SIZES, "grammar_text")  # arguments of models that come from the data
 # what starts processes that cannot tell each other anything, and the variable that says how many
@@ -55,21 +66,21 @@ _OUTER_LAUNCHERS = ((TorchElasticEnvironment, "WORLD_SIZE"), (SLURMEnvironment, 
 _RUN_DIR_VARIABLE = "SAE_LIGHTNING_RUN_DIR"  # how the first process tells the ones it launches
 
 
-class _WholeConfig(SaveConfigCallback):
-    """Writes the run's configuration under a temporary name first: a kill leaves no half of it."""
+class _ConfigWriter(Callback):
+    """Writes the run's configuration into its folder."""
 
-    def __init__(self, parser: LightningArgumentParser, config: Any, config_filename: str, **kwargs: Any) -> None:
-        self._final_name = config_filename
-        super().__init__(parser, config, temporary_of(Path(config_filename)).name, **kwargs)
+    def __init__(self, config: dict[str, Any], path: Path) -> None:
+        self._config = config
+        self._path = path
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Ask for the folder on every rank, since that communicates, and write the file."""
-        self._folder = Path(trainer.log_dir or ".")
-        super().setup(trainer, pl_module, stage)
+        """Write the file on rank zero."""
+        import yaml
 
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give the file, written just now, its name."""
-        os.replace(self._folder / self.config_filename, self._folder / self._final_name)
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(self._path, "w", encoding="utf-8") as file:
+                yaml.safe_dump(self._config, file, sort_keys=False)
 
 
 class SAECLI(LightningCLI):
@@ -80,23 +91,31 @@ class SAECLI(LightningCLI):
     """
 
     def __init__(self, args: list[str] | None = None) -> None:
-        self._checkpoint_sizes: dict[str, int] = {}
         self._checkpoint_data: dict[str, Any] | None = None
         self._checkpoint_step = 0
+        self._checkpoint_module: RunModule | None = None
+        self._checkpoint_model: dict[str, Any] | None = None  # how it is built and trained, in plain values
         self._first_step: int | None = None  # with which a run goes on in its own folder
         self._data: dict[str, Any] = {}
-        self._to_delete: Path | None = None  # an earlier run, until everything else is known to be right
+        self._given_sizes: dict[str, Any] = {}  # of the model, where the user gave what the data tell
+        self._new = self._overwrites = False
+        self._lock: RunLock | None = None
+        try:
+            self._run(args)
+        finally:
+            if self._lock is not None:
+                self._lock.release()
+
+    def _run(self, args: list[str] | None) -> None:
         super().__init__(
             RunModule,
-            data.SeededDataModule,
+            LightningDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
             seed_everything_default=0,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,  # SAEs describe themselves, also as members of a Comparison
-            save_config_callback=_WholeConfig,
-            save_config_kwargs={"overwrite": True},  # the run folder as a whole is guarded instead
-            trainer_defaults={"max_epochs": 1},
+            save_config_callback=None,  # a callback of our own writes it atomically, the checkpoint's model included
             parser_class=SAEParser,
             parser_kwargs={
                 "description": "Train, test and compare sparse autoencoders. Besides the subcommands below there is "
@@ -131,6 +150,13 @@ class SAECLI(LightningCLI):
             default=None,
             help="CPU threads per process; small SAEs run fastest with 1. Default: torch's choice.",
         )
+        parser.add_argument(
+            "--trust",
+            type=list[str],
+            default=[],
+            help="Modules to import whose classes the checkpoint of --ckpt_path may name, such as [my_sae]. Classes of "
+            "this package, and those that the command line names, are known without it.",
+        )
         parser.add_lightning_class_args(callbacks.RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(callbacks.GracefulStop, "stop")
         parser.add_lightning_class_args(callbacks.NonfiniteLoss, "nonfinite")
@@ -163,6 +189,8 @@ class SAECLI(LightningCLI):
         """Let the class and hyperparameters of a checkpoint win over the command line, and say so."""
         command = self.config.subcommand
         given = self.config[command]
+        if given.get("model") is not None:
+            self._given_sizes = {name: given.model.get("init_args", {}).get(name) for name in _LINKED}
         path = given.get("ckpt_path")
         if path is None:
             if command != "fit" and not given.trainer.get("fast_dev_run"):
@@ -170,25 +198,39 @@ class SAECLI(LightningCLI):
             if given.get("model") is None:
                 fail("a model is needed: --model, or the --ckpt_path of one")
             return
+        try:
+            trust_modules(given.trust)
+        except ValueError as error:
+            fail(f"--{error}")
         checkpoint = self._read_checkpoint(command, given)
         saved = checkpoint[CHECKPOINT_KEY]
-        self._checkpoint_step = checkpoint["global_step"]
+        self._check_model(given, saved)
+        try:  # nothing in it reaches the parser, which would import whatever class it names
+            self._checkpoint_module = module_of(checkpoint, given.ckpt_path)
+        except ValueError as error:
+            fail(f"--ckpt_path: {error}")
+        self._checkpoint_step = checkpoint.get("global_step", 0)
         self._checkpoint_data = checkpoint.get(DATA_KEY)
-        self._checkpoint_sizes = {key: saved["init_args"][key] for key in _SIZES if key in saved["init_args"]}
-        saved_args = {key: value for key, value in saved["init_args"].items() if key not in _LINKED}
-        model = given.model
-        given_args = {} if model is None else model.get("init_args", {})
-        if model is not None:
-            if _short(model.class_path) != _short(saved["class_path"]):
-                fail(
-                    f"--ckpt_path is a checkpoint of {saved['class_path']}, but --model is {model.class_path}: "
-                    f"use the config of its run, or leave --model out"
-                )
-            changed = list(_differences(model.get("init_args", {}), saved_args))
-            if changed:
-                rank_zero_warn("the checkpoint's hyperparameters replace what was given: " + "; ".join(changed))
-        merged = {"class_path": saved["class_path"], "init_args": _merged(given_args, saved_args)}
-        self.config = self.parser.parse_object({command: {"model": merged}}, self.config)
+        take_optimizers(self._checkpoint_module, given.model)
+        init_args = {key: value for key, value in saved["init_args"].items() if key not in _LINKED}
+        known = merged((self._plain(given)["model"] or {}).get("init_args", {}), init_args)
+        self._checkpoint_model = {"class_path": saved["class_path"], "init_args": known}
+        given.model = None
+
+    def _check_model(self, given: Any, saved: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another class than --model, and warn of arguments that it replaces."""
+        model = self._plain(given)["model"]
+        if model is None:
+            return
+        if short_name(model["class_path"]) != short_name(saved["class_path"]):
+            fail(
+                f"--ckpt_path is a checkpoint of {saved['class_path']}, but --model is {model['class_path']}: "
+                f"use the config of its run, or leave --model out"
+            )
+        init_args = {key: value for key, value in saved["init_args"].items() if key not in _LINKED}
+        changed = list(model_changes(model.get("init_args", {}), init_args))
+        if changed:
+            rank_zero_warn("the checkpoint's hyperparameters replace what was given: " + "; ".join(changed))
 
     @staticmethod
     def _read_checkpoint(command: str, given: Any) -> dict[str, Any]:
@@ -224,20 +266,27 @@ class SAECLI(LightningCLI):
             if config.num_threads < 1:
                 fail(f"num_threads must be at least 1, but is {config.num_threads}")
             torch.set_num_threads(config.num_threads)
+        if config.trainer.max_epochs is None:  # whatever limit was given decides; without one, one epoch
+            limited = config.trainer.max_steps != -1 or config.trainer.max_time is not None
+            config.trainer.max_epochs = -1 if limited else 1
         config.run_dir = self._run_dir(command, config)
         run_dir = Path(config.run_dir)
         resumed = config.ckpt_path is not None and run_dir.resolve() in Path(config.ckpt_path).resolve().parents
+        self._new = command == "fit" and not resumed
+        self._overwrites = config.overwrite
         if command == "fit":
             self._check_data(config)
             if resumed:
                 self._first_step = self._checkpoint_step
-            elif getattr(rank_zero_only, "rank", 0) == 0:
-                self._claim(run_dir, Path(config.checkpoint.dirpath or run_dir / "checkpoints"), config.overwrite)
+        if self._new and self._is_first_process:
+            self._check_folder()
         config.overwrite = config.allow_changed_data = False  # so that the saved config, run again, asks anew
-        self.save_config_kwargs["config_filename"] = "config.yaml" if command == "fit" else f"config-{command}.yaml"
 
-    @staticmethod
-    def _run_dir(command: str, config: Any) -> str:
+    @property
+    def _is_first_process(self) -> bool:
+        return getattr(rank_zero_only, "rank", 0) == 0
+
+    def _run_dir(self, command: str, config: Any) -> str:
         if config.run_dir is not None:
             return str(config.run_dir)
         if getattr(rank_zero_only, "rank", 0) != 0 and _RUN_DIR_VARIABLE in os.environ:
@@ -249,7 +298,8 @@ class SAECLI(LightningCLI):
                 "--run_dir must be given where torchrun, SLURM or several nodes start the processes, "
                 "for each of them would name a folder by its own clock"
             )
-        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{_short(config.model.class_path)}"
+        model = config.model.class_path if self._checkpoint_model is None else self._checkpoint_model["class_path"]
+        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{short_name(model)}"
         os.environ[_RUN_DIR_VARIABLE] = str(Path("runs", name))
         return os.environ[_RUN_DIR_VARIABLE]
 
@@ -271,47 +321,106 @@ class SAECLI(LightningCLI):
             rank_zero_warn(f"training goes on with other data: {changed}")
 
     def _plain(self, config: Any) -> dict[str, Any]:
-        """A command's configuration in plain values."""
+        """A command's configuration in plain values, with the model of its checkpoint."""
         import yaml
 
-        plain: dict[str, Any] = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_none=False))
+        plain: dict[str, Any] = yaml.safe_load(self._parser(self.config.subcommand).dump(config, skip_none=False))
+        if self._checkpoint_model is not None:
+            plain["model"] = self._checkpoint_model
         return plain
 
-    def _claim(self, run_dir: Path, checkpoints: Path, overwrite: bool) -> None:
-        """Make sure that the folder is new, or an earlier run that may be deleted."""
+    def _check_folder(self) -> None:
+        """Make sure that the run's folder is new, or an earlier run that may be replaced."""
+        config = self.config[self.config.subcommand]
+        run_dir = Path(config.run_dir)
         if run_dir.exists() and not run_dir.is_dir():
             fail(f"run_dir must be a folder, but {str(run_dir)!r} is a file")
-        files = [path for path in run_dir.rglob("*") if path.is_file()]
-        if not files:  # a kill may leave empty folders
+        if is_unused(run_dir):
             return
-        if not overwrite:
-            newest = newest_checkpoint(checkpoints)
+        if not self._overwrites:
+            newest = newest_checkpoint(Path(config.checkpoint.dirpath or run_dir / "checkpoints"))
             go_on = f"continue it with --ckpt_path {newest}" if newest else "it has no checkpoint to continue from"
             fail(
                 f"run_dir {str(run_dir)!r} exists already: choose another --run_dir, {go_on}, "
                 "or replace it with --overwrite true"
             )
-        if not (run_dir / "config.yaml").is_file() and not all(path.name.startswith(_FIRST_FILES) for path in files):
+        if not may_replace(run_dir):
             fail(f"run_dir {str(run_dir)!r} holds no earlier run (no config.yaml), so it is not deleted")
-        self._to_delete = run_dir
 
     # ------------------------------------------------------------------ building
 
     def instantiate_classes(self) -> None:
         """Build data, model and trainer; a wrong argument ends with its message alone."""
         try:
-            super().instantiate_classes()
-            for name, size in self._checkpoint_sizes.items():
-                given = getattr(self.datamodule, name, None)
-                if given != size:
-                    raise ValueError(f"--ckpt_path has {name} = {size}, but the data has {name} = {given}")
-            self._prepare_checkpoints()
-            if self._to_delete is not None:
-                shutil.rmtree(self._to_delete)
+            self._build()
+            self._take_folder()
         except (ValueError, TypeError, OSError, MisconfigurationException) as error:
             if os.environ.get("SAE_LIGHTNING_TRACEBACK"):
                 raise
             fail(innermost(error))
+
+    def _build(self) -> None:
+        self.parser.add_instantiator(self._make_data, LightningDataModule, subclasses=True)
+        self.parser.add_instantiator(self._make_model, RunModule, subclasses=True)
+        self.config_init = self.parser.instantiate(self._with_log_folder(self.config))
+        self.datamodule = self._get(self.config_init, "data")
+        self.model = self._checkpoint_module or self._get(self.config_init, "model")
+        self._check_sizes()
+        self.trainer = self.instantiate_trainer()
+
+    def _make_data(self, cls: type[LightningDataModule], *args: Any, **kwargs: Any) -> LightningDataModule:
+        made = self.datamodule = cls(*args, **kwargs)
+        return made
+
+    def _make_model(self, cls: type[RunModule], *args: Any, **kwargs: Any) -> RunModule:
+        """Build a model; data that have no `d_in` show it by a batch."""
+        if "d_in" in kwargs and kwargs["d_in"] is None and isinstance(self.datamodule, LightningDataModule):
+            kwargs["d_in"] = activation_size(self.datamodule)
+        return cls(*args, **kwargs)
+
+    def _check_sizes(self) -> None:
+        """Compare what the model takes from the data with what was given, and with what a checkpoint has."""
+        given = self._given_sizes
+        for name in _LINKED:
+            actual = getattr(self.datamodule, name, None)
+            if actual is None:
+                continue
+            if given.get(name) not in (None, actual):
+                raise ValueError(
+                    f"--model.{name} must be that of the data, {actual!r}, but is {given[name]!r} (leave it out: the "
+                    "data tell it)"
+                )
+            if self._checkpoint_module is not None and name in _SIZES:
+                saved = self._checkpoint_module.init_args.get(name, actual)
+                if saved != actual:
+                    raise ValueError(f"--ckpt_path has {name} = {saved}, but the data has {name} = {actual}")
+
+    @staticmethod
+    def _with_log_folder(config: Any) -> Any:
+        """The configuration with the run's folder for loggers that would write to the current one."""
+        command = config[config.subcommand]
+        config = copy.copy(config)
+        config[config.subcommand] = command = copy.deepcopy(command)
+        loggers = command.trainer.logger if isinstance(command.trainer.logger, list) else [command.trainer.logger]
+        for logger in loggers:
+            init_args: Any = getattr(logger, "init_args", {})
+            if "save_dir" in init_args and init_args["save_dir"] in (None, "."):
+                init_args["save_dir"] = command.run_dir
+        return config
+
+    def _take_folder(self) -> None:
+        """Lock the run's folder, and clear it where it is to be replaced: everything else is known to be right."""
+        config = self.config[self.config.subcommand]
+        if config.trainer.get("fast_dev_run") or not self._is_first_process:
+            return
+        run_dir = Path(config.run_dir)
+        self._lock = RunLock(run_dir)
+        self._lock.acquire()
+        if self._new:
+            self._check_folder()  # another run may have ended here meanwhile
+        self._prepare_checkpoints()
+        if self._new:
+            clear(run_dir)
 
     def _prepare_checkpoints(self) -> None:
         """See whether the run can write its checkpoints, before anything is written or deleted."""
@@ -352,37 +461,38 @@ class SAECLI(LightningCLI):
         if config.get("enable_checkpointing") is False or config.get("barebones"):
             off += (ModelCheckpoint,)
         kept = [callback for callback in callbacks_ if not isinstance(callback, off)]
-        if self.subcommand == "fit":
+        command = self.config[self.config.subcommand]
+        run_dir, plain = Path(command.run_dir), self._plain(command)
+        if not config.get("fast_dev_run"):  # which writes nothing
+            kept.append(RunFolder(run_dir))
+        for callback in kept:  # Lightning would put checkpoints into the folder of the first logger
+            if isinstance(callback, callbacks.RunCheckpoint) and callback.dirpath is None:
+                callback.dirpath = str(run_dir / "checkpoints")
+        if self.config.subcommand == "fit":
             kept.append(DataRecord(self._data))
         if not config.get("barebones"):
-            kept.append(callbacks.ResultsWriter(self._plain(self.config[self.config.subcommand])))
+            kept.append(callbacks.ResultsWriter(plain))
+            name = "config.yaml" if self.config.subcommand == "fit" else f"config-{self.config.subcommand}.yaml"
+            kept.append(_ConfigWriter(plain, run_dir / name))
         return super()._instantiate_trainer(config, kept)
 
 
-def _short(class_path: str) -> str:
-    return class_path.rpartition(".")[2]
+def configs_first(args: list[str]) -> list[str]:
+    """Put the configs of a command line before its other arguments, which then win over them wherever they stand.
 
-
-def _merged(given: Any, saved: Any) -> Any:
-    """What was saved, with what was given where nothing was saved (optimizers and schedules)."""
-    given = given.as_dict() if hasattr(given, "as_dict") else given
-    if isinstance(given, dict) and isinstance(saved, dict):
-        return {**given, **{key: _merged(given.get(key), value) for key, value in saved.items()}}
-    return saved
-
-
-def _differences(given: Any, saved: Any, path: str = "model") -> Any:
-    """Yield a sentence for each plain value in `given` that `saved` has otherwise."""
-    given = given.as_dict() if hasattr(given, "as_dict") else given
-    if isinstance(given, dict) and isinstance(saved, dict):
-        for key in sorted(given.keys() & saved.keys()):
-            if key == "class_path":
-                if _short(given[key]) != _short(saved[key]):
-                    yield f"{path} {given[key]} by {saved[key]}"
-            else:
-                yield from _differences(given[key], saved[key], path if key == "init_args" else f"{path}.{key}")
-    elif given != saved:
-        yield f"{path}={given} by {saved}"
+    Args:
+        args: A command and its arguments.
+    """
+    configs, others = [], []
+    left = iter(args[1:])
+    for arg in left:
+        if arg in ("-c", "--config"):
+            configs += [arg, *[value for value in [next(left, None)] if value is not None]]
+        elif arg.startswith(("-c=", "--config=")):
+            configs.append(arg)
+        else:
+            others.append(arg)
+    return [*args[:1], *configs, *others]
 
 
 def main(args: list[str] | None = None) -> None:
@@ -401,13 +511,15 @@ def main(args: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", message=r".*when logging on epoch level in distributed setting.*")
     # Lightning 2.6 gathers with a function that torch 2.13 deprecates
     warnings.filterwarnings("ignore", message=r".*torch.distributed.nn.functional.all_gather is deprecated.*")
+    if os.getcwd() not in sys.path:  # as `python -m` has it; last, so that nothing here hides an installed module
+        sys.path.append(os.getcwd())
     given = sys.argv[1:] if args is None else args
     if given and given[0] in COMMANDS:
         COMMANDS[given[0]](given[1:])
         return
     if args is not None:  # a notebook's or test's own command line is no argument of ours
         warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter is intended.*")
-    SAECLI(args)
+    SAECLI(configs_first(given))
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 
 import sae_lightning
 from sae_lightning import Comparison, SeparabilityDataModule, callbacks, load_codes, load_module, load_sae
+from sae_lightning.checkpoint import read_checkpoint
 from sae_lightning.cli import main
-from sae_lightning.modules.loading import read_checkpoint
 from sae_lightning.parser import DATA, MODELS
 from tests.conftest import (
     BATCH_SIZE,

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from sae_lightning.callbacks.checkpoint_files import newest_checkpoint
-from sae_lightning.modules.loading import read_checkpoint
+from sae_lightning.checkpoint import read_checkpoint
 from tests.test_resume import (
     PROCESSES,
     STEPS,

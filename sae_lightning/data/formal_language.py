@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from sae_lightning.checkpoint import CHECKPOINT_KEY, read_checkpoint
 from sae_lightning.data.batch import ActivationBatch
 from sae_lightning.data.datamodule import SPLIT_SEEDS, Split
 from sae_lightning.data.derivations import Sentences, SentenceSampler
@@ -139,25 +140,23 @@ def read_language_model(path: str | os.PathLike[str]) -> tuple[Transformer, Gram
         ValueError: If the file cannot be read or holds none.
     """
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        saved: dict[str, Any] = checkpoint["sae_lightning"]["init_args"]
+        checkpoint = read_checkpoint(path)
+        saved: dict[str, Any] = checkpoint[CHECKPOINT_KEY]["init_args"]
         grammar = Grammar(saved["grammar_text"], f"the grammar in {os.fspath(path)}")
+        sizes = {key: saved[key] for key in ("width", "n_layers", "n_heads", "n_positions")}
+        model = Transformer(N_SPECIAL + len(grammar.words), **sizes)
+        prefix = "transformer."
+        weights = checkpoint["state_dict"].items()
+        model.load_state_dict({key.removeprefix(prefix): value for key, value in weights if key.startswith(prefix)})
     except FileNotFoundError:
         raise ValueError(
             f"checkpoint must be a file, but there is none at {os.fspath(path)!r}: train a language model first "
             "(sae-lightning fit -c configs/formal_language/gpt.yaml)"
         ) from None  # its cause says less
-    except Exception as error:  # the unpickler meets damage with errors of many kinds
+    except Exception as error:  # constructors meet arguments of other types with errors of many kinds
         raise ValueError(
             f"checkpoint {os.fspath(path)!r} must be one of a LanguageModel, but is not: {error}"
         ) from None
-    sizes = {key: saved[key] for key in ("width", "n_layers", "n_heads", "n_positions")}
-    model = Transformer(N_SPECIAL + len(grammar.words), **sizes)
-    prefix = "transformer."
-    state = {
-        key.removeprefix(prefix): value for key, value in checkpoint["state_dict"].items() if key.startswith(prefix)
-    }
-    model.load_state_dict(state)
     return model.eval().requires_grad_(False), grammar
 
 

@@ -95,9 +95,15 @@ class SAEModule(RunModule):
         """Check that data and model fit, and keep DDP from sending buffers: they are equal on all ranks.
 
         Raises:
-            ValueError: If the data's `d_in` is not the model's, or SAEs cannot be trained in the trainer's precision.
+            ValueError: If the data's `d_in` is not the model's, SAEs cannot be trained in the trainer's
+                precision, or all their parameters are frozen.
         """
         require_trainable(self.trainer)
+        if stage == "fit" and not any(parameter.requires_grad for parameter in self.parameters()):
+            raise ValueError(
+                f"{type(self).__name__} must have parameters to train, but all of them are frozen, as those of a "
+                "loaded SAE are: call requires_grad_(True) on it"
+            )
         data_d_in = getattr(self.trainer.datamodule, "d_in", self.d_in)  # type: ignore[attr-defined]
         if data_d_in != self.d_in:
             raise ValueError(

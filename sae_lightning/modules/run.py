@@ -6,11 +6,11 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
+from sae_lightning.checkpoint import CHECKPOINT_KEY
 from sae_lightning.data.ranks import data_group, data_ranks
 from sae_lightning.modules.means import SampleMean
+from sae_lightning.modules.optimizers import LRSchedulerCallable, OptimizerCallable
 from sae_lightning.nn.parts import Recorded
-
-CHECKPOINT_KEY = "sae_lightning"
 
 
 class NonfiniteError(ValueError):
@@ -36,11 +36,27 @@ class RunModule(Recorded, pl.LightningModule):
         losses: Losses of the training step at hand by SAE, where there are several to tell apart.
     """
 
+    _make_optimizer: OptimizerCallable
+    _lr_scheduler: LRSchedulerCallable | None = None
+
     def __init__(self) -> None:
         super().__init__()
         self.samples_seen = 0
         self.losses: dict[str, Tensor] = {}
         self._means = nn.ModuleDict()  # of what is logged in evaluation, by key
+
+    def train_with(
+        self, optimizer: OptimizerCallable | None = None, lr_scheduler: LRSchedulerCallable | None = None
+    ) -> None:
+        """Replace how the module is trained, which is no part of what a checkpoint describes.
+
+        Args:
+            optimizer: Makes the optimizer from the parameters; None keeps the present one.
+            lr_scheduler: Makes the learning-rate schedule; None for none.
+        """
+        if optimizer is not None:
+            self._make_optimizer = optimizer
+        self._lr_scheduler = lr_scheduler
 
     def is_logging_step(self) -> bool:
         """Whether the current training step is one at which the trainer logs."""

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from sae_lightning.checkpoint import CHECKPOINT_KEY
 from sae_lightning.data.views import ImageBatch, ViewBatch
 from sae_lightning.modules.allocator import keep_freed_memory
 from sae_lightning.modules.optimizers import LRSchedulerCallable, OptimizerCallable, clippable, make_scheduler
-from sae_lightning.modules.run import CHECKPOINT_KEY, RunModule
+from sae_lightning.modules.run import RunModule
 from sae_lightning.nn.contrastive import ProjectionHead, contrastive_loss, random_subsets
 from sae_lightning.nn.parts import require_positive
 from sae_lightning.nn.vision_transformer import VisionTransformer, standardized

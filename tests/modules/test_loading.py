@@ -131,6 +131,10 @@ def test_lightnings_own_loading(trained: Any, name: str) -> None:
 
 def test_what_was_loaded_can_be_trained_on_and_saved(trained: Any, tmp_path: Path) -> None:
     sae = load_sae(trained["composed"][0])
+    assert not any(parameter.requires_grad for parameter in sae.parameters())
+    with pytest.raises(ValueError, match=r"all of them are frozen, .* call requires_grad_\(True\) on it"):
+        fit(sae, 2)
+    sae.requires_grad_(True)
     mean = sae.sae.standardizer.input_mean.clone()
     fit(sae, 2, Clusters(seed=3)).save_checkpoint(tmp_path / "again.ckpt")
     assert torch.equal(load_sae(tmp_path / "again.ckpt").sae.standardizer.input_mean, mean)
@@ -264,7 +268,9 @@ def test_crafted_class_paths(
     command = f"touch {tmp_path / 'executed'}"
     put(checkpoint["sae_lightning"], {"class_path": class_path, "init_args": {argument: command}})
     torch.save(checkpoint, tmp_path / "crafted.ckpt")
-    with pytest.raises(ValueError, match=rf"class '{class_path}' (cannot be imported|must derive from)"):
+    with pytest.raises(
+        ValueError, match=rf"class '{class_path}' (is not known|does not exist|must derive from|must be an import path)"
+    ):
         load_module(tmp_path / "crafted.ckpt")
     assert not (tmp_path / "executed").exists()
 
@@ -274,7 +280,7 @@ def test_a_part_that_is_no_member(trained: Any, folder: Path, tmp_path: Path, cl
     checkpoint = torch.load(folder / "comparison.ckpt", weights_only=True)
     as_a_member(checkpoint["sae_lightning"], {"class_path": class_path, "init_args": {"d_sae": 4}})
     torch.save(checkpoint, tmp_path / "crafted.ckpt")
-    with pytest.raises(ValueError, match=r"must derive from|BaseSAE"):
+    with pytest.raises(ValueError, match=r"must derive from|takes no argument"):
         load_module(tmp_path / "crafted.ckpt")
 
 

@@ -1,6 +1,6 @@
 """What is logged of an evaluation is the mean over all samples, on one, two and three processes.
 
-An odd number of samples leaves the processes with different shares, and fewer samples than processes leave one with none.
+An odd number of samples leaves the processes with different shares; fewer samples than processes leave one with none.
 """
 
 import json
