@@ -17,7 +17,7 @@ import yaml
 from safetensors.torch import load_file
 
 import sae_lightning
-from sae_lightning import Comparison, SeparabilityDataModule, callbacks, load_codes, load_module, load_sae
+from sae_lightning import Comparison, SeparabilityDataModule, callbacks, load_codes, load_module, load_results, load_sae
 from sae_lightning.checkpoint import read_checkpoint
 from sae_lightning.cli import main
 from sae_lightning.parser import DATA, MODELS
@@ -58,7 +58,7 @@ def rows(run_dir):
 
 
 def results(run_dir):
-    return json.loads((run_dir / "results.json").read_text())
+    return load_results(run_dir / "results.json")
 
 
 def fit(run_dir, *args):

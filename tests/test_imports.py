@@ -44,6 +44,7 @@ ALLOWED = {
     "folder": set(),
     "loggers": {"files", "folder"},
     "resume": {"modules"},
+    "seal": set(),
     "parser": {"callbacks", "data", "files", "modules"},
     "commands": {"commands", "data", "files", "geometry", "modules", "nn", "parser", "plotting", "report"},
     "cli": {"callbacks", "checkpoint", "commands", "data", "files", "folder", "loggers", "modules", "parser", "resume"},

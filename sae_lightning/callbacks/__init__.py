@@ -14,7 +14,7 @@ from sae_lightning.callbacks.receptive_fields import ReceptiveFields
 from sae_lightning.callbacks.recovery import ConceptRecovery
 from sae_lightning.callbacks.recovery_figures import RecoveryFigures
 from sae_lightning.callbacks.resampling import ResampleDeadLatents
-from sae_lightning.callbacks.results import ResultsWriter
+from sae_lightning.callbacks.results import ResultsWriter, load_results
 from sae_lightning.callbacks.stopping import GracefulStop
 from sae_lightning.callbacks.table import RecoveryTable
 from sae_lightning.callbacks.throughput import Throughput
@@ -43,4 +43,5 @@ __all__ = [
     "TrainingDynamics",
     "VisibilityReport",
     "load_codes",
+    "load_results",
 ]

@@ -3,8 +3,10 @@
 import inspect
 import math
 import sys
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from types import UnionType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 if TYPE_CHECKING:
     from sae_lightning.nn.sharding import Sharding
@@ -106,10 +108,38 @@ def check_description(description: Any, base: type["Recorded"]) -> None:
     if not isinstance(init_args, dict):
         raise ValueError(f"init_args of {cls.__name__} must be a dict, but are {_shortened(init_args)}")
     known = inspect.signature(cls.__init__).parameters.keys() - cls.undescribed
+    hints = _hints(cls)
     for name, value in init_args.items():
         if name not in known:
             raise ValueError(f"{cls.__name__} takes no argument {_shortened(name)} from a file")
         _check_value(value, f"{name} of {cls.__name__}")
+        if not _has_type(value, hints.get(name, Any)):
+            raise ValueError(f"{name} of {cls.__name__} must be of type {hints[name]}, but is {_shortened(value)}")
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    try:
+        return get_type_hints(cls.__init__)  # type: ignore[misc]
+    except NameError:  # names that a user's module imports for type checkers only
+        return {}
+
+
+_KINDS: dict[Any, tuple[type, ...]] = {bool: (bool,), str: (str,), int: (int,), float: (int, float), dict: (dict,)}
+
+
+def _has_type(value: Any, hint: Any) -> bool:
+    """Whether a plain value has an annotated type, as far as that is one of plain values."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(_has_type(value, argument) for argument in arguments)
+    if origin is Literal:
+        return value in arguments
+    if origin is Callable:
+        return _is_description(value)
+    if hint is type(None):
+        return value is None
+    kinds = _KINDS.get(origin or hint, (object,))
+    return isinstance(value, kinds) and (hint is bool or not isinstance(value, bool) or object in kinds)
 
 
 def _check_value(value: Any, name: str) -> None:
