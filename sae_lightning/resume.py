@@ -63,6 +63,8 @@ def data_changes(saved: Any, given: Any, name: str = "data") -> Iterator[str]:
         return
     for key in sorted((saved.keys() | given.keys()) - NO_SAMPLE, key=str):
         path = name if key == "init_args" else f"{name}.{key}"
+        if saved.get(key) is None and given.get(key) is None:  # such as an argument that came with a later version
+            continue
         if key in saved and key in given:
             yield from data_changes(saved[key], given[key], path)
         elif key in saved:

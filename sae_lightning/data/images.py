@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sae_lightning.data.datamodule import SPLIT_SEEDS, SeededDataModule, Split
+from sae_lightning.data.datamodule import SPLIT_SEEDS, SeededDataModule, Split, require_distinct
 from sae_lightning.data.loading import ActivationLoader, BatchIndices, BatchSequence
 from sae_lightning.data.seeding import seeded_generator
 from sae_lightning.data.sources import IdxImages, ImageExample, Source, UnreadableError
@@ -194,6 +194,7 @@ class ImageDataModule(SeededDataModule):
                 raise ValueError("test must be None where folder is given, which holds test images, but is given")
             train, test = (_mnist_like(Path(folder), prefix, concept_names) for prefix in ("train", "t10k"))
         self.concept_names = list(train.concept_names)
+        require_distinct(self.concept_names)
         if test is not None and list(test.concept_names) != self.concept_names:
             raise ValueError(
                 f"train and test must have the same classes, but have {self.concept_names} and {test.concept_names}"
