@@ -214,7 +214,7 @@ def test_without_a_run_dir_each_run_has_a_folder_of_its_own(tmp_path, monkeypatc
 def test_two_runs_in_one_process_do_not_share_a_default_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     times = iter(["20260101-000000", "20260101-000001"])
-    monkeypatch.setattr("sae_lightning.cli.time.strftime", lambda *args: next(times))
+    monkeypatch.setattr("sae_lightning.lightning_cli.time.strftime", lambda *args: next(times))
     for _ in range(2):
         main(["fit", *map(str, TINY)])
     assert len(list((tmp_path / "runs").iterdir())) == 2
@@ -533,7 +533,7 @@ def test_the_message_about_a_wrong_value_is_short(tmp_path):
 def test_missing_parts_are_named(tmp_path):
     refused(run_cli("fit", *MODEL, *TRAINER, "--run_dir", tmp_path / "run"), "data")
     refused(run_cli("fit", *DATA_ARGS, *TRAINER, "--run_dir", tmp_path / "run"), "model")
-    assert run_cli().code == 2
+    refused(run_cli("nothing"), "there is no command 'nothing'")
 
 
 def test_an_existing_run_is_kept_or_replaced_as_asked(tmp_path):

@@ -45,9 +45,14 @@ ALLOWED = {
     "loggers": {"files", "folder"},
     "resume": {"modules"},
     "seal": set(),
-    "parser": {"callbacks", "data", "files", "modules"},
-    "commands": {"commands", "data", "files", "geometry", "modules", "nn", "parser", "plotting", "report"},
-    "cli": {"callbacks", "checkpoint", "commands", "data", "files", "folder", "loggers", "modules", "parser", "resume"},
+    "shipped": set(),
+    "explain": set(),
+    "parser": {"callbacks", "data", "explain", "files", "modules"},
+    "commands": {"commands", "data", "files", "geometry", "modules", "nn", "parser", "plotting", "report", "shipped"},
+    "lightning_cli": {
+        *("callbacks", "checkpoint", "data", "files", "folder", "loggers", "modules", "parser", "resume", "shipped"),
+    },
+    "cli": {"commands", "lightning_cli"},
     "__main__": {"cli"},
 }
 

@@ -1,6 +1,7 @@
 """Encoders: from an input to one pre-code per latent."""
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from sae_lightning.nn.sharding import local, whole
 from sae_lightning.nn.sparse import Pattern, affine_at, distance_at
 
 
-class Encoder(Part, nn.Module):
+class Encoder(Part, nn.Module, ABC):
     """Base of all encoders: `weight` is latent-major, row i belongs to latent i.
 
     A subclass whose `at` costs only what it touches says so with `sparse = True`; without it training is dense.
@@ -49,6 +50,10 @@ class Encoder(Part, nn.Module):
         self.d_in = d_in
         self.d_sae = d_sae
         self.weight = nn.Parameter(torch.zeros(d_sae, d_in))
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """Return pre-codes of inputs `(..., d_in)`, `(..., d_sae)`."""
 
     def at(self, x: Tensor, pattern: Pattern, values: Tensor, centre: Tensor | None = None) -> Tensor:
         """Pre-codes at some positions, `(nnz,)`, with their gradient.

@@ -1,6 +1,7 @@
 """Projections: from pre-codes to the nearest sparse codes in the set that an architecture allows."""
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +15,7 @@ from sae_lightning.nn.sparse import Pattern, SparseCodes
 from sae_lightning.nn.support import above, largest, simplex_support
 
 
-class Projection(Part, nn.Module):
+class Projection(Part, nn.Module, ABC):
     """Base of all projections: `forward` gives dense codes, `support` and `at` give the same codes sparsely.
 
     A subclass that has `support` and `at` says so with `sparse = True`; without them training is dense.
@@ -44,6 +45,10 @@ class Projection(Part, nn.Module):
         super().__init__()
         require_positive("d_sae", d_sae)
         self.d_sae = d_sae
+
+    @abstractmethod
+    def forward(self, pre_codes: Tensor) -> Tensor:
+        """Return the codes of pre-codes `(..., d_sae)`, of the same shape."""
 
     def support(self, pre_codes: Tensor) -> Pattern:
         """Where codes, or what trains them, can differ from zero, for pre-codes `(n, d_sae)`; no gradient."""
