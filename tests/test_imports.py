@@ -21,7 +21,17 @@ ALLOWED = {
     "plotting": {"plotting", "nn.firing"},
     "geometry": {"geometry", "nn"},
     "modules": {
-        *("checkpoint", "modules", "nn", "data.batch", "data.grammar", "data.ranks", "data.sentences", "data.views"),
+        *(
+            "checkpoint",
+            "files",
+            "modules",
+            "nn",
+            "data.batch",
+            "data.grammar",
+            "data.ranks",
+            "data.sentences",
+            "data.views",
+        ),
         "metrics",
     },
     "report": {"report", "data.contexts", "geometry"},

@@ -38,7 +38,7 @@ class Encoder(Part, nn.Module, ABC):
         changed = "forward" in cls.__dict__ and "sparse" not in cls.__dict__  # looked at first: the base sets `sparse`
         super().__init_subclass__(**kwargs)
         if changed:
-            for name in {"at", "among", "takes_centre"} - cls.__dict__.keys():
+            for name in {"at", "among", "affine_form", "takes_centre"} - cls.__dict__.keys():
                 setattr(cls, name, getattr(Encoder, name))
         if "forward" in cls.__dict__ and "receptive_field" not in cls.__dict__:
             setattr(cls, "receptive_field", Encoder.receptive_field)  # noqa: B010  (mypy forbids the assignment)
@@ -79,6 +79,14 @@ class Encoder(Part, nn.Module, ABC):
 
     def receptive_field(self, firing: Firing) -> ReceptiveField | None:
         """Shape of the set on which a latent fires, where a projection looks at `firing`; None where nobody said."""
+        return None
+
+    def affine_form(self, up_to_a_shift: bool) -> tuple[Tensor, Tensor] | None:
+        r"""Matrix $A$ `(d_sae, d_in)` and offset $a$ `(d_sae,)` with $v = A x + a$; None where there are none.
+
+        Args:
+            up_to_a_shift: Whether $v$ may differ by a number that all latents share, which the projection ignores.
+        """
         return None
 
     def dynamics(self) -> dict[str, Tensor]:
@@ -127,6 +135,11 @@ class Affine(Encoder):
         """Pre-codes of some latents only, `(n, n_latents)`."""
         bias = None if self._bias is None else self._bias.index_select(0, latents)
         return affine(x, centre, local(self.weight).index_select(0, latents), bias, self.pre_code_scale)
+
+    def affine_form(self, up_to_a_shift: bool) -> tuple[Tensor, Tensor]:
+        """The scaled weight and bias."""
+        bias = self.weight.new_zeros(self.d_sae) if self._bias is None else self._bias
+        return self.pre_code_scale * local(self.weight), self.pre_code_scale * bias
 
     def receptive_field(self, firing: Firing) -> ReceptiveField | None:
         """Half-spaces by level; cones among the largest, unless biases move their borders; cells by differences."""
@@ -217,6 +230,14 @@ class SquaredDistance(Encoder):
         if self._offset is None:
             return pre_codes
         return pre_codes - (self._offset if latents is None else self._offset.index_select(0, latents))
+
+    def affine_form(self, up_to_a_shift: bool) -> tuple[Tensor, Tensor] | None:
+        r"""Up to $-\lambda \|x\|^2$, which all latents share: $2 \lambda w_i \cdot x + b_i - \lambda \|w_i\|^2$."""
+        if not up_to_a_shift:
+            return None
+        rows, scale = local(self.weight).double(), self.scale.double()
+        offset = -scale * rows.square().sum(-1)
+        return 2 * scale * rows, offset if self._offset is None else offset + self._offset
 
     def receptive_field(self, firing: Firing) -> ReceptiveField | None:
         """Balls by level, cells by differences (which are affine) and among the largest: there balls cut by others."""

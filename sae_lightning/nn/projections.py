@@ -58,6 +58,10 @@ class Projection(Part, nn.Module, ABC):
         """Codes at the positions of `support`, from the pre-codes there; both `(nnz,)`."""
         raise NotImplementedError(f"{type(self).__name__} has no sparse form")
 
+    def thresholds(self) -> Tensor | None:
+        """What each latent's pre-code must exceed for it to fire, `(d_sae,)`; None where that is not a number."""
+        return None
+
     def dynamics(self) -> dict[str, Tensor]:
         """Scalars worth watching during training, by name."""
         return {}
@@ -114,6 +118,10 @@ class Jump(Projection):
     def threshold(self) -> Tensor:
         """The current thresholds, `(d_sae,)`, or those of this process's own latents."""
         return functional.at_least_float32(local(self.log_threshold)).exp()
+
+    def thresholds(self) -> Tensor:
+        """The trained thresholds."""
+        return self.threshold
 
     def forward(self, pre_codes: Tensor) -> Tensor:
         """Return the codes."""
