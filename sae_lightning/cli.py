@@ -20,8 +20,8 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from sae_lightning import callbacks, data
 from sae_lightning.callbacks.checkpoint_files import described, instead_of, newest_checkpoint, read_older
 from sae_lightning.commands import COMMANDS
-from sae_lightning.files import prepare_folder, temporary_of
-from sae_lightning.loggers import RunCSVLogger, RunTensorBoardLogger
+from sae_lightning.files import prepare_folder, remove_leftovers, replacing
+from sae_lightning.loggers import MEMBERS, RunCSVLogger, RunTensorBoardLogger
 from sae_lightning.modules.language_model import LanguageModel
 from sae_lightning.modules.loading import read_checkpoint
 from sae_lightning.modules.module import SAEModule
@@ -55,21 +55,19 @@ _OUTER_LAUNCHERS = ((TorchElasticEnvironment, "WORLD_SIZE"), (SLURMEnvironment, 
 _RUN_DIR_VARIABLE = "SAE_LIGHTNING_RUN_DIR"  # how the first process tells the ones it launches
 
 
-class _WholeConfig(SaveConfigCallback):
-    """Writes the run's configuration under a temporary name first: a kill leaves no half of it."""
-
-    def __init__(self, parser: LightningArgumentParser, config: Any, config_filename: str, **kwargs: Any) -> None:
-        self._final_name = config_filename
-        super().__init__(parser, config, temporary_of(Path(config_filename)).name, **kwargs)
+class _ConfigWriter(SaveConfigCallback):
+    """Writes the run's configuration; Lightning's own file is not written atomically."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Ask for the folder on every rank, since that communicates, and write the file."""
+        """Ask for the folder on every rank, since that communicates, and write the file on rank zero."""
         self._folder = Path(trainer.log_dir or ".")
         super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give the file, written just now, its name."""
-        os.replace(self._folder / self.config_filename, self._folder / self._final_name)
+        """Write the file; Lightning calls this on rank zero only."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with replacing(self._folder / self.config_filename, "w", encoding="utf-8") as file:
+            file.write(self.parser.dump(self.config, skip_none=False))
 
 
 class SAECLI(LightningCLI):
@@ -94,8 +92,8 @@ class SAECLI(LightningCLI):
             seed_everything_default=0,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,  # SAEs describe themselves, also as members of a Comparison
-            save_config_callback=_WholeConfig,
-            save_config_kwargs={"overwrite": True},  # the run folder as a whole is guarded instead
+            save_config_callback=_ConfigWriter,
+            save_config_kwargs={"save_to_log_dir": False},  # which would write, and refuse, the file in its own way
             trainer_defaults={"max_epochs": 1},
             parser_class=SAEParser,
             parser_kwargs={
@@ -308,6 +306,11 @@ class SAECLI(LightningCLI):
             self._prepare_checkpoints()
             if self._to_delete is not None:
                 shutil.rmtree(self._to_delete)
+            if self.trainer.is_global_zero:
+                run_dir = Path(self.config[self.subcommand].run_dir)
+                remove_leftovers(run_dir)
+                for name in ("figures", MEMBERS):
+                    remove_leftovers(run_dir / name, recursive=True)
         except (ValueError, TypeError, OSError, MisconfigurationException) as error:
             if os.environ.get("SAE_LIGHTNING_TRACEBACK"):
                 raise

@@ -17,7 +17,7 @@ ALLOWED = {
     "metrics.functional": {"nn", "metrics.functional"},
     "metrics": {"nn", "metrics"},
     "data": {"data", "files", "nn.parts", "nn.transformer", "nn.vision_transformer"},
-    "plotting": {"plotting", "nn.firing"},
+    "plotting": {"plotting", "files", "nn.firing"},
     "geometry": {"geometry", "nn"},
     "modules": {"modules", "nn", "data.batch", "data.grammar", "data.ranks", "data.sentences", "data.views", "metrics"},
     "report": {"report", "data.contexts", "geometry"},

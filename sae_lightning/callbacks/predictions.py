@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sae_lightning.data.ranks import data_ranks, is_first_reader
+from sae_lightning.files import replacing
 from sae_lightning.loggers import MEMBERS, run_folder
 from sae_lightning.modules.module import Predictions, SAEModule
 
@@ -91,7 +92,7 @@ class CodesWriter(pl.Callback):
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the files."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         root = Path(self.output_dir or run_folder(trainer) or trainer.default_root_dir)
         rank, size = data_ranks(trainer)
@@ -109,5 +110,6 @@ class CodesWriter(pl.Callback):
             }
             path = root / MEMBERS / name / file if name else root / file
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, path)
+            with replacing(path) as opened:
+                opened.write(save(tensors))
         self._rows, self._concepts = {}, []

@@ -10,6 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from sae_lightning.files import replacing
 from sae_lightning.loggers import RunTensorBoardLogger, run_folder
 from sae_lightning.modules.module import SAEModule
 from sae_lightning.modules.run import RunModule
@@ -71,9 +72,8 @@ class ResultsWriter(pl.Callback):
             "versions": _versions(),
             "config": self.config,
         }
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(results, indent=1))
-        temporary.replace(path)
+        with replacing(path, "w", encoding="utf-8") as file:
+            json.dump(results, file, indent=1)
         for logger in trainer.loggers:
             if isinstance(logger, RunTensorBoardLogger):
                 modules = pl_module.saes() if isinstance(pl_module, SAEModule) else {"": pl_module}
