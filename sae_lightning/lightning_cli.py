@@ -22,9 +22,9 @@ from sae_lightning import callbacks
 from sae_lightning.callbacks.checkpoint_files import described, instead_of, newest_checkpoint, read_older
 from sae_lightning.checkpoint import CHECKPOINT_KEY, read_checkpoint
 from sae_lightning.data.plain import activation_size
-from sae_lightning.files import prepare_folder, replacing
+from sae_lightning.files import prepare_folder, remove_leftovers, replacing
 from sae_lightning.folder import RunFolder, RunLock, clear, is_unused, may_replace
-from sae_lightning.loggers import RunCSVLogger, RunTensorBoardLogger
+from sae_lightning.loggers import MEMBERS, RunCSVLogger, RunTensorBoardLogger
 from sae_lightning.modules.language_model import LanguageModel
 from sae_lightning.modules.loading import module_of, trust_modules
 from sae_lightning.modules.module import SAEModule
@@ -418,6 +418,9 @@ class SAECLI(LightningCLI):
         self._prepare_checkpoints()
         if self._new:
             clear(run_dir)
+        remove_leftovers(run_dir)
+        for name in ("figures", MEMBERS):
+            remove_leftovers(run_dir / name, recursive=True)
 
     def _prepare_checkpoints(self) -> None:
         """See whether the run can write its checkpoints, before anything is written or deleted."""

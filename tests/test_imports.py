@@ -18,7 +18,7 @@ ALLOWED = {
     "metrics": {"nn", "metrics"},
     "checkpoint": set(),
     "data": {"checkpoint", "data", "files", "nn.parts", "nn.transformer", "nn.vision_transformer"},
-    "plotting": {"plotting", "nn.firing"},
+    "plotting": {"plotting", "files", "nn.firing"},
     "geometry": {"geometry", "nn"},
     "modules": {
         *(

@@ -62,7 +62,9 @@ class SAEProgressBar(TQDMProgressBar):
         elapsed = datetime.timedelta(seconds=round(time.perf_counter() - self._since[0]))
         last = "" if trainer.max_steps < 0 else f"/{trainer.max_steps}"
         metrics = self.get_metrics(trainer, pl_module)
-        shown = (f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in metrics.items())
+        shown = (
+            f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in metrics.items()
+        )
         return f"epoch {trainer.current_epoch}, step {trainer.global_step}{last} after {elapsed}: {', '.join(shown)}"
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import lightning.pytorch as pl
 
 from sae_lightning.callbacks.recovery import Recovery, find_recovery
+from sae_lightning.files import replacing
 from sae_lightning.loggers import run_folder
 from sae_lightning.modules.module import SAEModule
 
@@ -73,7 +74,8 @@ class RecoveryTable(pl.Callback):
         print("\n" + "\n".join(lines))
         folder = run_folder(trainer)
         if folder is not None:
-            (folder / "results.md").write_text("\n".join(lines) + "\n")
+            with replacing(folder / "results.md", "w", encoding="utf-8") as file:
+                file.write("\n".join(lines) + "\n")
             print(f"\nTable:       {folder / 'results.md'} (all numbers: {folder / 'results.json'})")
             print(f"Figures:     {folder / 'figures' / 'test'}")
             print(f"TensorBoard: tensorboard --logdir {folder}\n")

@@ -34,6 +34,14 @@ FIT_KEYS = (  # what configs of `fit` say besides data and model; a test compare
     *("codes", "progress", "fidelity", "meaning", "visibility", "page", "grammar", "features"),
 )
 _RESULT = "diagnosis.json"
+_FIRST_FILES = (
+    "probe",
+    "events.out.tfevents.",
+    "bounds.png",
+    "dimension.png",
+    "diagnosis.html",
+    "diagnosis.json.",
+)  # written before it
 _WIDTH = 64  # of presets, whose receptive fields do not depend on it
 
 
@@ -81,7 +89,7 @@ def diagnose_data(
     if num_threads is not None:
         require_positive("num_threads", num_threads)
         torch.set_num_threads(num_threads)
-    folder = _claimed(Path(output or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-diagnose"), overwrite)
+    folder = claimed(Path(output or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-diagnose"), overwrite)
     begin = time.monotonic()
     data.prepare_data()
     data.setup("fit" if split == "val" else None)
@@ -145,8 +153,17 @@ def _order(cls: type[BaseSAE]) -> int:
     return PRESETS.index(cls) if cls in PRESETS else len(PRESETS)
 
 
-def _claimed(folder: Path, overwrite: bool) -> Path:
-    """Make sure that the folder is new, or an earlier diagnosis that may be deleted, and can be written."""
+def claimed(folder: Path, overwrite: bool) -> Path:
+    """Make sure that a folder is new, or an earlier diagnosis that may be deleted, and that it can be written.
+
+    Args:
+        folder: The folder.
+        overwrite: Whether an earlier diagnosis, complete or cut off by a kill, is deleted.
+
+    Raises:
+        ValueError: If the folder holds something else, or may not be deleted.
+        WriteError: If it cannot be written.
+    """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output must be a folder, but {str(folder)!r} is a file")
     if any(path.is_file() for path in folder.rglob("*")):
@@ -154,7 +171,8 @@ def _claimed(folder: Path, overwrite: bool) -> Path:
             raise ValueError(
                 f"output {str(folder)!r} exists already: choose another, or replace it with --overwrite true"
             )
-        if not (folder / _RESULT).is_file():
+        names = [path.name.removeprefix(".") for path in folder.rglob("*") if path.is_file()]
+        if not (folder / _RESULT).is_file() and not all(name.startswith(_FIRST_FILES) for name in names):
             raise ValueError(f"output {str(folder)!r} holds no diagnosis (no {_RESULT}), so it is not deleted")
         shutil.rmtree(folder)
     prepare_folder(folder, "the diagnosis")
