@@ -3,7 +3,9 @@
 import copy
 import inspect
 import itertools
+import logging
 import os
+import shlex
 import time
 import warnings
 from pathlib import Path
@@ -82,6 +84,21 @@ class _ConfigWriter(Callback):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(self._path, "w", encoding="utf-8") as file:
                 yaml.safe_dump(self._config, file, sort_keys=False)
+
+
+class _NextCommand(Callback):
+    """Says after training how to go on."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = run_dir
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the literal command, if there is a checkpoint to test."""
+        checkpoint = trainer.checkpoint_callback
+        last = getattr(checkpoint, "last_model_path", "") or getattr(checkpoint, "best_model_path", "")
+        if trainer.is_global_zero and last:
+            config = shlex.quote(str(self._run_dir / "config.yaml"))
+            print(f"Next:        sae-lightning test -c {config} --ckpt_path {shlex.quote(str(last))}", flush=True)
 
 
 class SAECLI(LightningCLI):
@@ -456,6 +473,9 @@ class SAECLI(LightningCLI):
         for report, model in _REPORTS.items():
             if not isinstance(self.model, model):
                 off += (report,)
+        if config.get("enable_model_summary") is None:  # Lightning's has a row for our metrics, and columns of zeros
+            config["enable_model_summary"] = False
+            callbacks_ = [callbacks.ModelOverview(), *callbacks_]
         if config.get("enable_progress_bar") is False or config.get("barebones"):
             off += (ProgressBar,)
         if config.get("enable_checkpointing") is False or config.get("barebones"):
@@ -474,6 +494,8 @@ class SAECLI(LightningCLI):
             kept.append(callbacks.ResultsWriter(plain))
             name = "config.yaml" if self.config.subcommand == "fit" else f"config-{self.config.subcommand}.yaml"
             kept.append(_ConfigWriter(plain, run_dir / name))
+        if self.config.subcommand == "fit" and not config.get("fast_dev_run"):
+            kept.append(_NextCommand(run_dir))
         return super()._instantiate_trainer(config, kept)
 
 
@@ -493,10 +515,18 @@ def run(args: list[str]) -> None:
     warnings.filterwarnings("ignore", message=r".*when logging on epoch level in distributed setting.*")
     # Lightning 2.6 gathers with a function that torch 2.13 deprecates
     warnings.filterwarnings("ignore", message=r".*torch.distributed.nn.functional.all_gather is deprecated.*")
+    # curves are logged every `log_every_n_steps` steps, whatever the length of an epoch
+    warnings.filterwarnings("ignore", message=r".*smaller than the logging interval.*")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advert)
     # what it would take instead, sys.argv, is a notebook's or a test's own command line, or the same in another order
     warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter is intended.*")
     SAEParser.command = args[0]
     SAECLI([args[0], *_with_save_dir(configs_first(args[1:]))])
+
+
+def _is_no_advert(record: logging.LogRecord) -> bool:
+    """Whether a message of Lightning's is about the run, not about other products."""
+    return "Tip: For seamless cloud" not in record.getMessage()
 
 
 def _with_save_dir(args: list[str]) -> list[str]:

@@ -247,6 +247,8 @@ class ConceptRecovery(pl.Callback):
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compute and log."""
         self._compute(pl_module, "val")
+        if trainer.sanity_checking:  # a few batches say nothing
+            self.results = {}
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compute and log."""
