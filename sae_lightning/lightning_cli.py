@@ -8,6 +8,7 @@ import os
 import shlex
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from sae_lightning.callbacks.checkpoint_files import described, instead_of, newe
 from sae_lightning.checkpoint import CHECKPOINT_KEY, read_checkpoint
 from sae_lightning.data.plain import activation_size
 from sae_lightning.files import prepare_folder, remove_leftovers, replacing
-from sae_lightning.folder import RunFolder, RunLock, clear, is_unused, may_replace
+from sae_lightning.folder import Replacement, RunFolder, RunLock, is_unused, may_replace
 from sae_lightning.loggers import MEMBERS, RunCSVLogger, RunTensorBoardLogger
 from sae_lightning.modules.language_model import LanguageModel
 from sae_lightning.modules.loading import module_of, trust_modules
@@ -86,6 +87,26 @@ class _ConfigWriter(Callback):
                 yaml.safe_dump(self._config, file, sort_keys=False)
 
 
+class _Beginning(Callback):
+    """Notices when training has begun: its first step is made.
+
+    Args:
+        then: What is called then, once.
+    """
+
+    def __init__(self, then: Callable[[], None]) -> None:
+        self.begun = False
+        self._then = then
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Take note."""
+        if not self.begun:
+            self.begun = True
+            self._then()
+
+
 class _NextCommand(Callback):
     """Says after training how to go on."""
 
@@ -117,6 +138,8 @@ class SAECLI(LightningCLI):
         self._data: dict[str, Any] = {}
         self._given_sizes: dict[str, Any] = {}  # of the model, where the user gave what the data tell
         self._new = self._overwrites = False
+        self._replacement: Replacement | None = None
+        self._beginning = _Beginning(self._begun)
         self._lock: RunLock | None = None
         try:
             self._run(args)
@@ -380,6 +403,8 @@ class SAECLI(LightningCLI):
         self.datamodule = self._get(self.config_init, "data")
         self.model = self._checkpoint_module or self._get(self.config_init, "model")
         self._check_sizes()
+        if self.config.subcommand == "fit":
+            self.model.optimizer_records()  # refuses what cannot be made
         self.trainer = self.instantiate_trainer()
 
     def _make_data(self, cls: type[LightningDataModule], *args: Any, **kwargs: Any) -> LightningDataModule:
@@ -432,9 +457,14 @@ class SAECLI(LightningCLI):
         self._lock.acquire()
         if self._new:
             self._check_folder()  # another run may have ended here meanwhile
-        self._prepare_checkpoints()
-        if self._new:
-            clear(run_dir)
+            self._replacement = Replacement(run_dir)
+            self._replacement.begin()
+        try:
+            self._prepare_checkpoints()
+        except OSError:
+            if self._replacement is not None:
+                self._replacement.undo()
+            raise
         remove_leftovers(run_dir)
         for name in ("figures", MEMBERS):
             remove_leftovers(run_dir / name, recursive=True)
@@ -448,13 +478,25 @@ class SAECLI(LightningCLI):
                 prepare_folder(Path(callback.dirpath or Path(self.config.fit.run_dir, "checkpoints")), "checkpoints")
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run; where a disk, a folder or the numbers fail, end with status 1 and a message alone."""
+        """Run; where a disk, a folder or the numbers fail, end with status 1 and a message alone.
+
+        So do data and arguments that turn out wrong before the first step of training (with status 2), in which case
+        the folder is left as it was; what goes wrong later is shown with its traceback.
+        """
         try:
             super()._run_subcommand(subcommand)
-        except (OSError, NonfiniteError) as error:
-            if os.environ.get("SAE_LIGHTNING_TRACEBACK"):
+        except (OSError, NonfiniteError, ValueError, TypeError, MisconfigurationException) as error:
+            expected = isinstance(error, (OSError, NonfiniteError))
+            if os.environ.get("SAE_LIGHTNING_TRACEBACK") or (self._beginning.begun and not expected):
                 raise
-            fail(str(error), 1)
+            fail(str(error), 1 if expected else 2)
+        finally:
+            if self._replacement is not None and not self._beginning.begun:
+                self._replacement.undo()
+
+    def _begun(self) -> None:
+        if self._replacement is not None:
+            self._replacement.commit()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the run folder's loggers where the user named none."""
@@ -490,6 +532,7 @@ class SAECLI(LightningCLI):
                 callback.dirpath = str(run_dir / "checkpoints")
         if self.config.subcommand == "fit":
             kept.append(DataRecord(self._data))
+            kept.append(self._beginning)
         if not config.get("barebones"):
             kept.append(callbacks.ResultsWriter(plain))
             name = "config.yaml" if self.config.subcommand == "fit" else f"config-{self.config.subcommand}.yaml"

@@ -141,6 +141,8 @@ def _checked_activations(x: Tensor, path: str) -> Tensor:
         raise ValueError(f"activations must hold at least two samples, but those in {path!r} hold {len(x)}")
     if x.dtype == torch.float64:
         x = x.float()
+    if bool((x == x[:1]).all()):
+        raise ValueError(f"activations must differ between samples, but all {len(x)} in {path!r} are equal")
     bad = (~x.isfinite()).nonzero()
     if len(bad):
         row, feature = bad[0].tolist()

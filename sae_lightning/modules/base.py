@@ -7,11 +7,10 @@ from typing import Any, get_args
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from sae_lightning.files import replacing
 from sae_lightning.modules.module import Evaluation, Learned, SAEModule
-from sae_lightning.modules.optimizers import LRSchedulerCallable, OptimizerCallable, adam, clippable, make_scheduler
+from sae_lightning.modules.optimizers import LRSchedulerCallable, OptimizerCallable, adam
 from sae_lightning.nn import (
     Decoder,
     Encoder,
@@ -257,8 +256,3 @@ class BaseSAE(SAEModule):
         if scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def make_optimizer(self) -> tuple[Optimizer, torch.optim.lr_scheduler.LRScheduler | None]:
-        """Build this SAE's own optimizer and schedule."""
-        optimizer = clippable(self._make_optimizer(self.parameters()))
-        return optimizer, make_scheduler(optimizer, self._lr_scheduler)

@@ -204,6 +204,10 @@ class SquaredDistance(Encoder):
     def set_lambda(self, value: float) -> None:
         r"""Set $\lambda$ to `value` (the inverse of softplus, exact for tiny and huge values)."""
         require_finite_positive("lambda_init", value)
+        if value > torch.finfo(torch.float32).max:
+            raise ValueError(
+                f"lambda must be a number of float32, but is {value:.3g}: are there inputs of very different sizes?"
+            )
         raw = value + math.log(-math.expm1(-value))
         self.raw_lambda.fill_(raw)
 
