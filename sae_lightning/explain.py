@@ -53,8 +53,11 @@ def one_line(message: str, classes: Mapping[str, Iterable[type]], arguments: Ite
         arguments,
     )
     known = [cls.__name__ for cls in classes.get(place.first, ())]
-    if len(keys) == 1 and name.startswith("sae_lightning.") and known and place.cls not in known:
-        return f"{place} is a base class of others: choose from {', '.join(known)}"
+    base = place.cls if len(keys) == 1 and name.startswith("sae_lightning.") and place.cls not in known else ""
+    if "Expected an instantiatable class" in message:
+        base = place.value.rpartition(".")[2]
+    if base and known:
+        return f"{place.key} {base} is a base class of others: choose from {', '.join(known)}"
     for pattern, explained in _RULES:
         if found := re.search(pattern, message):
             return explained(place, found)

@@ -134,6 +134,11 @@ class RunCheckpoint(ModelCheckpoint):
     def _count_anew(trainer: pl.Trainer) -> None:
         """Where a step takes other samples than it did: how many batches of this epoch count as done for Lightning."""
         loader = trainer.train_dataloader
+        if trainer.fit_loop.restarted_mid_epoch and not hasattr(loader, "state_dict"):
+            rank_zero_warn(
+                "the loader does not say where it stands (it has no `state_dict`): training goes on with the first "
+                "batches of the epoch, which were seen before"
+            )
         if not isinstance(loader, ActivationLoader) or loader.sequence.before is None:
             return
         sequence, (length, per_step) = loader.sequence, loader.sequence.before

@@ -19,6 +19,7 @@ from sae_lightning.data.seeding import seeded_generator
 from sae_lightning.data.sentences import TokenBatch, pack
 from sae_lightning.data.streaming import BatchSampler, StreamingDataModule
 from sae_lightning.nn.transformer import Transformer
+from sae_lightning.shipped import shipped_path
 
 _FIDELITY = 10  # keeps the sentences on which fidelity is measured apart from those of the splits
 _HOST_SENTENCES = 256  # at a time
@@ -214,7 +215,7 @@ class FormalLanguageDataModule(StreamingDataModule):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, but is {value}")
         self.model, self.grammar = read_language_model(checkpoint)
-        if grammar is not None and not self.grammar.same_as(Grammar.from_file(grammar)):
+        if grammar is not None and not self.grammar.same_as(Grammar.from_file(shipped_path(grammar))):
             raise ValueError(f"checkpoint must be of the grammar {grammar!r}, but {checkpoint!r} is of another one")
         find_layer(self.model, layer)
         if max_length + 1 > self.model.n_positions:
