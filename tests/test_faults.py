@@ -1,19 +1,25 @@
 """Signals and deaths: SIGTERM ends a run in good order, a rank that dies ends the others, and all of them go on."""
 
+import contextlib
 import os
 import random
 import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from sae_lightning import TopKSAE
 from sae_lightning.callbacks.checkpoint_files import newest_checkpoint
 from sae_lightning.modules.loading import read_checkpoint
+from tests.conftest import ROOT, process_environment
 from tests.test_resume import (
     PROCESSES,
     STEPS,
@@ -122,6 +128,105 @@ def test_sigterm_saves_the_last_step_and_the_run_goes_on_exactly(name, undisturb
     assert "Traceback" not in text
     assert finish(start(name, run_dir), run_dir)
     check_ending(run_dir, expected)
+
+
+def children(pid):
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_running(pid):
+    try:
+        return Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@contextlib.contextmanager
+def paced(tmp_path, args, step=9):
+    """A run of the command line in a process of its own, from when it has made a step; with its descendants, it ends
+    with the test.
+    """
+    folder, probe = pace(tmp_path)
+    command = [sys.executable, "-m", "sae_lightning", *map(str, [*args, *probe])]
+    with open(f"{tmp_path / 'run'}-0.log", "w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT, env=process_environment())
+    found = []
+    try:
+        wait_for(folder, step, [SimpleNamespace(is_alive=lambda: process.poll() is None)], n=1)
+        found += children(process.pid)
+        yield process, found, folder
+    finally:
+        process.kill()
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("name", ["side by side", "drawn ahead"])
+def test_sigterm_ends_a_run_that_waits_for_a_stopped_process_in_good_order(name, undisturbed, tmp_path):  # noqa: F811
+    """The process that it waits for computes members of a comparison, or draws batches."""
+    run_dir = tmp_path / "run"
+    with paced(tmp_path, arguments(name, run_dir)) as (process, others, folder):
+        for pid in others:
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(1)
+        waits_at = Path(folder, "0").read_text()
+        time.sleep(0.5)
+        assert Path(folder, "0").read_text() == waits_at
+        assert others
+        os.kill(process.pid, signal.SIGTERM)
+        began = time.monotonic()
+        assert process.wait(30) == SIGTERM_STATUS  # on a busy machine; torch takes 5 s to end its workers
+        print(f"{name}: ended {time.monotonic() - began:.1f} s after SIGTERM")
+        text = logs(run_dir)
+        assert not any(map(is_running, others))
+    step = read_checkpoint(newest_checkpoint(run_dir / "checkpoints"))["global_step"]
+    assert step == int(waits_at) + 1  # the one that it waited for
+    assert f"SIGTERM: training ends after step {step}; go on with --ckpt_path" in text
+    assert f"(step {step})" in text
+    assert finish(start(name, run_dir), run_dir)
+    check_ending(run_dir, undisturbed(name)[0])
+
+
+class Stuck(TopKSAE):
+    """It hangs for good in a step, as a process that waits for a disk or a device does."""
+
+    def learn(self, x):
+        self.steps = getattr(self, "steps", 0) + 1
+        if self.steps == 17:
+            time.sleep(10_000)
+        return super().learn(x)
+
+
+STUCK = ["--model.members.relu.class_path", "tests.test_faults.Stuck", "--model.members.relu.init_args.k", 2]
+
+
+def test_sigterm_ends_a_run_that_waits_for_a_process_that_hangs(tmp_path):
+    run_dir = tmp_path / "run"
+    with paced(tmp_path, [*arguments("side by side", run_dir), *STUCK], step=16) as (process, (child,), _):
+        time.sleep(1)
+        os.kill(process.pid, signal.SIGTERM)
+        began = time.monotonic()
+        assert process.wait(30) == SIGTERM_STATUS
+        print(f"ended {time.monotonic() - began:.1f} s after SIGTERM")
+        assert not is_running(child)
+    text = logs(run_dir)
+    assert f"(pid {child}) does not answer, so the step at hand is lost" in text
+    assert "SIGTERM: training ends after step 16; go on with --ckpt_path" in text
+    assert "(step 14)" in text
+    assert read_checkpoint(newest_checkpoint(run_dir / "checkpoints"))["global_step"] == 14
+
+
+def test_a_process_that_hangs_ends_the_run_with_a_message_and_status_1(tmp_path):
+    run_dir = tmp_path / "run"
+    args = [*arguments("side by side", run_dir), *STUCK, "--model.process_timeout", 1]
+    with paced(tmp_path, args, step=16) as (process, (child,), _):
+        assert process.wait(30) == 1
+        assert not is_running(child)
+    text = logs(run_dir)
+    assert f"error: the process that trains relu, topk (pid {child}) has not answered for 1 s" in text
+    assert "raise process_timeout" in text
+    assert "Traceback" not in text
 
 
 @pytest.fixture(scope="module")

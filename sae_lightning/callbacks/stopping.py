@@ -1,5 +1,7 @@
 """Ends training in good order when the system asks for it (SIGTERM), on all ranks at the same step."""
 
+import contextlib
+import multiprocessing
 import os
 import signal
 from typing import Any
@@ -11,8 +13,7 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-STATUS = 128 + signal.SIGTERM
-"""Exit status of a run that SIGTERM ended, 143, as shells and schedulers know it."""
+from sae_lightning.modules.run import SIGTERM_STATUS, RunModule
 
 
 class GracefulStop(pl.Callback):
@@ -51,8 +52,13 @@ class GracefulStop(pl.Callback):
             if launcher is not None and not self._signalled:
                 launcher.kill(signum)
             self._signalled = True
+            for child in multiprocessing.active_children():  # members of a comparison, workers of a data loader
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child.pid or 0, signal.SIGCONT)  # a stopped one would not let the step end
+            if isinstance(pl_module, RunModule):
+                pl_module.on_sigterm()
             if stage != "fit":  # there is nothing to save
-                raise SIGTERMException(STATUS)
+                raise SIGTERMException(SIGTERM_STATUS)
 
         trainer._signal_connector._sigterm_notifier_fn = notice  # type: ignore[method-assign]
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = self._compare_notes  # type: ignore[method-assign]
@@ -104,4 +110,4 @@ def _status(trainer: pl.Trainer) -> int:
     """Exit status; processes that Lightning started must not end with an error, or it would kill the first one."""
     strategy = trainer.strategy
     started = isinstance(strategy, ParallelStrategy) and isinstance(strategy.cluster_environment, LightningEnvironment)
-    return 0 if started and trainer.local_rank > 0 else STATUS
+    return 0 if started and trainer.local_rank > 0 else SIGTERM_STATUS

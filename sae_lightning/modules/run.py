@@ -1,5 +1,6 @@
 """What every module that the command line trains has in common."""
 
+import signal
 from typing import Any
 
 import lightning.pytorch as pl
@@ -8,6 +9,8 @@ from torch import Tensor
 from sae_lightning.nn.parts import Recorded
 
 CHECKPOINT_KEY = "sae_lightning"
+SIGTERM_STATUS = 128 + signal.SIGTERM
+"""Exit status of a run that SIGTERM ended, 143, as shells and schedulers know it."""
 
 
 class NonfiniteError(ValueError):
@@ -42,6 +45,9 @@ class RunModule(Recorded, pl.LightningModule):
         """Whether the current training step is one at which the trainer logs."""
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         return bool(every) and (self.global_step + 1) % every == 0
+
+    def on_sigterm(self) -> None:
+        """Bound what the step at hand waits for: SIGTERM has come, and this is called within its handler."""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store how to build this module, and how many samples it has seen."""
