@@ -14,12 +14,14 @@ from types import SimpleNamespace
 import lightning.pytorch as pl
 import pytest
 import torch
+import torch.distributed.distributed_c10d as c10d
 from safetensors.torch import save_file
 
 from sae_lightning import TopKSAE
+from sae_lightning.callbacks import GracefulStop
 from sae_lightning.callbacks.checkpoint_files import newest_checkpoint
 from sae_lightning.modules.loading import read_checkpoint
-from tests.conftest import ROOT, process_environment
+from tests.conftest import CONFIGS, ROOT, process_environment
 from tests.test_resume import (
     PROCESSES,
     STEPS,
@@ -142,7 +144,7 @@ def is_running(pid):
 
 
 @contextlib.contextmanager
-def paced(tmp_path, args, step=9):
+def paced(tmp_path, args, step=9, n=1):
     """A run of the command line in a process of its own, from when it has made a step; with its descendants, it ends
     with the test.
     """
@@ -152,7 +154,7 @@ def paced(tmp_path, args, step=9):
         process = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT, env=process_environment())
     found = []
     try:
-        wait_for(folder, step, [SimpleNamespace(is_alive=lambda: process.poll() is None)], n=1)
+        wait_for(folder, step, [SimpleNamespace(is_alive=lambda: process.poll() is None)], n)
         found += children(process.pid)
         yield process, found, folder
     finally:
@@ -304,6 +306,77 @@ def test_no_hang_in_50_runs_of_which_a_rank_is_killed(tmp_path):
     draw = random.Random(0)
     times = [kill_one(tmp_path / str(i), draw.randrange(2), draw.randrange(1, STEPS - 4))[0] for i in range(50)]
     print(f"the other rank ended after {max(times):.2f} s at most")
+
+
+# ---------------------------------------------------------------------- a rank that hangs
+
+
+class Limits(pl.Callback):
+    """Checks that every group of ranks has the limit that the command line was given."""
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: object) -> None:
+        (limit,) = (c.rank_timeout for c in trainer.callbacks if isinstance(c, GracefulStop))
+        groups = [group for group in c10d._world.pg_map if group != c10d.GroupMember.NON_GROUP_MEMBER]
+        assert len(groups) >= (2 if trainer.strategy.__class__.__name__ == "DDPStrategy" else 3)
+        for group in groups:
+            assert group._get_backend(torch.device("cpu")).options._timeout.total_seconds() == limit
+
+
+SHARDED = ["-c", CONFIGS / "trainer" / "sharded.yaml", "--trainer.accelerator", "cpu", "--trainer.devices", 2]
+FSDP = ["-c", CONFIGS / "trainer" / "fsdp.yaml", "--trainer.accelerator", "cpu", "--trainer.devices", 2]
+FSDP += ["--trainer.strategy.data_parallel_size", 2]
+STRATEGIES = {"ddp": TWO, "sharded": SHARDED, "fsdp": FSDP}
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("ddp", 0),
+        ("ddp", 1),
+        *(pytest.param(n, r, marks=pytest.mark.slow) for n in ("sharded", "fsdp") for r in (0, 1)),
+    ],
+)
+def test_a_rank_that_hangs_ends_the_run_in_time_and_the_run_goes_on(name, number, undisturbed_two, tmp_path):
+    run_dir = tmp_path / "run"
+    args = [*arguments("compare", run_dir), *STRATEGIES[name], "--checkpoint.every_n_steps", 7]
+    args += ["--stop.rank_timeout", 3, "--trainer.callbacks+=tests.test_faults.Limits"]
+    with paced(tmp_path, args, step=9, n=2) as (process, others, _):
+        ranks = [process.pid, *others]
+        assert len(ranks) == 2
+        began = time.monotonic()
+        os.kill(ranks[number], signal.SIGSTOP)
+        status = process.wait(60)
+        took = time.monotonic() - began
+        text = logs(run_dir)
+        assert status not in (0, None)
+        deadline = time.monotonic() + 10
+        while any(map(is_running, ranks)):
+            assert time.monotonic() < deadline, "a rank is still there"
+            time.sleep(0.1)
+    print(f"{name}: ended {took:.1f} s after rank {number} was stopped")
+    assert took > 2
+    assert f"rank {1 - number} has waited 3 s for another one, which is stopped or hangs" in text
+    assert "--stop.rank_timeout" in text
+    assert read_checkpoint(newest_checkpoint(run_dir / "checkpoints"))["global_step"] == 7
+    command = [
+        sys.executable,
+        "-m",
+        "sae_lightning",
+        *map(str, arguments("compare", run_dir)),
+        *map(str, STRATEGIES[name]),
+    ]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT, env=process_environment())
+    assert done.returncode == 0, done.stderr[-3000:]
+    if name == "ddp":
+        check_ending(run_dir, undisturbed_two)
+    assert read_checkpoint(newest_checkpoint(run_dir / "checkpoints"))["global_step"] == STEPS
+
+
+def test_nobody_waits_for_good():
+    assert 0 < GracefulStop().rank_timeout <= 1800
+    for limit in (0.0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=f"rank_timeout must be positive and finite, but is {limit}"):
+            GracefulStop(limit)
 
 
 # ---------------------------------------------------------------------- another number of ranks

@@ -79,6 +79,8 @@ class MemberProcesses:
 
     Raises:
         ValueError: If `n` is out of range.
+        ChildProcessError: If a process is gone before it is ready.
+        TimeoutError: If a process is not ready in time.
     """
 
     def __init__(self, saes: "dict[str, BaseSAE]", n: int, timeout: float) -> None:
@@ -111,6 +113,9 @@ class MemberProcesses:
             theirs.close()
             self._others.append(_Other(process, ours, names[i::n]))
             self._others[-1].limit(timeout)
+        for other in self._others:  # from when they are ready, they end with this process
+            with self._answered(other):
+                other.connection.recv_bytes()
 
     def learn(self, x: Tensor, with_l0: bool) -> dict[str, StepScalars]:
         """Losses of a training batch of raw inputs `(n, d_in)`, in the order of the SAEs; keeps their gradients.
@@ -255,6 +260,7 @@ def _serve(
         os._exit(1)
     torch.set_num_threads(1)  # the threads of the first process are not here, and GNU's OpenMP would wait for them
     with contextlib.suppress(EOFError, OSError):
+        connection.send_bytes(b"ready")
         while True:
             shape, dtype, autocast, with_l0 = connection.recv()
             x = torch.frombuffer(bytearray(connection.recv_bytes()), dtype=torch.uint8).view(dtype).view(shape)
