@@ -1,5 +1,6 @@
 """What every module that the command line trains has in common."""
 
+import signal
 from typing import Any
 
 import lightning.pytorch as pl
@@ -25,6 +26,9 @@ from sae_lightning.modules.optimizers import (
     require_length,
 )
 from sae_lightning.nn.parts import Recorded
+
+SIGTERM_STATUS = 128 + signal.SIGTERM
+"""Exit status of a run that SIGTERM ended, 143, as shells and schedulers know it."""
 
 
 class NonfiniteError(ValueError):
@@ -167,6 +171,9 @@ class RunModule(Recorded, pl.LightningModule):
         gathered = self.all_gather(padded, group=group)
         assert isinstance(gathered, Tensor)
         return gathered.transpose(0, 1).flatten(0, 1)[: int(counts.sum())]  # what was filled in is last
+
+    def on_sigterm(self) -> None:
+        """Bound what the step at hand waits for: SIGTERM has come, and this is called within its handler."""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store how to build this module, how it is trained, and how many samples it has seen."""
