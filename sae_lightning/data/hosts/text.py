@@ -148,7 +148,7 @@ class TextHost(Host[TextExample]):
         labels = np.array(example.concepts or [example.concept] * len(words), dtype=np.int64)
         content = np.flatnonzero(special == 0)
         holds = np.zeros(len(ids), dtype=bool)
-        holds[content] = self._hold_text(ids[content], offsets[content])
+        holds[content] = ~self._is_added(ids[content], offsets[content])
         if self.tokens == "words":
             tokens = np.flatnonzero(holds)
             at, kept = _overlapping(words, offsets[tokens], self.piece)
@@ -162,16 +162,11 @@ class TextHost(Host[TextExample]):
             concepts[~holds[chosen]] = -1
         return _by_part(chosen, concepts, offsets[chosen], lengths)
 
-    def _hold_text(self, ids: Ints, offsets: Ints) -> Bools:
-        """Which tokens hold a part of the text.
-
-        Those of no width do not, nor does a space that the tokenizer put in front of a word, which claims the place of
-        the token behind it.
-        """
-        added = np.isin(ids, self._spaces)
-        added[:-1] &= offsets[:-1, 0] == offsets[1:, 0]
-        added[-1:] = False
-        return (offsets[:, 0] < offsets[:, 1]) & ~added
+    def _is_added(self, ids: Ints, offsets: Ints) -> Bools:
+        """Which tokens are a space that the text lacks, put in front of a word: they claim the next token's place."""
+        begins, ends = offsets.T
+        added: Bools = np.isin(ids, self._spaces) & (begins < ends) & (begins == np.append(begins[1:], -1))
+        return added
 
     def collate(self, pieces: Sequence[Piece]) -> dict[str, Tensor]:
         """Fill shorter pieces up on their right."""

@@ -225,10 +225,12 @@ TAUGHT = ["日本日本の本 の日", "caféの caféx", "👩👧👩 👧", "
 
 
 def foreign(seed, n_words=12):
-    """A text of foreign words, some with nothing between, and where each is."""
+    """A text of foreign words, some with nothing between, and where each is; some are two with a break."""
     rng = random.Random(seed)
     text, spans = rng.choice(["", " "]), []
     for word in rng.choices(FOREIGN, k=n_words):
+        if rng.random() < 0.2:
+            word += rng.choice(BREAKS) + "x"  # noqa: PLW2901
         spans.append((len(text), len(text) + len(word)))
         text += word + rng.choice(BREAKS)
     return TextExample("d", text, tuple(spans), tuple(range(n_words)))
@@ -329,6 +331,20 @@ def test_bytes_of_unknown_characters_and_marks_of_spaces(piece, tmp_path):
     assert places_in_text(host.pieces([labelled(words)])) == wanted
 
 
+def test_a_space_in_front_is_not_the_word_where_a_piece_ends_behind_it(tmp_path):
+    """Each word has a mark of its own here."""
+    tokenizers = pytest.importorskip("tokenizers")
+    made = tiny.byte_fallback()
+    split = [tokenizers.pre_tokenizers.WhitespaceSplit(), tokenizers.pre_tokenizers.Metaspace()]
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(split)
+    made.post_processor = tokenizers.processors.TemplateProcessing("<unk> $A <unk>", special_tokens=[("<unk>", 0)])
+    host = TextHost(tiny.neox(tmp_path, made), piece="first", max_length=4)
+    pieces = host.pieces([labelled(["cat", "日"])])
+    tokens = [host.tokenizer.convert_ids_to_tokens(piece.inputs["input_ids"])[1:-1] for piece in pieces]
+    assert tokens == [["▁cat", "▁"], ["<0xE6>", "<0x97>"], ["<0xA5>"]]
+    assert [piece.rows.places.tolist() for piece in pieces] == [[1], [1], []]
+
+
 def test_a_character_that_is_rewritten_as_several_has_a_first_and_a_last_token(tmp_path):
     """NFKC makes two letters of 'ﬁ', which share its place."""
     tokenizers = pytest.importorskip("tokenizers")
@@ -343,8 +359,8 @@ def test_a_character_that_is_rewritten_as_several_has_a_first_and_a_last_token(t
 
 def test_words_that_begin_or_end_where_no_token_does_are_read_at_the_tokens_that_they_have(folder):
     """BERT drops characters without width, which no token holds."""
-    text = "\u200bcat \u200b sat\u200b mat"
-    spans = ((0, 4), (5, 6), (7, 11), (12, 15))
+    text = "\u200bcat \u200bsat\u200b mat"
+    spans = ((0, 4), (5, 6), (6, 10), (11, 14))
     for piece in ("first", "last"):
         host = TextHost(folder, piece=piece)
         (found,) = host.pieces([TextExample("d", text, spans, (0, 1, 2, 3))])
@@ -352,8 +368,10 @@ def test_words_that_begin_or_end_where_no_token_does_are_read_at_the_tokens_that
         assert [tokens[place] for place in found.rows.places] == ["cat", "sat", "mat"]
         assert found.rows.concepts.tolist() == [0, 2, 3]
         places = zip(found.rows.starts.tolist(), found.rows.ends.tolist(), strict=True)
-        assert list(places) == [(0, 4), (7, 11), (12, 15)]
+        assert list(places) == [(0, 4), (6, 10), (11, 14)]
         assert host.unaligned == 1
+        (nothing,) = host.pieces([TextExample("d", "\u200b")])
+        assert nothing.rows.places.tolist() == []
 
 
 def test_long_texts_lose_their_end_whatever_side_the_tokenizer_would_cut(folder, tmp_path):
