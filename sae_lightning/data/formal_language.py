@@ -55,7 +55,7 @@ class Concepts:
         self._n_levels = n_levels
         if self._kind == "parent":
             n = len(grammar.nonterminals)
-            yielding = [i for i in range(n) if any(r.left == i and max(r.right) >= n for r in grammar.rules)]
+            yielding = sorted({rule.left for rule in grammar.rules if max(rule.right) >= n})
             if isinstance(labels, str):
                 labels = {grammar.nonterminals[i]: [grammar.nonterminals[i]] for i in yielding}
             self.names = list(labels)
