@@ -27,7 +27,7 @@ from sae_lightning.modules.loading import read_checkpoint
 from sae_lightning.modules.module import SAEModule
 from sae_lightning.modules.run import CHECKPOINT_KEY, NonfiniteError, RunModule
 from sae_lightning.modules.vision_model import VisionModel
-from sae_lightning.parser import SAEParser, fail, innermost
+from sae_lightning.parser import SAEParser, configs_in_utf8, fail, innermost
 from sae_lightning.resume import DATA_KEY, DataRecord, data_changes, describe_data
 
 _SAE_CALLBACKS = (  # what a model of language or images has no use for
@@ -402,12 +402,13 @@ def main(args: list[str] | None = None) -> None:
     # Lightning 2.6 gathers with a function that torch 2.13 deprecates
     warnings.filterwarnings("ignore", message=r".*torch.distributed.nn.functional.all_gather is deprecated.*")
     given = sys.argv[1:] if args is None else args
-    if given and given[0] in COMMANDS:
-        COMMANDS[given[0]](given[1:])
-        return
-    if args is not None:  # a notebook's or test's own command line is no argument of ours
-        warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter is intended.*")
-    SAECLI(args)
+    with configs_in_utf8():
+        if given and given[0] in COMMANDS:
+            COMMANDS[given[0]](given[1:])
+            return
+        if args is not None:  # a notebook's or test's own command line is no argument of ours
+            warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter is intended.*")
+        SAECLI(args)
 
 
 if __name__ == "__main__":

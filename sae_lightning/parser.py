@@ -4,16 +4,19 @@ import inspect
 import os
 import sys
 from argparse import HelpFormatter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, NoReturn
 
 import docstring_parser
+import jsonargparse
 from lightning.pytorch.cli import LightningArgumentParser
 
 from sae_lightning import callbacks, data, modules
 from sae_lightning.data.datamodule import ActivationDataModule, SeededDataModule
 from sae_lightning.data.sources import UnreadableError
-from sae_lightning.files import WriteError
+from sae_lightning.files import EncodingError, WriteError, read_text
 from sae_lightning.modules.module import SAEModule
 from sae_lightning.modules.run import RunModule
 
@@ -67,6 +70,24 @@ def fail(message: str, status: int = 2) -> NoReturn:
     """End with a message and a status, without the usage of hundreds of arguments."""
     sys.stderr.write(f"error: {message}\n")
     sys.exit(status)
+
+
+@contextmanager
+def configs_in_utf8() -> Iterator[None]:
+    """Read configuration files as UTF-8 wherever the parser meets one, and end with the name of one that is not."""
+    config_path: Any = jsonargparse.Path  # type: ignore[attr-defined]
+    read = config_path.read_text
+
+    def read_file(path: Any) -> Any:
+        return read_text(path.absolute) if os.path.isfile(path.absolute) else read(path)  # or standard input, or a URL
+
+    config_path.read_text = read_file
+    try:
+        yield
+    except EncodingError as error:
+        fail(str(error))
+    finally:
+        config_path.read_text = read
 
 
 def innermost(error: BaseException) -> str:

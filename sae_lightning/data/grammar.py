@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sae_lightning.files import read_text
+
 PAD, BEGIN, END = 0, 1, 2
 """Tokens that stand for no word: filling, and the two ends of a sentence."""
 N_SPECIAL = 3
@@ -66,13 +68,13 @@ class Grammar:
 
     @classmethod
     def from_file(cls, path: str | Path) -> "Grammar":
-        """Read a grammar from a text file.
+        """Read a grammar from a text file in UTF-8.
 
         Raises:
-            ValueError: If there is no such file, or it holds no sound grammar.
+            ValueError: If there is no such file, or it is not UTF-8 or holds no sound grammar.
         """
         try:
-            text = Path(path).read_text()
+            text = read_text(path)
         except OSError as error:
             raise ValueError(f"grammar {str(path)!r} cannot be read: {error.strerror}") from None
         return cls(text, str(path))

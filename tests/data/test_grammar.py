@@ -1,8 +1,11 @@
 """Grammars: what is read, what follows from it, and what is refused."""
 
 import math
+import os
 import random
 import re
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -11,7 +14,7 @@ import torch
 
 from sae_lightning.data import Grammar
 from sae_lightning.data.grammar import BEGIN, END, N_SPECIAL, PAD
-from tests.conftest import CONFIGS
+from tests.conftest import CONFIGS, ROOT
 
 FOLDER = CONFIGS / "formal_language" / "grammars"
 SHIPPED = sorted(FOLDER.glob("*.pcfg"))
@@ -99,6 +102,23 @@ def test_unsound_grammars_are_refused_by_their_line(text, message):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"grammar '.*none.pcfg' cannot be read: No such file"):
         Grammar.from_file(tmp_path / "none.pcfg")
+
+
+def test_a_file_is_read_as_utf8_whatever_the_locale_and_its_line_ends(tmp_path):
+    path = tmp_path / "mine.pcfg"
+    path.write_bytes("\ufeffS -> 'café' [0.5] \\\r\n | '日本' [0.5]\r\n".encode())
+    program = "import sys; from sae_lightning.data import Grammar; print(ascii(Grammar.from_file(sys.argv[1]).words))"
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-c", program, str(path)]
+    found = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == ascii(["café", "日本"])
+
+
+def test_a_file_that_is_not_utf8_is_named(tmp_path):
+    path = tmp_path / "mine.pcfg"
+    path.write_bytes(b"S -> A [1.0]\nA -> 'caf\xe9' [1.0]\n")
+    with pytest.raises(ValueError, match=rf"^'{path}' must be UTF-8, but its byte 22 \(in line 2\) is not$"):
+        Grammar.from_file(path)
 
 
 # -- large grammars -------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from typing import Any
 from sae_lightning.data.sources.base import Source, TextExample
 from sae_lightning.data.sources.concepts import concept_of_tag
 from sae_lightning.data.sources.tags import UNIVERSAL, Tagset, check_tagset, universal_tag
+from sae_lightning.files import EncodingError, decode_text
 
 _TRACE = "-NONE-"  # Penn's tag of an empty place in the parse, which is no word of the text
 
@@ -154,4 +155,12 @@ def _sentences(reader: Any, corpus: str, document: str) -> Iterator[list[tuple[s
             if sentence:
                 yield sentence
     except (OSError, ValueError) as error:
-        raise ValueError(f"corpus must be readable, but {document!r} of {corpus!r} is not: {error}") from None
+        reason: Exception = error
+        if isinstance(error, UnicodeDecodeError):  # which knows no more than the place in what was read at a time
+            path = reader.abspath(document)
+            try:
+                with path.open() as file:
+                    decode_text(file.read(), str(path), error.encoding)
+            except EncodingError as found:
+                reason = found
+        raise ValueError(f"corpus must be readable, but {document!r} of {corpus!r} is not: {reason}") from None

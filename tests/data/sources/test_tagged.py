@@ -224,8 +224,10 @@ def test_a_corpus_without_sentences(root: str) -> None:
 
 
 def test_bytes_that_are_no_text(root: str) -> None:
-    Path(root, "corpora", "brown", "cb01").write_bytes(b"fine/jj \xff\xfe/nn\n")
-    with pytest.raises(ValueError, match="corpus must be readable, but 'cb01' of 'brown' is not"):
+    path = Path(root, "corpora", "brown", "cb01")
+    path.write_bytes(b"fine/jj ./.\n" * 2000 + b"fine/jj \xff\xfe/nn\n")
+    message = f"'cb01' of 'brown' is not: '{path}' must be ASCII, but its byte 24008 \\(in line 2001\\) is not"
+    with pytest.raises(ValueError, match=f"corpus must be readable, but {message}"):
         TaggedCorpus(root=root)
 
 
