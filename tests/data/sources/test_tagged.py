@@ -229,6 +229,9 @@ def test_bytes_that_are_no_text(root: str) -> None:
     message = f"'cb01' of 'brown' is not: '{path}' must be ASCII, but its byte 24008 \\(in line 2001\\) is not"
     with pytest.raises(ValueError, match=f"corpus must be readable, but {message}"):
         TaggedCorpus(root=root)
+    path.with_name("cats.txt").write_bytes(b"ca01 news\ncb01 n\xe9ws\n")
+    with pytest.raises(ValueError, match=r"'cats.txt' of 'brown' is not: '.*' must be ASCII, but its byte 16 "):
+        TaggedCorpus(root=root, categories=["news"])
 
 
 # -- the corpus itself ----------------------------------------------------------------------------------------------
