@@ -100,6 +100,8 @@ class SentenceDataset(Dataset[TokenBatch]):
 class SentenceDataModule(SeededDataModule):
     """Sentences of a grammar: endless training batches, and held-out ones that are drawn once.
 
+    Splits are independent draws from one language, so they share probable sentences.
+
     Args:
         grammar: Text file with the grammar, in nltk's notation.
         max_length: Words of the longest sentence; longer ones are drawn anew.
