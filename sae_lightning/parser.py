@@ -4,10 +4,13 @@ import inspect
 import os
 import sys
 from argparse import HelpFormatter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, NoReturn
 
 import docstring_parser
+import jsonargparse
 import lightning.pytorch as pl
 from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningArgumentParser
@@ -17,7 +20,7 @@ from sae_lightning.data import hosts, sources
 from sae_lightning.data.datamodule import SeededDataModule
 from sae_lightning.data.sources import UnreadableError
 from sae_lightning.explain import one_line
-from sae_lightning.files import WriteError
+from sae_lightning.files import EncodingError, WriteError, read_text
 from sae_lightning.modules.run import RunModule
 
 
@@ -42,13 +45,18 @@ CLASSES: dict[str, list[type]] = {
 
 
 class OneLineErrors:
-    """Mixin of parsers: says in one line what is wrong.
+    """Mixin of parsers: reads configs as UTF-8 and says in one line what is wrong.
 
     Attributes:
         command: The command whose arguments are parsed, for messages.
     """
 
     command = ""
+
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        """Parse as the base does, with configs in UTF-8 whatever the system's encoding is."""
+        with configs_in_utf8():
+            return super().parse_args(*args, **kwargs)  # type: ignore[misc]
 
     def error(self, message: str, ex: Exception | None = None) -> None:
         """End with one line: what is wrong, where, what was probably meant, and where to read more."""
@@ -101,6 +109,24 @@ def fail(message: str, status: int = 2) -> NoReturn:
     """End with a message and a status, without the usage of hundreds of arguments."""
     sys.stderr.write(f"error: {message}\n")
     sys.exit(status)
+
+
+@contextmanager
+def configs_in_utf8() -> Iterator[None]:
+    """Read configuration files as UTF-8 wherever the parser meets one, and end with the name of one that is not."""
+    config_path: Any = jsonargparse.Path  # type: ignore[attr-defined]
+    read = config_path.read_text
+
+    def read_file(path: Any) -> Any:
+        return read_text(path.absolute) if os.path.isfile(path.absolute) else read(path)  # or standard input, or a URL
+
+    config_path.read_text = read_file
+    try:
+        yield
+    except EncodingError as error:
+        fail(str(error))
+    finally:
+        config_path.read_text = read
 
 
 def innermost(error: BaseException) -> str:

@@ -5,6 +5,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import NoReturn
 
+from sae_lightning.files import read_text
+
 FOLDER = "configs"
 
 
@@ -34,7 +36,7 @@ def find_config(name: str) -> Path:
 
     Raises:
         FileNotFoundError: If there is neither.
-        ValueError: If the file is not YAML.
+        ValueError: If the file is not YAML in UTF-8.
     """
     import yaml
 
@@ -43,8 +45,8 @@ def find_config(name: str) -> Path:
     if path is None:
         raise FileNotFoundError(f"-c: there is no file {name!r}, nor a shipped config of that name")
     try:
-        yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        yaml.safe_load(read_text(path))
+    except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"-c: {str(path)!r} must be a YAML file, but is not: {reason}") from error
     return path

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jsonargparse
 import numpy as np
 import pytest
 import torch
@@ -573,6 +574,28 @@ def test_a_checkpoint_does_not_open_the_folder_of_another_run(tiny, tmp_path):
     args = ["--run_dir", other, "--ckpt_path", last(tiny), "--trainer.max_steps", 20]
     refused(run_cli("fit", *TINY, *args), str(other))
     assert contents(other) == before
+
+
+@pytest.mark.parametrize(
+    ("command", "how"),
+    [
+        *((command, "-c FILE") for command in ("fit", "test", "harvest", "diagnose")),
+        *(("fit", how) for how in ("--config=FILE", "-c OTHER", "--trainer FILE", "--model FILE")),
+    ],
+)
+def test_a_config_that_is_not_utf8_is_named(command, how, tmp_path):
+    config, other = tmp_path / "mine.yaml", tmp_path / "other.yaml"
+    config.write_bytes(b"# good\nseed: 0  # caf\xe9\n")
+    other.write_text("trainer: mine.yaml\n")
+    arguments = how.replace("FILE", str(config)).replace("OTHER", str(other)).split()
+    refused(run_cli(command, *arguments), f"'{config}' must be UTF-8, but its byte 21 (in line 2) is not")
+
+
+def test_a_config_is_read_as_utf8_and_as_before_in_python(tmp_path):
+    read = jsonargparse.Path.read_text
+    (tmp_path / "mine.yaml").write_text("# café 日本\nmodel: {class_path: Nothing}\n", encoding="utf-8")
+    refused(run_cli("fit", "-c", tmp_path / "mine.yaml"), "Nothing")
+    assert jsonargparse.Path.read_text is read
 
 
 @pytest.mark.parametrize("command", ["validate", "test", "predict"])

@@ -55,7 +55,7 @@ ALLOWED = {
     "loggers": {"files", "folder"},
     "resume": {"modules"},
     "seal": set(),
-    "shipped": set(),
+    "shipped": {"files"},
     "explain": set(),
     "parser": {"callbacks", "data", "explain", "files", "modules"},
     "commands": {"commands", "data", "files", "geometry", "modules", "nn", "parser", "plotting", "report", "shipped"},

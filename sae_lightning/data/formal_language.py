@@ -57,7 +57,7 @@ class Concepts:
         self._n_levels = n_levels
         if self._kind == "parent":
             n = len(grammar.nonterminals)
-            yielding = [i for i in range(n) if any(r.left == i and max(r.right) >= n for r in grammar.rules)]
+            yielding = sorted({rule.left for rule in grammar.rules if max(rule.right) >= n})
             if isinstance(labels, str):
                 labels = {grammar.nonterminals[i]: [grammar.nonterminals[i]] for i in yielding}
             self.names = list(labels)
@@ -165,7 +165,7 @@ class FormalLanguageDataModule(StreamingDataModule):
     """Activations at a layer of a language model, of words in sentences that its grammar yields.
 
     Words are those of whole sentences, without what begins and ends them. Training activations are computed as training
-    goes, or once and kept in memory.
+    goes, or once and kept in memory. Splits are independent draws from one language, so they share probable sentences.
 
     Args:
         checkpoint: Checkpoint of a LanguageModel.
@@ -265,7 +265,10 @@ class FormalLanguageDataModule(StreamingDataModule):
     _kept: ActivationDataset | None = None
 
     def host(self) -> SplicedHost:
-        """The language model with sentences that no split holds, on which downstream fidelity is measured."""
+        """The language model with sentences of their own draw, on which downstream fidelity is measured.
+
+        They are independent of all splits, but not disjoint from them: probable sentences are drawn again.
+        """
         batches = []
         for i in range(-(-self._n_fidelity // _HOST_SENTENCES)):
             n = min(_HOST_SENTENCES, self._n_fidelity - i * _HOST_SENTENCES)

@@ -101,6 +101,8 @@ class SentenceDataset(Dataset[TokenBatch]):
 class SentenceDataModule(SeededDataModule):
     """Sentences of a grammar: endless training batches, and held-out ones that are drawn once.
 
+    Splits are independent draws from one language, so they share probable sentences.
+
     Args:
         grammar: Text file with the grammar, in nltk's notation; one of the package's configs may be named as
             `configs/formal_language/grammars/english.pcfg` wherever the command runs.
