@@ -48,6 +48,7 @@ ALLOWED = {
             "files",
             "report",
             "geometry",
+            "seal",
         ),
     },
     "files": set(),
