@@ -16,6 +16,7 @@ PAD, BEGIN, END = 0, 1, 2
 N_SPECIAL = 3
 
 _TOLERANCE = 1e-6  # of the sum of a symbol's probabilities
+_LARGEST_GROWTH = 1 - 2**-30  # no short decimal number, for which an equation of growth would be singular
 
 
 class Rule(NamedTuple):
@@ -235,7 +236,7 @@ def _growing_symbol(offspring: Any) -> tuple[int, float] | None:
     within = offspring.tocoo()
     within.data = np.where(block[within.row] == block[within.col], within.data, 0.0)
     within = within.tocsr()
-    shrinks = _solve(1 - 1e-9, within, np.ones(len(block))) > 0
+    shrinks = _solve(_LARGEST_GROWTH, within, np.ones(len(block))) > 0
     if shrinks.all():
         return None
     symbol = int(np.argmin(shrinks))

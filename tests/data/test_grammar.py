@@ -84,6 +84,7 @@ def test_the_same_rules_in_another_text_are_the_same_grammar():
         ("S -> 'a' [0.5] | S S [0.5]", r"line 1: sentences must have a finite expected length, .* each S leads to 1 "),
         ("S -> 'x' A [1.0]\nA -> A [1.0]", r"line 2: sentences must have a finite expected length, .* each A "),
         ("S -> A B [1.0]\nA -> 'a' [1.0]\nB -> 'b' B B [0.6] | 'b' [0.4]", r"line 3: .* each B leads to 1.2 "),
+        ("S -> A [1.0]\nA -> 'a' B [1.0]\nB -> B [0.999999999] | 'b' [0.000000001]", r"line 3: .* each B leads to 1 "),
         ("S -> 'a' [0.5] | [0.5]", r"line 1: each rule must yield a symbol, but one of S is empty"),
         ("S -> 'a'", r"line 1: probabilities must be positive, but one of S is 0"),
         ("S -> 'a' [1.0]\nwhat is this", r"line 2: 'what is this' is no rule of a grammar \(Expected an arrow\)"),

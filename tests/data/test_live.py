@@ -206,6 +206,18 @@ def test_ranks_read_windows_of_their_own():
     assert len(set(one)) == 60
 
 
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_ranks_pass_over_windows_of_their_own_that_are_too_small(world_size):
+    reader = WindowReader(WordHost(), Numbers(600, 100), ["first"], 10, 4000)
+    sizes = [len(reader.window(window, "train").concepts) for window in range(40)]
+    most = sorted(sizes)[20]  # half the windows are too small, the first of some ranks too
+    for rank in range(world_size):
+        places = list(WindowSteps(WindowBatches(reader, most), 4, rank, world_size))
+        own = [window for window in range(rank, 40, world_size) if sizes[window] >= most]
+        assert places == [(window, 0) for window in own[:4]]
+    assert any(sizes[rank] < most for rank in range(3))
+
+
 def test_an_epoch_that_begins_anew_begins_where_it_should():
     whole = take(data().train_dataloader(), 30)
     anew = data().train_dataloader()
