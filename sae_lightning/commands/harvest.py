@@ -1,11 +1,10 @@
 """`sae-lightning harvest`: write a model's activations to a cache."""
 
 import os
-import shutil
 from pathlib import Path
 from typing import Any, Literal
 
-from sae_lightning.data.cache import MANIFEST
+from sae_lightning.data.cache import delete_cache
 from sae_lightning.data.harvest import Harvest
 from sae_lightning.data.hosts import Host
 from sae_lightning.data.reading import WindowReader
@@ -62,9 +61,7 @@ def harvest(
     )
     folder = Path(output)
     if overwrite and folder.exists():
-        if not (folder / MANIFEST).is_file():
-            raise ValueError(f"output {output!r} holds no cache (no {MANIFEST}), so it is not deleted")
-        shutil.rmtree(folder)
+        delete_cache(folder)
     print(summary(output, Harvest(reader, folder, max_samples, devices).run()))
 
 

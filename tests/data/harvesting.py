@@ -1,11 +1,13 @@
 """A host and sources made of plain tensors: what is read is known in advance."""
 
+import json
 import time
 
 import torch
 from torch import nn
 
 from sae_lightning.data.hosts.base import Host, Piece, Rows, stack
+from sae_lightning.data.sealed import seal
 from sae_lightning.data.sources import Source, StreamedSource, TextExample, UnreadableError
 
 N_WORDS = 5
@@ -100,3 +102,10 @@ def expected(n, layer="first"):
 def in_order(x):
     """Rows sorted by their first feature."""
     return x[x[:, 0].argsort()]
+
+
+def forged(path, change):
+    """Change what a sealed file says, with the right checksum: `change` alters the content or returns another."""
+    content = json.loads(path.read_text())
+    del content["sha256"]
+    path.write_bytes(seal(change(content) or content))
