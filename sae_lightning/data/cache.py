@@ -23,6 +23,7 @@ from sae_lightning.data.cache_files import (
     is_unfinished,
     is_written,
     record_file,
+    work_folder,
 )
 from sae_lightning.data.datamodule import SPLIT_SEEDS, Split
 from sae_lightning.data.hosts.base import Read
@@ -74,8 +75,9 @@ class CacheWriter:
                     (folder / file).unlink()
             elif file != MANIFEST and Path(file).parts[0] not in (RECORDS, *self.config["layers"]):
                 raise self._stranger(file)
-        for leftover in folder.rglob(".work-*"):
-            shutil.rmtree(leftover)
+        for leftover in folder.glob(".work-*"):
+            if is_unfinished(leftover.name):
+                shutil.rmtree(leftover)
         self._check_shards(sorted(file for file in files if file.startswith(f"{RECORDS}/") and not is_hidden(file)))
         (folder / RECORDS).mkdir(parents=True, exist_ok=True)
         if MANIFEST not in files:
@@ -100,7 +102,7 @@ class CacheWriter:
         Raises:
             ValueError: If it is damaged, or belongs to another cache.
         """
-        return read_record(self.folder, shard, self._identity, len(self.concept_names), self.config["dtype"])
+        return read_record(self.folder, shard, self._identity, self.config, len(self.concept_names))
 
     def write(self, shard: int, reads: Mapping[Split, Read], **facts: Any) -> dict[str, Any]:
         """Write a shard and its record, which is returned.
@@ -113,7 +115,7 @@ class CacheWriter:
         Raises:
             ValueError: If the activations are too many for a file, or a label has no concept.
         """
-        work = self.folder / f".work-{shard:06d}"
+        work = self.folder / work_folder(shard)
         shutil.rmtree(work, ignore_errors=True)
         n_concepts = len(self.concept_names)
         parts, moves = [], []
@@ -145,7 +147,7 @@ class CacheWriter:
             split: torch.bincount(read.concepts + 1, minlength=n_concepts + 1).tolist() for split, read in reads.items()
         }
         record = {"shard": shard, "cache": self._identity, **facts, "counts": counts, "parts": parts}
-        check_record(record, shard, self._identity, n_concepts, self.config["dtype"])
+        check_record(record, shard, self._identity, self.config, n_concepts)
         with replacing(self.folder / record_file(shard)) as file:
             file.write(seal(record))
         return record

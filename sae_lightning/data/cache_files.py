@@ -13,11 +13,17 @@ MANIFEST = "manifest.json"
 RECORDS = "shards"
 _REMOTE = ("s3://", "gs://", "r2://", "azure://", "hf://", "local:")
 _NUMBER = r"(\d{6}|[1-9]\d{6,})"
-_WRITTEN = re.compile(
-    rf"manifest\.json|{RECORDS}/{_NUMBER}\.json|(?!\.)[^/]+/({'|'.join(SPLIT_SEEDS)})/(index\.json|chunk-{_NUMBER}\.bin)"
+_FOLDER = rf"(?!\.)[^/]+/({'|'.join(SPLIT_SEEDS)})"  # of a layer and split
+_WRITTEN = re.compile(rf"manifest\.json|{RECORDS}/{_NUMBER}\.json|{_FOLDER}/(index\.json|chunk-{_NUMBER}\.bin)")
+_UNFINISHED = re.compile(
+    rf"\.work-{_NUMBER}(/.*)?|\.manifest\.json\.tmp|{RECORDS}/\.{_NUMBER}\.json\.tmp|{_FOLDER}/\.index\.json\.tmp"
 )
-_UNFINISHED = re.compile(r"([^/]+/)*(\.work-[^/]*(/.*)?|\.[^/]*\.tmp)")
 _CHUNK = re.compile(rf"(?P<layer>[^/]+)/[^/]+/chunk-(?P<shard>{_NUMBER})\.bin")
+
+
+def work_folder(shard: int) -> str:
+    """Name of the folder in which a shard is written before its files get their names."""
+    return f".work-{shard:06d}"
 
 
 def record_file(shard: int) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from sae_lightning.data import sources
-from sae_lightning.data.blocks import DTYPES, Block, CachedActivations
+from sae_lightning.data.blocks import DTYPES, Block
 from sae_lightning.data.cache_files import (
     MANIFEST,
     check_file,
@@ -27,6 +27,7 @@ from sae_lightning.data.manifest import files_of, read_manifest
 from sae_lightning.data.places import contexts_of
 from sae_lightning.data.seeding import seeded_generator
 from sae_lightning.data.sources import Source, StreamedSource
+from sae_lightning.data.stored import CachedActivations
 
 _ORDER = 3000  # keeps the random streams of orders apart from others
 

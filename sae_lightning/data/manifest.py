@@ -1,6 +1,7 @@
 """What a cache says of itself: the manifest, and the records of its shards that it sums up."""
 
 import json
+import re
 import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,6 @@ from sae_lightning.data.cache_files import (
     chunk_file,
     damaged,
     index_file,
-    is_written,
     place_of,
     read_file,
     record_file,
@@ -100,15 +100,15 @@ def read_manifest(folder: Path | str) -> dict[str, Any]:
     return manifest
 
 
-def read_record(folder: Path, shard: int, cache: str, n_concepts: int, dtype: str) -> dict[str, Any] | None:
+def read_record(folder: Path, shard: int, cache: str, config: dict[str, Any], n_concepts: int) -> dict[str, Any] | None:
     """What the record of a shard says; None if there is none.
 
     Args:
         folder: The cache.
         shard: Number of the shard.
-        cache: Checksum of the cache's configuration.
+        cache: Checksum of what the cache is made of.
+        config: What the cache is made of.
         n_concepts: Number of concepts.
-        dtype: Type in which activations are stored.
 
     Raises:
         ValueError: If it is damaged, belongs to another cache, or says what no harvest writes.
@@ -123,7 +123,7 @@ def read_record(folder: Path, shard: int, cache: str, n_concepts: int, dtype: st
     except ValueError as error:
         raise damaged(folder, file, str(error)) from None
     with _naming(folder, file):
-        check_record(record, shard, cache, n_concepts, dtype)
+        check_record(record, shard, cache, config, n_concepts)
     return record
 
 
@@ -191,15 +191,15 @@ def check_manifest(manifest: dict[str, Any]) -> None:
             require(n == samples[split], f"{place}.splits.{split}", f"of {samples[split]} samples together", n)
 
 
-def check_record(record: dict[str, Any], shard: int, cache: str, n_concepts: int, dtype: str) -> None:
+def check_record(record: dict[str, Any], shard: int, cache: str, config: dict[str, Any], n_concepts: int) -> None:
     """See whether the record of a shard says what a harvest may write.
 
     Args:
         record: The record.
         shard: Number of the shard that it must be of.
-        cache: Checksum of the configuration that it must be of.
+        cache: Checksum of what the cache is made of, which it must name.
+        config: What the cache is made of.
         n_concepts: Number of concepts.
-        dtype: Type in which activations are stored.
 
     Raises:
         ValueError: If it does not; the message names the place.
@@ -210,12 +210,13 @@ def check_record(record: dict[str, Any], shard: int, cache: str, n_concepts: int
     for split, numbers in record["counts"].items():
         _split(split, "counts")
         require(len(numbers) == n_concepts + 1, f"counts.{split}", f"of length {n_concepts + 1}", numbers)
-    _check_layers(list(dict.fromkeys(part["layer"] for part in record["parts"])), "parts")
+    found = [(part["layer"], part["split"]) for part in record["parts"]]
+    expected = [(layer, split) for layer in config["layers"] for split in record["counts"]]
+    require(sorted(found) == sorted(expected), "parts", f"of the layers and splits {expected}", found)
     for i, part in enumerate(record["parts"]):
         place, split = f"parts[{i}]", part["split"]
-        _check_chunk(part, part["layer"], split, part["d_in"], dtype, place)
+        _check_chunk(part, part["layer"], split, part["d_in"], config["dtype"], place)
         require(_shard_of(part["file"]) == shard, f"{place}.file", f"of shard {shard}", part["file"])
-        require(split in record["counts"], f"{place}.split", f"one of {list(record['counts'])}", split)
         n = sum(record["counts"][split])
         require(sum(part["rows"]) == n, f"{place}.rows", f"{n} together", part["rows"])
         length = part["d_in"] if split == "train" else None
@@ -245,9 +246,8 @@ def _shard_of(file: str) -> int:
 def _check_layers(layers: list[str], place: str) -> None:
     """Layers must be able to be folders of a cache: of names that differ also where case does not count."""
     for name in layers:
-        holds = name.isprintable() and not any(sign in name for sign in "/\\:")
-        holds = holds and is_written(index_file(name, "train")) and name.casefold() not in (RECORDS, MANIFEST)
-        holds = holds and len(name.encode()) <= 255
+        holds = name.isprintable() and re.fullmatch(r"[^./\\:][^/\\:]*", name) is not None
+        holds = holds and len(name.encode()) <= 255 and name.casefold() not in (RECORDS, MANIFEST)
         require(holds, place, "names that folders of a cache can have", name)
     holds = len({name.casefold() for name in layers}) == len(layers)
     require(holds, place, "names that differ by more than their case", layers)

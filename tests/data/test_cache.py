@@ -119,7 +119,9 @@ HOSTILE = [
     (lambda r: part(r).update(file="../../outside"), "file must be that of a chunk in first/train"),
     (lambda r: part(r).update(file="/etc/passwd"), "file must be that of a chunk in first/train"),
     (lambda r: part(r).update(file="first/train/chunk-000000.bin"), r"file must be of shard 1"),
-    (lambda r: part(r).update(layer="../.."), "names that folders of a cache can have"),
+    (lambda r: part(r).update(layer="../.."), "parts must be of the layers and splits"),
+    (lambda r: r["parts"].append(r["parts"][0]), "parts must be of the layers and splits"),
+    (lambda r: r["parts"].pop(), "parts must be of the layers and splits"),
     (lambda r: part(r).update(split="../.."), "split must be one of"),
     (lambda r: part(r).update(split=[]), "split must be one of"),
     (lambda r: part(r).update(d_in=10**9), r"rows must be at most 4294967295 bytes"),
@@ -128,7 +130,7 @@ HOSTILE = [
     (lambda r: part(r).update(sum=None), "sum must be of length 4"),
     (lambda r: part(r)["sum"].pop(), "sum must be of length 4"),
     (lambda r: part(r)["sum"].__setitem__(0, "x"), r"sum\[0\] must be a finite float"),
-    (lambda r: r["counts"].pop("train"), "split must be one of"),
+    (lambda r: r["counts"].pop("train"), "parts must be of the layers and splits"),
     (lambda r: r["counts"]["train"].append(0), r"counts\.train must be of length 4"),
     (lambda r: r["counts"]["train"].__setitem__(0, 7), "rows must be"),
     (lambda r: r.update(counts={"more": [0] * 4}), "counts must be one of"),
@@ -219,7 +221,7 @@ def test_a_file_that_no_harvest_writes_stops_it_and_is_named(name, folder):
 
 def test_hidden_files_are_left_alone(folder, cache):
     (folder / ".git").mkdir()
-    for name in (".DS_Store", ".git/config"):
+    for name in (".DS_Store", ".git/config", ".git/.x.tmp"):
         (folder / name).write_text("precious")
     assert files(small(folder)).items() > files(cache).items()
     assert (folder / ".DS_Store").read_text() == (folder / ".git/config").read_text() == "precious"
