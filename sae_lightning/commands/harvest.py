@@ -34,7 +34,8 @@ def harvest(
 ) -> None:
     """Write a model's activations to a cache, which any number of trainings read.
 
-    A harvest that was interrupted goes on when it is started again, and ends with the same files.
+    A harvest that was interrupted goes on when it is started again, and ends with the same files. What lies there
+    already is compared with its checksums first.
 
     Args:
         host: Model whose activations are read: TextHost, ImageHost, ModuleHost, or the import path of your own.
@@ -51,10 +52,10 @@ def harvest(
         test_fraction: Share of the documents for test.
         seed: Seed of the order of the examples, the splits and the mixing.
         devices: Devices that share the work, such as [cuda:0, cuda:1]. Default: the first GPU, or the CPU.
-        overwrite: Whether an earlier cache in `output` is deleted first.
+        overwrite: Whether an earlier cache in `output` is deleted first; other files there are never deleted.
 
     Raises:
-        ValueError: If an argument does not fit.
+        ValueError: If an argument does not fit, or a file of the cache is damaged.
     """
     reader = WindowReader(
         host, source, layers, window_size, batch_size, dtype, keep, unreadable, val_fraction, test_fraction, seed

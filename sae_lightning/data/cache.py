@@ -15,6 +15,7 @@ from sae_lightning.data.cache_files import (
     MANIFEST,
     RECORDS,
     check_file,
+    checksum,
     chunk_file,
     damaged,
     files_in,
@@ -28,8 +29,8 @@ from sae_lightning.data.cache_files import (
 from sae_lightning.data.datamodule import SPLIT_SEEDS, Split
 from sae_lightning.data.hosts.base import Read
 from sae_lightning.data.manifest import FORMAT, check_manifest, check_record, files_of, read_manifest, read_record
-from sae_lightning.data.sealed import checksum, seal
 from sae_lightning.files import replacing
+from sae_lightning.seal import seal_json
 
 
 class CacheWriter:
@@ -55,7 +56,7 @@ class CacheWriter:
         self.config: dict[str, Any] = json.loads(json.dumps(config))
         self.concept_names = concept_names
         given = {**self.config, "concept_names": concept_names}
-        self._identity = hashlib.sha256(seal({"format": FORMAT, **given})).hexdigest()
+        self._identity = hashlib.sha256(seal_json({"format": FORMAT, **given})).hexdigest()
         files = set[str]()
         for file in files_in(folder):
             if not (is_written(file) or is_hidden(file)):
@@ -149,7 +150,7 @@ class CacheWriter:
         record = {"shard": shard, "cache": self._identity, **facts, "counts": counts, "parts": parts}
         check_record(record, shard, self._identity, self.config, n_concepts)
         with replacing(self.folder / record_file(shard)) as file:
-            file.write(seal(record))
+            file.write(seal_json(record))
         return record
 
     def finish(self, complete: bool, n_shards: int = 0) -> None:
@@ -217,7 +218,7 @@ class CacheWriter:
                 with replacing(self.folder / index_file(name, split)) as opened:
                     opened.write(index_bytes(chunks))
         with replacing(self.folder / MANIFEST) as opened:
-            opened.write(seal(manifest))
+            opened.write(seal_json(manifest))
 
 
 def delete_cache(folder: Path) -> None:

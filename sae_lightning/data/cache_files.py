@@ -1,5 +1,6 @@
 """The files of a cache: what they are called, and whether they are there and as they were written."""
 
+import hashlib
 import os
 import re
 from collections.abc import Iterator
@@ -7,7 +8,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from sae_lightning.data.datamodule import SPLIT_SEEDS, Split
-from sae_lightning.data.sealed import checksum
 
 MANIFEST = "manifest.json"
 RECORDS = "shards"
@@ -129,6 +129,15 @@ def _download(cache: str, file: str) -> bytes:
         target = Path(folder, Path(file).name)
         get_downloader(cache, folder, []).download_file(f"{cache}/{file}", str(target))
         return target.read_bytes()
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(2**20):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def check_file(cache: Path | str, file: str, n_bytes: int | None = None, sha256: str | None = None) -> None:

@@ -85,8 +85,8 @@ class CachedDataModule(ActivationDataModule):
     document or image. Validation and test are held in memory.
 
     Args:
-        cache: Folder of the cache, or its address in an object store (s3://, gs://, ...), from which litdata downloads
-            a shard when it is first read.
+        cache: Folder of the cache, or its address in an object store (s3://, gs://, ...), from which litdata fetches
+            what is read.
         layer: Name of one of its layers; None where there is just one.
         model: Name or path of the model that the activations must be of; None takes any.
         n_val: Most activations of the validation split that are used; None: all.

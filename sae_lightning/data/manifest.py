@@ -21,7 +21,7 @@ from sae_lightning.data.cache_files import (
 )
 from sae_lightning.data.checks import digest, each, fields, finite, integer, optional, require, table, text, truth
 from sae_lightning.data.datamodule import SPLIT_SEEDS, Split
-from sae_lightning.data.sealed import unseal
+from sae_lightning.seal import KEY, unseal_json
 
 FORMAT = 2
 
@@ -90,9 +90,9 @@ def read_manifest(folder: Path | str) -> dict[str, Any]:
             f"cache must be a folder that `sae-lightning harvest` wrote, but there is no {MANIFEST} in {str(folder)!r}"
         ) from None
     try:
-        manifest = unseal(data)
+        manifest = unseal_json(data)
     except ValueError as error:
-        raise _another_format(folder, 1) if _is_of_format_1(data) else damaged(folder, MANIFEST, str(error)) from None
+        raise _another_format(folder, 1) if _is_of_format_1(data) else _unreadable(folder, MANIFEST, error) from None
     if manifest.get("format") != FORMAT:
         raise _another_format(folder, manifest.get("format"))
     with _naming(folder, MANIFEST):
@@ -119,9 +119,9 @@ def read_record(folder: Path, shard: int, cache: str, config: dict[str, Any], n_
     except FileNotFoundError:
         return None
     try:
-        record = unseal(data)
+        record = unseal_json(data)
     except ValueError as error:
-        raise damaged(folder, file, str(error)) from None
+        raise _unreadable(folder, file, error) from None
     with _naming(folder, file):
         check_record(record, shard, cache, config, n_concepts)
     return record
@@ -131,9 +131,13 @@ def _is_of_format_1(data: bytes) -> bool:
     """Whether a manifest is of the format that had no checksum of its own."""
     try:
         content = json.loads(data)
-        return "sha256" not in content and content["format"] == 1
+        return KEY not in content and content["format"] == 1
     except (ValueError, TypeError, KeyError, RecursionError):
         return False
+
+
+def _unreadable(folder: Path | str, file: str, error: ValueError) -> ValueError:
+    return damaged(folder, file, f"cannot be read ({error})")
 
 
 def _another_format(folder: Path | str, version: Any) -> ValueError:

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from sae_lightning.data.hosts.base import Host, Piece, Rows, stack
-from sae_lightning.data.sealed import seal
 from sae_lightning.data.sources import Source, StreamedSource, TextExample, UnreadableError
+from sae_lightning.seal import KEY, seal_json
 
 N_WORDS = 5
 
@@ -107,5 +107,5 @@ def in_order(x):
 def forged(path, change):
     """Change what a sealed file says, with the right checksum: `change` alters the content or returns another."""
     content = json.loads(path.read_text())
-    del content["sha256"]
-    path.write_bytes(seal(change(content) or content))
+    del content[KEY]
+    path.write_bytes(seal_json(change(content) or content))

@@ -8,7 +8,7 @@ import torch
 
 from sae_lightning.data import blocks
 from sae_lightning.data.blocks import Block, chunk_bytes, index_bytes, write_chunk
-from sae_lightning.data.sealed import checksum
+from sae_lightning.data.cache_files import checksum
 
 pytest.importorskip("litdata")
 

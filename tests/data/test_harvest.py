@@ -12,10 +12,10 @@ import sys
 import pytest
 import torch
 
+from sae_lightning.data.cache_files import checksum
 from sae_lightning.data.harvest import Harvest
 from sae_lightning.data.manifest import read_manifest
 from sae_lightning.data.reading import WindowReader
-from sae_lightning.data.sealed import checksum
 from sae_lightning.files import WriteError
 from tests.data.harvesting import Numbers, NumberStream, WordHost, expected, in_order
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sae_lightning.data.manifest import read_manifest
-from sae_lightning.data.sealed import seal
+from sae_lightning.seal import seal_json
 from tests.data.harvesting import Numbers, forged
 from tests.data.test_harvest import harvest
 
@@ -30,7 +30,7 @@ def test_a_folder_without_a_manifest_or_with_another_file_of_that_name_is_refuse
         read_manifest(tmp_path)
     for content in (b"", b"{", b"[]", b"null", b'{"format": 2}', b"\xff\xfe", b"[" * 100_000):
         (tmp_path / "manifest.json").write_bytes(content)
-        with pytest.raises(ValueError, match=r"is damaged: manifest\.json has another checksum"):
+        with pytest.raises(ValueError, match=r"is damaged: manifest\.json cannot be read \(it holds no checksum"):
             read_manifest(tmp_path)
     (tmp_path / "manifest.json").unlink()
     (tmp_path / "manifest.json").mkdir()
@@ -38,7 +38,7 @@ def test_a_folder_without_a_manifest_or_with_another_file_of_that_name_is_refuse
         read_manifest(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b'{"format": 1}', seal({"format": 3}), seal({"format": "x"}), seal({"a": 1})])
+@pytest.mark.parametrize("content", [b'{"format": 1}', *map(seal_json, ({"format": 3}, {"format": "x"}, {"a": 1}))])
 def test_another_format_is_refused_with_what_to_do(content, tmp_path):
     (tmp_path / "manifest.json").write_bytes(content)
     message = r"cache must be of format 2, but manifest\.json of .* is of format .*: harvest again, with --overwrite"
@@ -73,7 +73,7 @@ def test_a_change_without_its_checksum_is_refused(change, manifest):
     content = json.loads(manifest.read_text())
     CHANGES[change](content)
     manifest.write_text(json.dumps(content, indent=1))
-    with pytest.raises(ValueError, match=r"manifest\.json has another checksum than when it was written"):
+    with pytest.raises(ValueError, match=r"manifest\.json cannot be read \(its content has another checksum"):
         read_manifest(manifest.parent)
 
 
