@@ -1,7 +1,6 @@
 """Runs that are killed, wherever it hurts, and end as if nothing had happened; and disks that do not take a file."""
 
 import errno
-import json
 import multiprocessing
 import os
 import random
@@ -15,7 +14,7 @@ import pytest
 import torch
 
 from sae_lightning import SeparabilityDataModule, SpaDE
-from sae_lightning.callbacks import RunCheckpoint
+from sae_lightning.callbacks import RunCheckpoint, load_results
 from sae_lightning.callbacks.checkpoint_files import newest_checkpoint
 from sae_lightning.checkpoint import read_checkpoint
 from tests.conftest import CONFIGS, QUIET, contents, run_cli
@@ -148,7 +147,7 @@ def difference(first, second, where=""):
 def ending(run_dir):
     """All that a finished run leaves, without clocks and names of folders."""
     checkpoint = read_checkpoint(run_dir / "checkpoints" / "last.ckpt")
-    results = json.loads((run_dir / "results.json").read_text())
+    results = load_results(run_dir / "results.json")
     del results["fit"]["wall_time_seconds"], results["fit"]["config"]
     curves = {}
     for folder in (run_dir, *sorted(run_dir.glob("members/*"))):

@@ -261,11 +261,16 @@ def test_optimizer_and_schedule_come_from_the_users_configuration_alone(run, tmp
     """In fit; a run that is resumed with the configuration of its folder trains as before."""
     shutil.copytree(run, tmp_path / "run", symlinks=True)
     args = arguments("spade", tmp_path / "run")
-    cosine = ["--model.lr_scheduler", "torch.optim.lr_scheduler.ConstantLR", "--model.lr_scheduler.factor", 0.5]
-    outcome = run_cli(*args, *cosine, "--trainer.max_steps", 20)
+    constant = ["--model.lr_scheduler", "torch.optim.lr_scheduler.ConstantLR", "--model.lr_scheduler.factor", 0.5]
+    outcome = run_cli(*args, *constant, "--trainer.max_steps", 20)
+    assert outcome.code == 2
+    assert "model.lr_scheduler must be that of the checkpoint, torch.optim.lr_scheduler.CosineAnnealingLR, but is" in (
+        outcome.err
+    )
+    outcome = run_cli(*args, "--trainer.max_steps", 20)
     assert outcome.code == 0, outcome.err[-2000:]
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    assert config["model"]["init_args"]["lr_scheduler"]["init_args"]["factor"] == 0.5
+    assert config["model"]["init_args"]["lr_scheduler"]["class_path"].endswith(".CosineAnnealingLR")
     assert config["model"]["class_path"] == "sae_lightning.modules.spade.SpaDE"
     assert config["model"]["init_args"]["d_sae"] == load_sae(run / "checkpoints" / "last.ckpt").d_sae
 
@@ -303,7 +308,7 @@ FILES = {
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("argument", ["path", "labels"])
 def test_activations_and_labels_execute_nothing(name, argument, mark, tmp_path):
-    torch.save(torch.zeros(30, 3), tmp_path / "whole.pt")
+    torch.save(torch.eye(3).repeat(10, 1), tmp_path / "whole.pt")
     path = tmp_path / name
     FILES[name](path, mark)
     given = {"path": str(tmp_path / "whole.pt"), argument: str(path)}
