@@ -16,6 +16,7 @@ from sae_lightning.callbacks.generators import generator_states, restore_generat
 from sae_lightning.callbacks.stopping import stops
 from sae_lightning.data.loading import ActivationLoader, batches_done
 from sae_lightning.files import WriteError, prepare_folder, replace_link
+from sae_lightning.modules.optimizers import alone, follow_rates, given_rates
 
 _KEY = "sae_lightning_run"
 
@@ -33,6 +34,10 @@ class RunCheckpoint(ModelCheckpoint):
         dirpath: Folder of the checkpoints; the command line takes `checkpoints` in the run's folder.
         every_n_steps: Training steps between two checkpoints, at least 1.
         keep: How many are kept, at least 1; a resumed run falls back to an older one where the newest is damaged.
+
+    Attributes:
+        sound_until: The last step whose weights are known to be sound, as far as anyone looks at that: the newest
+            checkpoint up to it is kept too. None where nobody does.
 
     Raises:
         ValueError: If `every_n_steps` or `keep` is below 1.
@@ -55,6 +60,8 @@ class RunCheckpoint(ModelCheckpoint):
         self._taken: tuple[int, dict[str, Any]] | None = None  # a step, and the loops' state at its end
         self._restored: dict[str, Any] = {}
         self._generators: dict[str, Any] | None = None
+        self.sound_until: int | None = None
+        self._rates: list[list[float]] = []  # that optimizers were made with, by parameter group
 
     @property
     def state_key(self) -> str:
@@ -119,16 +126,31 @@ class RunCheckpoint(ModelCheckpoint):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Restore the last values of all metrics: results of a run are those of its last validation."""
         trainer.callback_metrics.update(self._restored.pop("metrics", {}))
+        self._rates = [given_rates(optimizer) for optimizer in trainer.optimizers]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Know which step is there already, and whether it ended an epoch."""
         super().on_train_start(trainer, pl_module)
         self._last_global_step_saved = trainer.global_step
+        self._follow_rates(trainer)
         self._count_anew(trainer)
         loop, epochs = trainer.fit_loop, trainer.fit_loop.epoch_progress.total
         if loop.restarted_mid_epoch and epochs.completed == epochs.ready:
             # Lightning has counted the epoch as over by now, but would begin the next one as if it had begun before
             loop.reset_restart_stage()
+
+    def _follow_rates(self, trainer: pl.Trainer) -> None:
+        """Let learning rates that are given now win over those of the checkpoint."""
+        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+        for optimizer, rates in zip(trainer.optimizers, self._rates, strict=True):
+            schedule = next((scheduler for scheduler in schedulers if scheduler.optimizer is optimizer), None)
+            first = 0
+            for name, own, scheduler in alone(optimizer, schedule):
+                given = rates[first : first + len(own.param_groups)]
+                first += len(given)
+                if follow_rates(own, scheduler, given):
+                    whose = f" of {name}" if name else ""
+                    rank_zero_warn(f"training goes on with the learning rate{whose} that is given now, {given[0]:g}")
 
     @staticmethod
     def _count_anew(trainer: pl.Trainer) -> None:
@@ -229,11 +251,21 @@ class RunCheckpoint(ModelCheckpoint):
                 replace_link(last, path)
                 found = checkpoints_by_step(self._folder)
                 kept = [other for other in found if other <= step][: self._keep]  # later ones: this run has left them
+                kept += self._sound(found)
                 for other in found.keys() - set(kept):
                     found[other].unlink()
             except OSError as error:
                 raise WriteError(WHAT, self._folder, error) from error
         trainer.strategy.barrier("RunCheckpoint")
+
+    def _sound(self, found: dict[int, Path]) -> list[int]:
+        """The newest sound step among checkpoints by step, the newest first."""
+        return [step for step in found if self.sound_until is not None and step <= self.sound_until][:1]
+
+    def newest_sound(self) -> Path | None:
+        """The newest checkpoint whose weights are known to be sound; None if there is none."""
+        found = checkpoints_by_step(self._folder)
+        return next((found[step] for step in self._sound(found)), None)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

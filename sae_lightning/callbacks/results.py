@@ -10,6 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from sae_lightning.callbacks.divergence import find_divergence
 from sae_lightning.files import replacing
 from sae_lightning.loggers import RunTensorBoardLogger, run_folder
 from sae_lightning.modules.module import SAEModule
@@ -72,6 +73,10 @@ class ResultsWriter(pl.Callback):
             "versions": _versions(),
             "config": self.config,
         }
+        divergence = find_divergence(trainer)
+        if command == "fit" and divergence is not None:
+            found = divergence.found.items()
+            results[command]["diverged"] = [{"sae": name or None, **diverged._asdict()} for name, diverged in found]
         with replacing(path, "w", encoding="utf-8") as file:
             json.dump(results, file, indent=1)
         for logger in trainer.loggers:

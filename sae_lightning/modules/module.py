@@ -84,6 +84,7 @@ class SAEModule(RunModule):
     def __init__(self, d_in: int) -> None:
         super().__init__()
         self.d_in = d_in
+        self._errors: dict[str, Tensor] = {}  # of the training step at hand, by SAE
 
     @abstractmethod
     def saes(self) -> "dict[str, BaseSAE]":
@@ -197,6 +198,7 @@ class SAEModule(RunModule):
         log = self.is_logging_step()
         found = self.learn_all(batch.activations, with_l0=log)
         self.losses = {name: terms["loss"].detach() for name, (terms, _) in found.items()}
+        self._errors = {name: terms["mse"].detach() for name, (terms, _) in found.items()}
         if log:
             for name, (terms, l0) in found.items():
                 assert l0 is not None
@@ -208,6 +210,14 @@ class SAEModule(RunModule):
             self.log_dict({"train/loss": loss.detach(), "train/l0": torch.stack(l0s).mean()}, prog_bar=True)
         self.samples_seen += len(batch.activations) * data_ranks(self.trainer)[1]
         return loss
+
+    @torch.no_grad()
+    def relative_errors(self, batch: ActivationBatch) -> dict[str, Tensor]:
+        """Squared error of the training step at hand, relative to the squared norm of the inputs, by SAE."""
+        return {
+            name: self._errors[name] / sae.sae.standardize(batch.activations).square().sum(-1).mean()
+            for name, sae in self.saes().items()
+        }
 
     def learn_all(self, x: Tensor, with_l0: bool) -> dict[str, StepScalars]:
         """Losses of every SAE for a training batch of raw inputs, with what is logged.

@@ -1,6 +1,6 @@
 """Several optimizers and schedulers that step together, each with a state of its own."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +16,8 @@ __all__ = [
     "SchedulerGroup",
     "adam",
     "clippable",
+    "follow_rates",
+    "given_rates",
     "make_scheduler",
 ]
 
@@ -48,6 +50,36 @@ def make_scheduler(optimizer: Optimizer, factory: LRSchedulerCallable | None) ->
     if isinstance(scheduler, (ReduceLROnPlateau, torch.optim.lr_scheduler.ReduceLROnPlateau)):
         raise ValueError("lr_scheduler must step by training steps, which ReduceLROnPlateau cannot")
     return scheduler
+
+
+def given_rates(optimizer: Optimizer) -> list[float]:
+    """The learning rate that each parameter group was made with, before any schedule."""
+    return [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
+
+
+def follow_rates(optimizer: Optimizer, scheduler: LRScheduler | None, rates: list[float]) -> bool:
+    """Scale the learning rates of a restored optimizer, and what a schedule makes of them, to others that are given.
+
+    Args:
+        optimizer: The optimizer.
+        scheduler: What drives its learning rates, or None.
+        rates: The learning rate that each of its parameter groups should have been made with.
+
+    Returns:
+        Whether one of them was made with another one.
+    """
+    restored = given_rates(optimizer)
+    if restored == rates:
+        return False
+    factors = [now / was if was else 1.0 for now, was in zip(rates, restored, strict=True)]
+    for group, factor in zip(optimizer.param_groups, factors, strict=True):
+        for key in group.keys() & {"lr", "initial_lr", "max_lr", "min_lr"}:
+            group[key] = group[key] * factor
+    for driver in () if scheduler is None else (scheduler, *getattr(scheduler, "_schedulers", ())):
+        for name in ("base_lrs", "max_lrs"):
+            if hasattr(driver, name):
+                setattr(driver, name, [lr * f for lr, f in zip(getattr(driver, name), factors, strict=True)])
+    return True
 
 
 class OptimizerGroup(Optimizer):
@@ -104,17 +136,27 @@ class OptimizerGroup(Optimizer):
         self.param_groups = [group for o in self.optimizers.values() for group in o.param_groups]
 
     def _by_member(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        parts, groups, first = {}, list(state_dict["param_groups"]), 0
+        parts, groups, state = {}, list(state_dict["param_groups"]), state_dict["state"]
         for name, optimizer in self.optimizers.items():
             n_groups = len(optimizer.param_groups)
             own, groups = groups[:n_groups], groups[n_groups:]
-            n = sum(len(group["params"]) for group in optimizer.param_groups)
+            keys = [key for group in own for key in group["params"]]  # numbers, or names under FSDP
+            number = {key: i for i, key in enumerate(keys)}
             parts[name] = {
-                "state": {i - first: v for i, v in state_dict["state"].items() if first <= i < first + n},
-                "param_groups": [{**group, "params": [i - first for i in group["params"]]} for group in own],
+                "state": {number[key]: state[key] for key in keys if key in state},
+                "param_groups": [{**group, "params": [number[key] for key in group["params"]]} for group in own],
             }
-            first += n
         return parts
+
+
+def alone(optimizer: Optimizer, scheduler: LRScheduler | None) -> Iterator[tuple[str, Optimizer, LRScheduler | None]]:
+    """Each optimizer of a group by its SAE's name, with its schedule; the only one there is has an empty name."""
+    if not isinstance(optimizer, OptimizerGroup):
+        yield "", optimizer, scheduler
+        return
+    schedulers = scheduler.schedulers if isinstance(scheduler, SchedulerGroup) else {}
+    for name, own in optimizer.optimizers.items():
+        yield name, own, schedulers.get(name)
 
 
 def own_optimizer(optimizer: Optimizer, name: str) -> Optimizer:

@@ -46,6 +46,17 @@ class RunModule(Recorded, pl.LightningModule):
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         return bool(every) and (self.global_step + 1) % every == 0
 
+    def relative_errors(self, batch: Any) -> dict[str, Tensor]:
+        """Errors of the training step at hand by SAE, where 1 is what a model has that learns nothing.
+
+        Args:
+            batch: The batch of the step.
+
+        Returns:
+            Scalars; none where a model knows no such error.
+        """
+        return {}
+
     def on_sigterm(self) -> None:
         """Bound what the step at hand waits for: SIGTERM has come, and this is called within its handler."""
 
