@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sae_lightning.callbacks import load_codes
+    from sae_lightning.callbacks import load_codes, load_results
     from sae_lightning.data import (
         ActivationBatch,
         CachedDataModule,
@@ -60,7 +60,7 @@ _PUBLIC = {
         "SeparabilityDataModule",
         "TensorDataModule",
     ),
-    "sae_lightning.callbacks": ("load_codes",),
+    "sae_lightning.callbacks": ("load_codes", "load_results"),
 }
 
 __all__ = [
@@ -85,6 +85,7 @@ __all__ = [
     "__version__",
     "load_codes",
     "load_module",
+    "load_results",
     "load_sae",
 ]
 

@@ -1,5 +1,6 @@
-"""Atomic writes, with errors that name folder and cause."""
+"""Atomic writes and reads of text, with errors that name a file or folder and what is wrong with it."""
 
+import codecs
 import contextlib
 import os
 from collections.abc import Iterator
@@ -19,6 +20,42 @@ class WriteError(OSError):
 
     def __init__(self, what: str, folder: Path, reason: OSError) -> None:
         super().__init__(f"{what} cannot be written to {str(folder)!r}: {reason.strerror or reason}")
+
+
+class EncodingError(ValueError):
+    """Bytes of a file that are no text in its encoding: names the file and the place."""
+
+
+def decode_text(data: bytes, name: str, encoding: str = "utf-8", begin: int = 0, line: int = 1) -> str:
+    """The text that bytes of a file stand for.
+
+    Args:
+        data: The file, or a part of it.
+        name: What the error calls the file.
+        encoding: Encoding of the file.
+        begin: Bytes of the file in front of the part.
+        line: Number of the part's first line.
+
+    Raises:
+        EncodingError: If the bytes are no text in this encoding.
+    """
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        wanted, place = codecs.lookup(encoding).name.upper(), begin + error.start
+        line += data.count(b"\n", 0, error.start)
+        raise EncodingError(f"{name!r} must be {wanted}, but its byte {place} (in line {line}) is not") from None
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    r"""The text of a file in UTF-8, with `\n` at the end of each line and without a mark of the byte order in front.
+
+    Raises:
+        OSError: If the file cannot be read.
+        EncodingError: If it is not UTF-8.
+    """
+    text = decode_text(Path(path).read_bytes(), os.fspath(path))
+    return text.removeprefix("\ufeff").replace("\r\n", "\n")
 
 
 def temporary_of(path: Path) -> Path:

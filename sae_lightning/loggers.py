@@ -12,6 +12,7 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 
 from sae_lightning.files import replacing, temporary_of
+from sae_lightning.folder import RunFolder
 
 MEMBERS = "members"
 """Folder within a run's folder that holds what belongs to one SAE of a comparison."""
@@ -26,10 +27,14 @@ def split_member(key: str) -> tuple[str, str]:
 
 
 def run_folder(trainer: pl.Trainer) -> Path | None:
-    """The folder that the trainer's first logger writes to; None without one.
+    """The run's folder on the command line, else the one that the trainer's first logger writes to; None without one.
 
     Unlike `trainer.log_dir` it does not communicate, so that one rank may ask by itself.
     """
+    callbacks = trainer.callbacks if trainer.loggers else []  # type: ignore[attr-defined]
+    for callback in callbacks:
+        if isinstance(callback, RunFolder):
+            return callback.path
     for logger in trainer.loggers:
         folder = getattr(logger, "log_dir", None) or logger.save_dir
         if folder is not None:

@@ -1,11 +1,22 @@
-"""What a resumed run must have in common with the run that it continues: its data."""
+"""What a resumed run takes from its checkpoint, and what it must have in common with the run that it continues."""
 
 from collections.abc import Iterator
 from typing import Any
 
 import lightning.pytorch as pl
+from jsonargparse import ArgumentParser
+
+from sae_lightning.modules.comparison import Comparison
+from sae_lightning.modules.optimizers import LRSchedulerCallable, OptimizerCallable
+from sae_lightning.modules.run import RunModule
 
 DATA_KEY = "sae_lightning_data"
+NO_SAMPLE = frozenset(
+    {"num_workers", "pin_memory", "persistent_workers", "prefetch_factor", "eval_batch_size", "verify"}
+)
+"""Arguments of data modules that change how samples are read, but not which: a resumed run may change them."""
+
+_MAKERS = {"optimizer": OptimizerCallable, "lr_scheduler": LRSchedulerCallable | None}
 
 
 class DataRecord(pl.Callback):
@@ -39,7 +50,7 @@ def describe_data(data: dict[str, Any], seed: int) -> dict[str, Any]:
 
 
 def data_changes(saved: Any, given: Any, name: str = "data") -> Iterator[str]:
-    """Yield a sentence for each argument that is not what it was.
+    """Yield a sentence for each argument that changes the samples and is not what it was.
 
     Args:
         saved: Description of a checkpoint's data.
@@ -50,11 +61,69 @@ def data_changes(saved: Any, given: Any, name: str = "data") -> Iterator[str]:
         if saved != given:
             yield f"{name} was {saved!r} and is {given!r}"
         return
-    for key in sorted(saved.keys() | given.keys()):
+    for key in sorted((saved.keys() | given.keys()) - NO_SAMPLE, key=str):
         path = name if key == "init_args" else f"{name}.{key}"
+        if saved.get(key) is None and given.get(key) is None:  # such as an argument that came with a later version
+            continue
         if key in saved and key in given:
             yield from data_changes(saved[key], given[key], path)
         elif key in saved:
             yield f"{path} was {saved[key]!r} and is not given"
         else:
             yield f"{path} was not given and is {given[key]!r}"
+
+
+def model_changes(given: Any, saved: Any, name: str = "model") -> Iterator[str]:
+    """Yield a sentence for each plain value that the user gave and the checkpoint has otherwise.
+
+    Args:
+        given: The model of the user's configuration, in plain values.
+        saved: The checkpoint's description of its model.
+        name: Argument to which both belong.
+    """
+    if isinstance(given, dict) and isinstance(saved, dict):
+        for key in sorted(given.keys() & saved.keys()):
+            if key == "class_path":
+                if short_name(given[key]) != short_name(saved[key]):
+                    yield f"{name} {given[key]} by {saved[key]}"
+            else:
+                yield from model_changes(given[key], saved[key], name if key == "init_args" else f"{name}.{key}")
+    elif given != saved:
+        yield f"{name}={given} by {saved}"
+
+
+def merged(given: Any, saved: Any) -> Any:
+    """What was saved, with what was given where nothing was saved (optimizers and schedules), in plain values."""
+    if isinstance(given, dict) and isinstance(saved, dict):
+        return {**given, **{key: merged(given.get(key), value) for key, value in saved.items()}}
+    return saved
+
+
+def short_name(class_path: str) -> str:
+    """A class's name without its module."""
+    return class_path.rpartition(".")[2]
+
+
+def take_optimizers(module: RunModule, given: Any) -> None:
+    """Let a module that was built as its checkpoint says be trained as the user's configuration says.
+
+    Args:
+        module: The module.
+        given: The model of the user's configuration, as parsed; None takes the module's defaults.
+    """
+    init_args = getattr(given, "init_args", None)
+    if init_args is None:
+        return
+    if isinstance(module, Comparison):
+        members = init_args.get("members") or {}
+        for name, sae in module.saes().items():
+            take_optimizers(sae, members.get(name))
+        return
+    parser = ArgumentParser(exit_on_error=False)
+    chosen = {}
+    for name, kind in _MAKERS.items():
+        if name in init_args:
+            parser.add_argument(f"--{name}", type=kind, default=None)
+            chosen[name] = init_args[name]
+    if chosen:
+        module.train_with(**parser.instantiate(parser.parse_object(chosen)).as_dict())

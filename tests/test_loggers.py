@@ -2,6 +2,7 @@
 
 import csv
 import json
+import time
 
 import pytest
 import torch
@@ -207,6 +208,7 @@ def test_a_kill_while_columns_are_added_leaves_the_rows(tmp_path, monkeypatch):
 
 def test_tensorboard_forgets_what_a_resumed_run_logs_again(tmp_path):
     for value, first_step in ((1.0, None), (2.0, 5)):
+        time.sleep(1.1)  # files are read in the order of their names, which hold the second
         logger = RunTensorBoardLogger(str(tmp_path), first_step)
         for step in (4, 9) if first_step is None else (9, 14):
             logger.log_metrics({"train/loss": value, "spade/train/loss": value}, step=step)

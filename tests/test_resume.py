@@ -17,7 +17,7 @@ import torch
 from sae_lightning import SeparabilityDataModule, SpaDE
 from sae_lightning.callbacks import RunCheckpoint
 from sae_lightning.callbacks.checkpoint_files import newest_checkpoint
-from sae_lightning.modules.loading import read_checkpoint
+from sae_lightning.checkpoint import read_checkpoint
 from tests.conftest import CONFIGS, QUIET, contents, run_cli
 from tests.test_loggers import events
 

@@ -3,20 +3,23 @@
 import hashlib
 import json
 import pickle
+import re
 import shutil
 import struct
+import sys
 from pathlib import Path
 
 import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from sae_lightning import SeparabilityDataModule, SpaDE, load_codes, load_module, load_sae
 from sae_lightning.callbacks import RunCheckpoint
+from sae_lightning.checkpoint import read_checkpoint
 from sae_lightning.data import CachedDataModule, TensorDataModule
-from sae_lightning.modules.loading import read_checkpoint
-from tests.conftest import run_cli
+from tests.conftest import QUIET, run_cli
 from tests.data.harvesting import Numbers
 from tests.data.test_harvest import harvest
 from tests.test_resume import arguments
@@ -140,6 +143,131 @@ def test_the_command_line_executes_nothing(command, older, run, mark, tmp_path):
     assert outcome.code == (0 if goes_on else 2)
     assert "Weights only" in (" ".join(outcome.warnings) if goes_on else outcome.err)
     assert "Traceback" not in outcome.err
+
+
+# ---------------------------------------------------------------------- classes that a checkpoint names
+
+
+def popen(mark):
+    """What made the command line start a process: a parser builds whatever an argument's value names."""
+    command = {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", str(mark)]}}
+    return {"class_path": "unittest.mock.Mock", "init_args": {"spec": command}}
+
+
+def finalize(mark):
+    touch = {"class_path": "multiprocessing.util.Finalize", "init_args": {"obj": None, "callback": "os.abort"}}
+    return {**touch, "init_args": {**touch["init_args"], "args": [str(mark)], "exitpriority": 0}}
+
+
+PLANTS = {
+    "schedule": lambda saved, mark: saved["init_args"].update(
+        lr_scheduler={
+            "class_path": "torch.optim.lr_scheduler.LambdaLR",
+            "init_args": {"lr_lambda": popen(mark)},
+        }
+    ),
+    "finalizer": lambda saved, mark: saved["init_args"].update(lr_scheduler=finalize(mark)),
+    "optimizer": lambda saved, mark: saved["init_args"].update(optimizer=popen(mark)),
+    "argument": lambda saved, mark: saved["init_args"].update(gamma=popen(mark)),
+    "unknown argument": lambda saved, mark: saved["init_args"].update(hook=popen(mark)),
+    "class": lambda saved, mark: saved.update(popen(mark)),
+    "name of a function": lambda saved, mark: saved["init_args"].update(lr_scheduler="os.abort"),
+    "module that runs on import": lambda saved, mark: saved.update(class_path="runs_on_import.SpaDE"),
+    "submodule that runs on import": lambda saved, mark: saved.update(class_path="unittest.__main__.SpaDE"),
+    "our own main module": lambda saved, mark: saved.update(class_path="sae_lightning.__main__.SpaDE"),
+}
+
+
+@pytest.mark.parametrize("plant", PLANTS)
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict", "load_sae"])
+@pytest.mark.parametrize("configured", [True, False])
+def test_what_a_checkpoint_names_is_neither_built_nor_imported(
+    plant, command, configured, run, mark, tmp_path, monkeypatch
+):
+    """Refused, whatever the command line says of the model; the message names the class or the argument."""
+    (tmp_path / "runs_on_import.py").write_text(f"open({str(mark)!r}, 'w').close()\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    PLANTS[plant](checkpoint["sae_lightning"], mark)
+    path = tmp_path / "planted.ckpt"
+    torch.save(checkpoint, path)
+    before = set(sys.modules)
+    if command == "load_sae":
+        with pytest.raises(ValueError, match=r"planted.ckpt' cannot be loaded: ") as refusal:
+            load_sae(path)
+        message = str(refusal.value)
+    else:
+        args = arguments("spade", tmp_path / "run")[1:] if configured else DATA
+        outcome = run_cli(command, *args, "--run_dir", tmp_path / "run", "--ckpt_path", path)
+        assert outcome.code == 2
+        message = outcome.err
+        assert "Traceback" not in message
+    named = ("takes no argument", "is not known", "must derive from", "is a checkpoint of", "does not exist")
+    assert any(words in message for words in named), message
+    assert not {"runs_on_import", "unittest.__main__", "sae_lightning.__main__"} & (set(sys.modules) - before)
+    assert not (tmp_path / "run").exists()
+
+
+DATA = ["--data", "SeparabilityDataModule", "--data.n_per_concept", 100, "--data.n_val_per_concept", 10]
+DATA += ["--data.n_test_per_concept", 10, "--data.batch_size", 64, *QUIET]
+OWN = """
+from sae_lightning.modules import SpaDE
+
+
+class Mine(SpaDE):
+    \"\"\"A user's architecture.\"\"\"
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A user's module in the current folder, and a checkpoint of its class that another process made."""
+    (tmp_path / "my_sae.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    args = ["--model", "my_sae.Mine", "--model.d_sae", 8, "--model.n_init_samples", 64, *DATA]
+    args += ["--trainer.max_steps", 3, "--run_dir", tmp_path / "run"]
+    outcome = run_cli("fit", *args)
+    assert outcome.code == 0, outcome.err[-2000:]
+    yield tmp_path / "run" / "checkpoints" / "last.ckpt"
+    sys.modules.pop("my_sae", None)
+
+
+def test_a_users_class_is_known_once_the_user_names_it(own, tmp_path):
+    refusal = "class 'my_sae.Mine' is not known: .* If you trust 'my_sae', give --trust my_sae"
+    args = [*DATA, "--run_dir", tmp_path / "test", "--ckpt_path", own]
+    del sys.modules["my_sae"]
+    with pytest.raises(ValueError, match=refusal):
+        load_sae(own)
+    outcome = run_cli("test", *args)
+    assert outcome.code == 2
+    assert re.search(refusal, outcome.err)
+    assert "my_sae" not in sys.modules
+    for named in (["--trust", "[my_sae]"], ["--trust+", "my_sae"], ["-c", tmp_path / "run" / "config.yaml"]):
+        sys.modules.pop("my_sae", None)
+        outcome = run_cli("test", *named, *args)
+        assert outcome.code == 0, outcome.err[-2000:]
+        assert type(load_sae(own)).__name__ == "Mine"
+    del sys.modules["my_sae"]
+    assert type(load_sae(own, trust=["my_sae"])).__name__ == "Mine"
+    with pytest.raises(ValueError, match="trust must name modules that can be imported, but 'no_such' cannot"):
+        load_sae(own, trust=["no_such"])
+    outcome = run_cli("test", *args, "--trust", "[no_such]")
+    assert outcome.code == 2
+    assert "error: --trust must name modules that can be imported, but 'no_such' cannot" in outcome.err
+
+
+def test_optimizer_and_schedule_come_from_the_users_configuration_alone(run, tmp_path):
+    """In fit; a run that is resumed with the configuration of its folder trains as before."""
+    shutil.copytree(run, tmp_path / "run", symlinks=True)
+    args = arguments("spade", tmp_path / "run")
+    cosine = ["--model.lr_scheduler", "torch.optim.lr_scheduler.ConstantLR", "--model.lr_scheduler.factor", 0.5]
+    outcome = run_cli(*args, *cosine, "--trainer.max_steps", 20)
+    assert outcome.code == 0, outcome.err[-2000:]
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert config["model"]["init_args"]["lr_scheduler"]["init_args"]["factor"] == 0.5
+    assert config["model"]["class_path"] == "sae_lightning.modules.spade.SpaDE"
+    assert config["model"]["init_args"]["d_sae"] == load_sae(run / "checkpoints" / "last.ckpt").d_sae
 
 
 # ---------------------------------------------------------------------- tensors

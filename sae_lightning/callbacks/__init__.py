@@ -15,8 +15,9 @@ from sae_lightning.callbacks.receptive_fields import ReceptiveFields
 from sae_lightning.callbacks.recovery import ConceptRecovery
 from sae_lightning.callbacks.recovery_figures import RecoveryFigures
 from sae_lightning.callbacks.resampling import ResampleDeadLatents
-from sae_lightning.callbacks.results import ResultsWriter
+from sae_lightning.callbacks.results import ResultsWriter, load_results
 from sae_lightning.callbacks.stopping import GracefulStop
+from sae_lightning.callbacks.summary import ModelOverview
 from sae_lightning.callbacks.table import RecoveryTable
 from sae_lightning.callbacks.throughput import Throughput
 from sae_lightning.callbacks.visibility import VisibilityReport
@@ -31,6 +32,7 @@ __all__ = [
     "GeometryFigures",
     "GracefulStop",
     "GrammarReport",
+    "ModelOverview",
     "NonfiniteLoss",
     "ReceptiveFields",
     "RecoveryFigures",
@@ -45,4 +47,5 @@ __all__ = [
     "TrainingDynamics",
     "VisibilityReport",
     "load_codes",
+    "load_results",
 ]

@@ -16,7 +16,6 @@ from sae_lightning.callbacks.generators import generator_states, restore_generat
 from sae_lightning.callbacks.stopping import stops
 from sae_lightning.data.loading import ActivationLoader, batches_done
 from sae_lightning.files import WriteError, prepare_folder, replace_link
-from sae_lightning.modules.optimizers import alone, follow_rates, given_rates
 
 _KEY = "sae_lightning_run"
 
@@ -61,7 +60,6 @@ class RunCheckpoint(ModelCheckpoint):
         self._restored: dict[str, Any] = {}
         self._generators: dict[str, Any] | None = None
         self.sound_until: int | None = None
-        self._rates: list[list[float]] = []  # that optimizers were made with, by parameter group
 
     @property
     def state_key(self) -> str:
@@ -126,36 +124,26 @@ class RunCheckpoint(ModelCheckpoint):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Restore the last values of all metrics: results of a run are those of its last validation."""
         trainer.callback_metrics.update(self._restored.pop("metrics", {}))
-        self._rates = [given_rates(optimizer) for optimizer in trainer.optimizers]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Know which step is there already, and whether it ended an epoch."""
         super().on_train_start(trainer, pl_module)
         self._last_global_step_saved = trainer.global_step
-        self._follow_rates(trainer)
         self._count_anew(trainer)
         loop, epochs = trainer.fit_loop, trainer.fit_loop.epoch_progress.total
         if loop.restarted_mid_epoch and epochs.completed == epochs.ready:
             # Lightning has counted the epoch as over by now, but would begin the next one as if it had begun before
             loop.reset_restart_stage()
 
-    def _follow_rates(self, trainer: pl.Trainer) -> None:
-        """Let learning rates that are given now win over those of the checkpoint."""
-        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
-        for optimizer, rates in zip(trainer.optimizers, self._rates, strict=True):
-            schedule = next((scheduler for scheduler in schedulers if scheduler.optimizer is optimizer), None)
-            first = 0
-            for name, own, scheduler in alone(optimizer, schedule):
-                given = rates[first : first + len(own.param_groups)]
-                first += len(given)
-                if follow_rates(own, scheduler, given):
-                    whose = f" of {name}" if name else ""
-                    rank_zero_warn(f"training goes on with the learning rate{whose} that is given now, {given[0]:g}")
-
     @staticmethod
     def _count_anew(trainer: pl.Trainer) -> None:
         """Where a step takes other samples than it did: how many batches of this epoch count as done for Lightning."""
         loader = trainer.train_dataloader
+        if trainer.fit_loop.restarted_mid_epoch and not hasattr(loader, "state_dict"):
+            rank_zero_warn(
+                "the loader does not say where it stands (it has no `state_dict`): training goes on with the first "
+                "batches of the epoch, which were seen before"
+            )
         if not isinstance(loader, ActivationLoader) or loader.sequence.before is None:
             return
         sequence, (length, per_step) = loader.sequence, loader.sequence.before

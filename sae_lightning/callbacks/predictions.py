@@ -12,6 +12,12 @@ from sae_lightning.data.ranks import data_ranks, is_first_reader
 from sae_lightning.files import replacing
 from sae_lightning.loggers import MEMBERS, run_folder
 from sae_lightning.modules.module import Predictions, SAEModule
+from sae_lightning.nn.firing import fires
+from sae_lightning.seal import KEY, UNSEALED, check_seal, write_sealed
+
+_INTEGERS = ("col_indices", "crow_indices", "size")
+_PARTS = (*_INTEGERS, "values", "concepts")
+_HEADER = 8  # bytes that say how long safetensors' JSON header is
 
 
 def load_codes(path: str | Path) -> tuple[Tensor, Tensor]:
@@ -25,26 +31,54 @@ def load_codes(path: str | Path) -> tuple[Tensor, Tensor]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no safetensors file, or damaged.
+        ValueError: If it is no file of codes, or one bit of it is not what was written.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    path = Path(path)
     try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(_HEADER), "little")
+        check_seal(path, within=_HEADER + min(length, path.stat().st_size))
         parts = load_file(path)
-    except SafetensorError as error:
+        _check_parts(parts)
+        with warnings.catch_warnings():  # torch calls its CSR tensors a beta
+            warnings.filterwarnings("ignore", message=".*Sparse CSR tensor support is in beta.*")
+            codes = torch.sparse_csr_tensor(
+                parts["crow_indices"],
+                parts["col_indices"],
+                parts["values"],
+                tuple(parts["size"].tolist()),
+                check_invariants=True,
+            )
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # each reader meets damage with errors of its own
         raise ValueError(f"codes {str(path)!r} cannot be read: {error}") from error
-    size = tuple(parts["size"].tolist())
-    with warnings.catch_warnings():  # torch calls its CSR tensors a beta
-        warnings.filterwarnings("ignore", message=".*Sparse CSR tensor support is in beta.*")
-        codes = torch.sparse_csr_tensor(
-            parts["crow_indices"], parts["col_indices"], parts["values"], size, check_invariants=True
-        )
     return codes, parts["concepts"]
 
 
+def _check_parts(parts: dict[str, Tensor]) -> None:
+    """Raise a ValueError unless a file holds what `CodesWriter` writes."""
+    if parts.keys() != set(_PARTS):
+        raise ValueError(f"it must hold {', '.join(_PARTS)}, but holds {', '.join(sorted(parts)) or 'nothing'}")
+    for name in _PARTS[:-1]:
+        if parts[name].ndim != 1:
+            raise ValueError(f"{name!r} must have one dimension, but has {parts[name].ndim}")
+    for name in _INTEGERS:
+        if parts[name].dtype != torch.int64:
+            raise ValueError(f"{name!r} must be of type torch.int64, but is of type {parts[name].dtype}")
+    values, size = parts["values"], parts["size"]
+    if not values.is_floating_point() or not bool(values.isfinite().all()):
+        raise ValueError("'values' must be finite floating-point numbers")
+    if len(size) != 2 or bool((size < 0).any()) or len(parts["concepts"]) != size[0]:
+        raise ValueError(
+            f"'size' must be (n, d_sae) with a concept for each of n samples, but is {tuple(size.tolist())}"
+        )
+
+
 class _Rows(NamedTuple):
-    """The nonzero codes of a batch, row by row."""
+    """The codes of a batch that fire, row by row."""
 
     values: Tensor
     columns: Tensor
@@ -53,6 +87,8 @@ class _Rows(NamedTuple):
 
 class CodesWriter(pl.Callback):
     """Writes the codes of `predict` to `codes.safetensors` in the run's folder, as sparse rows, in stored order.
+
+    Only codes that fire (|code| > 1e-6) are written, so that their number is the L0 that is told elsewhere.
 
     With several SAEs there is a folder `members/<name>` for each, and with several processes a file
     `codes-<rank>.safetensors` for each, which holds every `world_size`-th sample of each batch.
@@ -83,10 +119,10 @@ class CodesWriter(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep the nonzero codes."""
+        """Keep the codes that fire."""
         for name, output in outputs.codes.items():
             codes = output.cpu()
-            nonzero = codes != 0
+            nonzero = fires(codes)
             self._rows[name].append(_Rows(codes[nonzero], nonzero.nonzero()[:, 1], nonzero.sum(-1)))
         self._concepts.append(outputs.concepts.cpu())
 
@@ -98,7 +134,7 @@ class CodesWriter(pl.Callback):
         rank, size = data_ranks(trainer)
         if not is_first_reader(trainer):
             return
-        file = "codes.safetensors" if size == 1 else f"codes-{rank}.safetensors"
+        name_of_file = "codes.safetensors" if size == 1 else f"codes-{rank}.safetensors"
         for name, batches in self._rows.items():
             values, columns, counts = map(torch.cat, zip(*batches, strict=True))
             tensors = {
@@ -108,8 +144,10 @@ class CodesWriter(pl.Callback):
                 "size": torch.tensor([len(counts), self._d_sae[name]]),
                 "concepts": torch.cat(self._concepts),
             }
-            path = root / MEMBERS / name / file if name else root / file
+            path = root / MEMBERS / name / name_of_file if name else root / name_of_file
             path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as opened:
-                opened.write(save(tensors))
+            content = save(tensors, {KEY: UNSEALED})
+            with replacing(path) as file:
+                write_sealed(file, content, within=_HEADER + int.from_bytes(content[:_HEADER], "little"))
+            print(f"Codes:       {path} ({len(counts):,} samples; read with sae_lightning.load_codes)")
         self._rows, self._concepts = {}, []

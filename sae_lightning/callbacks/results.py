@@ -5,23 +5,27 @@ import math
 import os
 import platform
 import time
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 
 from sae_lightning.callbacks.divergence import find_divergence
 from sae_lightning.files import replacing
 from sae_lightning.loggers import RunTensorBoardLogger, run_folder
 from sae_lightning.modules.module import SAEModule
 from sae_lightning.modules.run import RunModule
+from sae_lightning.seal import KEY, UNSEALED, check_seal, write_sealed
 
 
 class ResultsWriter(pl.Callback):
     """Writes `results.json` to the run's folder, and hyperparameters with final metrics to TensorBoard.
 
     The file holds one entry per command (`fit`, `validate`, `test`): the last value of every `val/` or `test/` key,
-    seed, versions, wall time and samples seen, beside what was trained. Values that are not finite are null.
+    seed, versions, wall time and samples seen, beside what was trained. Values that are not finite are null. It carries
+    a checksum, which `load_results` compares.
 
     Args:
         config: What the command line was given, stored as it is.
@@ -59,7 +63,7 @@ class ResultsWriter(pl.Callback):
             if f"/{stage}/" in f"/{key}" and not key.endswith("_step")
         }
         path = folder / "results.json"
-        results = json.loads(path.read_text()) if path.exists() else {}
+        results = _earlier(path)
         results["model"] = pl_module.describe()
         results[command] = {
             "metrics": {key: value if math.isfinite(value) else None for key, value in metrics.items()},
@@ -77,13 +81,51 @@ class ResultsWriter(pl.Callback):
         if command == "fit" and divergence is not None:
             found = divergence.found.items()
             results[command]["diverged"] = [{"sae": name or None, **diverged._asdict()} for name, diverged in found]
-        with replacing(path, "w", encoding="utf-8") as file:
-            json.dump(results, file, indent=1)
+        with replacing(path) as file:
+            write_sealed(file, json.dumps({KEY: UNSEALED, **results}, indent=1).encode())
         for logger in trainer.loggers:
             if isinstance(logger, RunTensorBoardLogger):
                 modules = pl_module.saes() if isinstance(pl_module, SAEModule) else {"": pl_module}
                 for name, sae in modules.items():
                     logger.log_outcome(name, {"class": sae.made_as.__name__, **sae.hparams}, metrics)
+
+
+def load_results(path: str | Path) -> dict[str, Any]:
+    """Read a `results.json` and compare its checksum.
+
+    Args:
+        path: The file.
+
+    Returns:
+        What was trained under `model`, and an entry for each command that was run.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no file of results, or one bit of it is not what was written.
+    """
+    path = Path(path)
+    try:
+        check_seal(path)
+        results = json.loads(path.read_bytes())
+        results.pop(KEY)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # each reader meets damage with errors of its own
+        raise ValueError(f"results {str(path)!r} cannot be read: {error}") from error
+    return dict(results)
+
+
+def _earlier(path: Path) -> dict[str, Any]:
+    """What earlier commands wrote; a damaged file is kept under another name, so that nothing is lost."""
+    try:
+        return load_results(path)
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        kept = path.with_name("results.damaged.json")
+        path.replace(kept)
+        rank_zero_warn(f"{error}; it is kept as {str(kept)!r}, and {path.name} begins again")
+        return {}
 
 
 def _versions() -> dict[str, str]:

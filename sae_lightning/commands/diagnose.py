@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jsonargparse import ArgumentParser
 
 from sae_lightning.data.collecting import first_samples, random_samples
 from sae_lightning.data.datamodule import ActivationDataModule
@@ -20,16 +19,17 @@ from sae_lightning.geometry import Architecture, Diagnosis, diagnose
 from sae_lightning.modules import BaseSAE, JumpReLUSAE, ReLUSAE, SpaDE, TopKSAE
 from sae_lightning.modules.module import SAEModule
 from sae_lightning.nn.parts import require_positive
-from sae_lightning.parser import fail, innermost
+from sae_lightning.parser import CommandParser, fail, innermost
 from sae_lightning.plotting import concept_bounds, concept_dimensions, save_png
 from sae_lightning.report import Figure, diagnosis_text, read_figures, render_diagnosis
+from sae_lightning.shipped import configs_first
 
 PRESETS: tuple[type[JumpReLUSAE | ReLUSAE | TopKSAE | SpaDE], ...] = (JumpReLUSAE, ReLUSAE, TopKSAE, SpaDE)
 """What is compared where no model is given; of equally good ones the first is recommended. JumpReLU comes before ReLU,
 with the same receptive fields, since its penalty counts codes and does not shrink them."""
 
 FIT_KEYS = (  # what configs of `fit` say besides data and model; a test compares this with its parser
-    *("trainer", "run_dir", "allow_changed_data", "ckpt_path", "weights_only"),
+    *("trainer", "run_dir", "allow_changed_data", "ckpt_path", "weights_only", "trust"),
     *("checkpoint", "stop", "divergence", "recovery", "figures", "receptive_fields", "geometry", "table", "dynamics"),
     *("codes", "progress", "fidelity", "meaning", "visibility", "page", "grammar", "features"),
 )
@@ -218,11 +218,9 @@ def draw(found: Diagnosis) -> dict[str, Any]:
     return figures
 
 
-def make_parser() -> ArgumentParser:
+def make_parser() -> CommandParser:
     """The command's own arguments, and what configs of `fit` say besides, which has no effect here."""
-    parser = ArgumentParser(
-        prog="sae-lightning diagnose", description=(diagnose_data.__doc__ or "").partition("\n\n")[0]
-    )
+    parser = CommandParser(command="diagnose", description=(diagnose_data.__doc__ or "").partition("\n\n")[0])
     parser.add_argument(
         "-c", "--config", action="config", help="YAML file with the arguments, such as a config of fit."
     )
@@ -242,14 +240,14 @@ def make_parser() -> ArgumentParser:
 def main(args: list[str]) -> None:
     """Parse the arguments and diagnose; a wrong argument ends with its message alone."""
     parser = make_parser()
-    config = parser.parse_args(args)
+    config = parser.parse_args(configs_first(args))
     for key in ("config", *FIT_KEYS):
         config.pop(key)
     arguments = parser.dump(config, skip_none=False)
     seed = config.pop("seed_everything")
     torch.manual_seed(0 if isinstance(seed, bool) else seed)
     try:
-        folder = diagnose_data(**parser.instantiate_classes(config))
+        folder = diagnose_data(**parser.instantiate(config))
         with replacing(folder / "config.yaml", "w", encoding="utf-8") as file:
             file.write(arguments)
     except (ValueError, TypeError, OSError) as error:

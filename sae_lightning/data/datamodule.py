@@ -1,6 +1,7 @@
 """The bases of all data, and of all sources of activations."""
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Literal
 
 import lightning.pytorch as pl
@@ -11,6 +12,13 @@ from sae_lightning.data.ranks import data_ranks
 
 Split = Literal["train", "val", "test"]
 SPLIT_SEEDS: dict[Split, int] = {"train": 0, "val": 1, "test": 2}
+
+
+def require_distinct(concept_names: Sequence[str]) -> None:
+    """Raise a ValueError unless the names of concepts differ: what is measured is logged under them."""
+    for i, name in enumerate(concept_names):
+        if name in concept_names[:i]:
+            raise ValueError(f"concept_names must be distinct, but {name!r} is there twice")
 
 
 class SeededDataModule(pl.LightningDataModule):
@@ -60,7 +68,7 @@ class SeededDataModule(pl.LightningDataModule):
         return n // per_step
 
 
-class ActivationDataModule(SeededDataModule):
+class ActivationDataModule(SeededDataModule, ABC):
     """A source of activations, held in memory and split into training, validation and test.
 
     Subclasses set `d_in` and `concept_names` in their constructor (they are valid right after it, so that the
@@ -81,6 +89,7 @@ class ActivationDataModule(SeededDataModule):
         self, d_in: int, concept_names: list[str], batch_size: int, eval_batch_size: int, seed: int | None
     ) -> None:
         super().__init__(batch_size, eval_batch_size, seed)
+        require_distinct(concept_names)
         self.d_in = d_in
         self.concept_names = concept_names
         self._splits: dict[Split, ActivationDataset] = {}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sae_lightning.data.datamodule import SPLIT_SEEDS, SeededDataModule, Split
+from sae_lightning.data.datamodule import SPLIT_SEEDS, SeededDataModule, Split, require_distinct
 from sae_lightning.data.loading import ActivationLoader, BatchIndices, BatchSequence
 from sae_lightning.data.seeding import seeded_generator
 from sae_lightning.data.sources import IdxImages, ImageExample, Source, UnreadableError
@@ -87,20 +87,42 @@ class ViewSteps(BatchSequence):
 
 
 class HeldOutViews(Dataset[ViewBatch]):
-    """Views of held-out images, the same every time; an index is a tensor of positions, an item is a batch."""
+    """Views of held-out images, the same every time; an index is a tensor of positions, an item is a batch.
 
-    def __init__(self, images: Tensor, views: RandomViews, seed: int, split: Split) -> None:
+    The views of an image depend on its position alone, not on the number of processes: they are drawn together for
+    each group of consecutive images.
+
+    Args:
+        images: uint8 `(n, channels, height, width)`.
+        views: What draws views.
+        seed: Seed of the views.
+        split: The split that the images belong to.
+        group_size: Images of a group, at least 1.
+    """
+
+    def __init__(self, images: Tensor, views: RandomViews, seed: int, split: Split, group_size: int) -> None:
         self.images = images
         self.views = views
         self.seed = seed
         self.split = split
+        self.group_size = group_size
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: Tensor) -> ViewBatch:
-        first = int(index[0]) if len(index) else 0
-        return self.views.pairs(self.images[index], seeded_generator(self.seed, SPLIT_SEEDS[self.split], first))
+        shape = self.images.shape[1:]
+        views, images, seed = [torch.empty(2, 0, *shape)], [torch.empty(0, *shape)], 0  # a rank's share may be empty
+        groups = index // self.group_size
+        for group in sorted(set(groups.tolist())):
+            first = group * self.group_size
+            generator = seeded_generator(self.seed, SPLIT_SEEDS[self.split], first)
+            whole = self.views.pairs(self.images[first : first + self.group_size], generator)
+            chosen = index[groups == group] - first
+            views.append(whole.views.view(2, -1, *shape)[:, chosen])
+            images.append(whole.images[chosen])
+            seed = whole.seed
+        return ViewBatch(torch.cat(views, 1).flatten(0, 1), torch.cat(images), seed)
 
 
 class ImageDataModule(SeededDataModule):
@@ -172,6 +194,7 @@ class ImageDataModule(SeededDataModule):
                 raise ValueError("test must be None where folder is given, which holds test images, but is given")
             train, test = (_mnist_like(Path(folder), prefix, concept_names) for prefix in ("train", "t10k"))
         self.concept_names = list(train.concept_names)
+        require_distinct(self.concept_names)
         if test is not None and list(test.concept_names) != self.concept_names:
             raise ValueError(
                 f"train and test must have the same classes, but have {self.concept_names} and {test.concept_names}"
@@ -240,7 +263,7 @@ class ImageDataModule(SeededDataModule):
         return self._loader(self.split("test"))
 
     def _held_out(self, split: Split) -> ActivationLoader:
-        return self._loader(HeldOutViews(self.split(split).images, self.views, self.seed, split))
+        return self._loader(HeldOutViews(self.split(split).images, self.views, self.seed, split, self.eval_batch_size))
 
     def _loader(self, dataset: ImageDataset | HeldOutViews) -> ActivationLoader:
         indices = BatchIndices(len(dataset), self.eval_batch_size, *self._processes(), None, drop_last=False)

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from sae_lightning.data.datamodule import SPLIT_SEEDS, Split
+from sae_lightning.data.datamodule import SPLIT_SEEDS, Split, require_distinct
 from sae_lightning.data.hosts.base import Host, Piece, Read
 from sae_lightning.data.seeding import seeded_generator
 from sae_lightning.data.sources.base import ImageExample, Source, StreamedSource, TextExample, UnreadableError
@@ -90,6 +90,7 @@ class WindowReader(Recorded):
                 f"val_fraction and test_fraction must leave something for training, but are {val_fraction} and "
                 f"{test_fraction}"
             )
+        require_distinct(source.concept_names)
         unknown = [name for name in keep or [] if name not in source.concept_names]
         if unknown:
             raise ValueError(f"keep must name concepts of the source, {source.concept_names}, but names {unknown[0]!r}")

@@ -66,6 +66,8 @@ class TensorDataModule(ActivationDataModule):
         key: Name of the activations in a file with several tensors.
         labels_key: Name of the labels in a file with several tensors.
         concept_names: Names of the concepts in the order of their labels; None numbers them.
+        n_concepts: Number of concepts; None: as many as `concept_names`, or the highest label plus 1, which must then
+            not exceed the number of samples (time and memory grow with the number of concepts).
         val_fraction: Share of the samples for validation, between 0 and 1.
         test_fraction: Share of the samples for test and prediction, between 0 and 1.
         batch_size: Training samples per step and process, at least 1.
@@ -85,6 +87,7 @@ class TensorDataModule(ActivationDataModule):
         key: str | None = None,
         labels_key: str | None = None,
         concept_names: list[str] | None = None,
+        n_concepts: int | None = None,
         val_fraction: float = 0.1,
         test_fraction: float = 0.1,
         batch_size: int = 1024,
@@ -92,16 +95,18 @@ class TensorDataModule(ActivationDataModule):
         seed: int | None = None,
     ) -> None:
         activations = _checked_activations(read_tensor(path, key), path)
+        names = list(concept_names or [])
+        if n_concepts is not None and n_concepts < 1:
+            raise ValueError(f"n_concepts must be at least 1, but is {n_concepts}")
+        if n_concepts is not None and names and len(names) != n_concepts:
+            raise ValueError(f"concept_names must be n_concepts = {n_concepts} names, but are {len(names)}")
+        limit = n_concepts or len(names) or None
         if labels is None:
             concepts = torch.full((len(activations),), -1)
-            names = concept_names or []
         else:
-            concepts, n_concepts = _checked_labels(read_tensor(labels, labels_key), labels, len(activations))
-            names = concept_names or [f"C{i}" for i in range(n_concepts)]
-            if n_concepts > len(names) or (concepts.ndim == 2 and n_concepts != len(names)):
-                raise ValueError(
-                    f"concept_names must name all concepts, but there are {len(names)} names and {n_concepts} concepts"
-                )
+            concepts = _checked_labels(read_tensor(labels, labels_key), labels, len(activations), limit)
+            found = concepts.shape[1] if concepts.ndim == 2 else int(concepts.amax()) + 1
+            names = names or [f"C{i}" for i in range(limit or found)]
         super().__init__(activations.shape[1], names, batch_size, eval_batch_size, seed)
         for name, value in {"val_fraction": val_fraction, "test_fraction": test_fraction}.items():
             if not 0 < value < 1:
@@ -136,6 +141,12 @@ def _checked_activations(x: Tensor, path: str) -> Tensor:
         raise ValueError(f"activations must hold at least two samples, but those in {path!r} hold {len(x)}")
     if x.dtype == torch.float64:
         x = x.float()
+    if x.shape[1] < 1:
+        raise ValueError(
+            f"activations must have at least one feature, but those in {path!r} have shape {tuple(x.shape)}"
+        )
+    if bool((x == x[:1]).all()):
+        raise ValueError(f"activations must differ between samples, but all {len(x)} in {path!r} are equal")
     bad = (~x.isfinite()).nonzero()
     if len(bad):
         row, feature = bad[0].tolist()
@@ -146,17 +157,42 @@ def _checked_activations(x: Tensor, path: str) -> Tensor:
     return x
 
 
-def _checked_labels(labels: Tensor, path: str, n: int) -> tuple[Tensor, int]:
+def _checked_labels(labels: Tensor, path: str, n: int, n_concepts: int | None) -> Tensor:
+    """Labels, int64 `(n,)` or bool `(n, n_concepts)`, of no more concepts than `n_concepts` (None: than samples)."""
     if labels.ndim and len(labels) != n:
         raise ValueError(f"labels must be as many as activations, {n}, but {path!r} holds {len(labels)}")
     if labels.ndim == 2 and labels.dtype == torch.bool:
-        return labels, labels.shape[1]
+        if n_concepts is not None and labels.shape[1] != n_concepts:
+            raise ValueError(
+                f"concept_names (or n_concepts) must be as many as the concepts in {path!r}, {labels.shape[1]}, "
+                f"but are {n_concepts}"
+            )
+        if n_concepts is None and labels.shape[1] > n:
+            raise ValueError(
+                f"labels must hold at most as many concepts as samples, {n}, but {path!r} holds {labels.shape[1]}; if "
+                f"that is meant, give n_concepts = {labels.shape[1]}"
+            )
+        return labels
     if labels.ndim != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
         raise ValueError(
             "labels must be integers (n,) or bool (n, n_concepts), "
             f"but those in {path!r} have shape {tuple(labels.shape)} and type {labels.dtype}"
         )
     labels = labels.long()
-    if labels.amin() < -1:
-        raise ValueError(f"labels must be at least -1 (unlabelled), but those in {path!r} reach {labels.amin().item()}")
-    return labels, int(labels.amax()) + 1
+    lowest, highest = int(labels.argmin()), int(labels.argmax())
+    if labels[lowest] < -1:
+        raise ValueError(
+            f"labels must be at least -1 (unlabelled), but {path!r} holds {int(labels[lowest])} at row {lowest}"
+        )
+    value = int(labels[highest])
+    if n_concepts is not None and value >= n_concepts:
+        raise ValueError(
+            f"labels must be below the number of concepts, {n_concepts} (concept_names or n_concepts), but {path!r} "
+            f"holds {value} at row {highest}"
+        )
+    if n_concepts is None and value >= n:
+        raise ValueError(
+            f"labels must be below the number of samples, {n}, but {path!r} holds {value} at row {highest}; if there "
+            f"are so many concepts, give n_concepts = {value + 1}"
+        )
+    return labels

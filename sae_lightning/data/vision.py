@@ -3,8 +3,7 @@
 import os
 from typing import Any
 
-import torch
-
+from sae_lightning.checkpoint import CHECKPOINT_KEY, read_checkpoint
 from sae_lightning.nn.vision_transformer import VisionTransformer
 
 _SIZES = ("image_size", "channels", "patch_size", "width", "n_layers", "n_heads")
@@ -18,8 +17,8 @@ def read_vision_model(path: str | os.PathLike[str]) -> VisionTransformer:
     """
     prefix = "transformer."
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        saved: dict[str, Any] = checkpoint["sae_lightning"]["init_args"]
+        checkpoint = read_checkpoint(path)
+        saved: dict[str, Any] = checkpoint[CHECKPOINT_KEY]["init_args"]
         model = VisionTransformer(**{name: saved[name] for name in _SIZES})
         weights = checkpoint["state_dict"].items()
         model.load_state_dict({key.removeprefix(prefix): value for key, value in weights if key.startswith(prefix)})
@@ -28,6 +27,6 @@ def read_vision_model(path: str | os.PathLike[str]) -> VisionTransformer:
             f"checkpoint must be a file, but there is none at {os.fspath(path)!r}: train a vision model first "
             "(sae-lightning fit -c configs/vision/vit.yaml)"
         ) from None  # its cause says less
-    except Exception as error:  # the unpickler meets damage with errors of many kinds
+    except Exception as error:  # constructors meet arguments of other types with errors of many kinds
         raise ValueError(f"checkpoint {os.fspath(path)!r} must be one of a VisionModel, but is not: {error}") from None
     return model.eval().requires_grad_(False)

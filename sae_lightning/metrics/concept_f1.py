@@ -10,7 +10,7 @@ class ConceptF1(FiringCountsMetric):
     .. math:: P = \frac{TP}{\mathrm{fired} + \epsilon}, \quad R = \frac{TP}{\mathrm{members} + \epsilon}, \quad
         F_1 = \frac{2 P R}{P + R + \epsilon}, \quad \epsilon = 10^{-12}
 
-    A latent fires where its code exceeds 1e-6. Unlabelled samples are left out of every count, since nobody knows
+    A latent fires where |code| > 1e-6. Unlabelled samples are left out of every count, since nobody knows
     whether firing there is right; with a bool matrix every sample counts, also one that belongs to no concept.
 
     Source: Hindupur, Lubana, Fel and Ba 2025, arXiv 2503.01822. Functional twin:

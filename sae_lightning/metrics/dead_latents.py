@@ -12,7 +12,7 @@ from sae_lightning.metrics.functional.dead_latents import (
 
 
 class DeadLatents(SAEMetric):
-    r"""Share of latents that never fire, :math:`|\{i : z_{ni} \le 10^{-6}\ \forall n\}| / d_{sae}`.
+    r"""Share of latents that never fire, :math:`|\{i : |z_{ni}| \le 10^{-6}\ \forall n\}| / d_{sae}`.
 
     Source: Hindupur, Lubana, Fel and Ba 2025, arXiv 2503.01822. Functional twin:
     :func:`sae_lightning.metrics.functional.dead_latents`.

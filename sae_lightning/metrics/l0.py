@@ -10,7 +10,7 @@ from sae_lightning.metrics.functional.l0 import L0Result, _l0_compute, _l0_updat
 class L0(SAEMetric):
     r"""Mean number of latents that fire per sample, over all samples and per concept.
 
-    .. math:: L_0 = \frac{1}{N} \sum_n \sum_i [z_{ni} > 10^{-6}]
+    .. math:: L_0 = \frac{1}{N} \sum_n \sum_i [|z_{ni}| > 10^{-6}]
 
     Source: Hindupur, Lubana, Fel and Ba 2025, arXiv 2503.01822. Functional twin:
     :func:`sae_lightning.metrics.functional.l0`.

@@ -11,7 +11,7 @@ class Monosemanticity(FiringCountsMetric):
 
     1 means that latent i fires in one concept only. It says nothing about recall.
 
-    A latent fires where its code exceeds 1e-6, which makes the counts exact and additive. The authors' own
+    A latent fires where |code| > 1e-6, which makes the counts exact and additive. The authors' own
     definition divides each latent's codes by their norm over all samples first; that needs all codes at once and is
     therefore offered by the functional twin only (``normalize=True``).
 

@@ -15,11 +15,11 @@ from sae_lightning.metrics.functional.top_examples import (
 
 
 class TopExamples(SAEMetric):
-    """The ``n`` samples with the largest codes of each latent, and how often and how strongly it fires.
+    """The ``n`` samples with the codes of largest magnitude of each latent, and how often and how strongly it fires.
 
-    Only codes above 1e-6 count. Codes are compared in float32; of equal ones, that with the smaller index comes first:
-    the result depends neither on batches and their order nor on the number of processes. Memory: ``8 * d_sae * n``
-    bytes. Functional twin: :func:`sae_lightning.metrics.functional.top_examples`.
+    Only codes that fire (|code| > 1e-6) count. Magnitudes are compared in float32; of equal ones, that with the smaller
+    index comes first: the result depends neither on batches and their order nor on the number of processes. Memory:
+    ``8 * d_sae * n`` bytes. Functional twin: :func:`sae_lightning.metrics.functional.top_examples`.
 
     Args:
         d_sae: Number of latents.

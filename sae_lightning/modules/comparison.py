@@ -13,6 +13,7 @@ from sae_lightning.modules.base import BaseSAE
 from sae_lightning.modules.module import SAEModule
 from sae_lightning.modules.optimizers import OptimizerGroup, SchedulerGroup
 from sae_lightning.modules.processes import MemberProcesses, StepScalars
+from sae_lightning.modules.run import RunModule
 from sae_lightning.nn.parts import require_finite_positive, require_positive
 
 _PREFIX = "sae_"  # lets a member have the name of one of ModuleDict's methods
@@ -76,10 +77,15 @@ class Comparison(SAEModule):
         """The members by name."""
         return {name.removeprefix(_PREFIX): sae for name, sae in self.members.items()}  # type: ignore[misc]
 
+    def trained_parts(self) -> dict[str, RunModule]:
+        """The members: each has its own optimizer."""
+        return dict(self.saes())
+
     # ------------------------------------------------------------------ side by side
 
     def on_train_start(self) -> None:
         """Start the processes; they see the weights as they are now."""
+        super().on_train_start()
         self._stop_processes()  # where an earlier fit was interrupted
         n = min(self.processes, len(self.saes()))
         if n == 1:

@@ -1,78 +1,110 @@
 """Load what was trained from checkpoints, without executing what is in them."""
 
+import importlib
 import os
-import zipfile
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from sae_lightning.checkpoint import CHECKPOINT_KEY, read_checkpoint
 from sae_lightning.modules.base import BaseSAE
 from sae_lightning.modules.comparison import Comparison
-from sae_lightning.modules.run import CHECKPOINT_KEY, RunModule
+from sae_lightning.modules.run import RunModule
 from sae_lightning.nn.parts import build
 
 
-def read_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> dict[str, Any]:
-    """Read a checkpoint of this project with `weights_only=True`, and compare the checksums of all that it holds.
+def trust_modules(names: Sequence[str]) -> None:
+    """Import modules whose classes a checkpoint may name; importing runs their code.
+
+    Args:
+        names: Import paths of modules that the user trusts.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is truncated, damaged, unsafe to load, or was not made by sae_lightning.
+        ValueError: If a module cannot be imported.
     """
-    try:
-        _compare_checksums(path)
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # the unpickler meets damage with errors of many kinds
-        raise ValueError(f"checkpoint {os.fspath(path)!r} cannot be read (truncated or damaged?): {error}") from error
-    if not isinstance(checkpoint, dict) or CHECKPOINT_KEY not in checkpoint:
-        raise ValueError(f"checkpoint {os.fspath(path)!r} was not made by sae_lightning")
-    return checkpoint
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # a module may raise anything
+            raise ValueError(f"trust must name modules that can be imported, but {name!r} cannot: {error!r}") from error
 
 
-def _compare_checksums(path: str | os.PathLike[str]) -> None:
-    """Raise a ValueError where a part of a zip file, torch's format, is not what was written: torch does not look."""
-    if not zipfile.is_zipfile(path):  # torch has its own word for what is cut off, or no checkpoint at all
-        return
-    with zipfile.ZipFile(path) as file:
-        damaged = file.testzip()
-    if damaged is not None:
-        raise ValueError(f"{damaged!r} in it has another checksum than when it was written")
-
-
-def load_module(path: str | os.PathLike[str], map_location: Any = "cpu") -> RunModule:
-    """Load what a run trained, an SAE, a Comparison or a LanguageModel, in evaluation mode.
+def load_module(path: str | os.PathLike[str], map_location: Any = "cpu", trust: Sequence[str] = ()) -> RunModule:
+    """Load what a run trained, an SAE, a Comparison or a LanguageModel, in evaluation mode and without gradients.
 
     Args:
         path: A checkpoint, made by the command line or by a Trainer in Python.
         map_location: Device to load to.
+        trust: Modules to import whose classes the checkpoint may name, beside those of this package and of what has
+            been imported already.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no checkpoint of this project.
+        ValueError: If it is damaged, no checkpoint of this project, or names a class that is not known.
     """
-    checkpoint = read_checkpoint(path, map_location)
+    trust_modules(trust)
+    return module_of(read_checkpoint(path, map_location), path).to(map_location).eval().requires_grad_(False)
+
+
+def module_of(checkpoint: dict[str, Any], path: str | os.PathLike[str]) -> RunModule:
+    """What a checkpoint that `read_checkpoint` has read is a checkpoint of, with its weights.
+
+    Args:
+        checkpoint: Its content.
+        path: Its file, for the message.
+
+    Raises:
+        ValueError: If it cannot be built as described, or its weights are not what that has.
+    """
     saved = checkpoint[CHECKPOINT_KEY]
-    module = build({key: saved[key] for key in ("class_path", "init_args")}, RunModule)
-    module.load_state_dict(checkpoint["state_dict"])
+    description = {key: saved[key] for key in ("class_path", "init_args")}
+    try:
+        _check_sizes(description, checkpoint["state_dict"])
+        module = build(description, RunModule)
+        module.load_state_dict(checkpoint["state_dict"])
+    except Exception as error:  # constructors meet arguments of other types with errors of many kinds
+        raise ValueError(f"checkpoint {os.fspath(path)!r} cannot be loaded: {error}") from error
     module.samples_seen = saved["samples_seen"]
-    return module.to(map_location).eval()
+    return module
 
 
-def load_sae(path: str | os.PathLike[str], member: str | None = None, map_location: Any = "cpu") -> BaseSAE:
-    """Load one trained SAE in evaluation mode: it takes raw activations.
+def _check_sizes(description: dict[str, Any], weights: dict[str, Any]) -> None:
+    """Raise a ValueError where weights have other shapes than described, before memory of that size is taken."""
+    try:
+        with torch.device("meta"):
+            expected = build(description, RunModule).state_dict()
+    except RuntimeError:  # a user's constructor may look at values, which tensors on this device do not have
+        return
+    for name in expected.keys() ^ weights.keys():
+        raise ValueError(f"weights {name!r} are {'missing' if name in expected else 'unknown'}")
+    for name, value in expected.items():
+        if value.shape != weights[name].shape:
+            raise ValueError(
+                f"weights {name!r} must have shape {tuple(value.shape)}, but have {tuple(weights[name].shape)}"
+            )
+
+
+def load_sae(
+    path: str | os.PathLike[str], member: str | None = None, map_location: Any = "cpu", trust: Sequence[str] = ()
+) -> BaseSAE:
+    """Load one trained SAE in evaluation mode and without gradients: it takes raw activations.
+
+    To train it further, call `requires_grad_(True)` on it.
 
     Args:
         path: A checkpoint, made by the command line or by a Trainer in Python.
         member: Which SAE of a Comparison's checkpoint.
         map_location: Device to load to.
+        trust: Modules to import whose classes the checkpoint may name, beside those of this package and of what has
+            been imported already.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no checkpoint of this project, or `member` does not name an SAE in it.
+        ValueError: If it is damaged, no checkpoint of this project, or names a class that is not known; or if `member`
+            does not name an SAE in it.
     """
-    module = load_module(path, map_location)
+    module = load_module(path, map_location, trust)
     if isinstance(module, BaseSAE):
         if member is not None:
             raise ValueError(f"member must be None for a checkpoint of one {type(module).__name__}, but is {member!r}")

@@ -1,6 +1,6 @@
 """The Lightning glue that one SAE and a comparison of several share."""
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from sae_lightning.modules.precision import require_in_range, require_trainable,
 from sae_lightning.modules.processes import StepScalars
 from sae_lightning.modules.run import NonfiniteError, RunModule
 from sae_lightning.modules.sharding import average_gradients, holders, spread, with_whole_parameters
-from sae_lightning.nn import FIRING_THRESHOLD, SAEOutput, SparseCodes, SparseOutput
+from sae_lightning.nn import SAEOutput, SparseCodes, SparseOutput, fires
 from sae_lightning.nn.sharding import Sharding, whole
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Learned(NamedTuple):
         """Mean number of latents that fire per sample."""
         codes = self.out.codes
         values = codes.values if isinstance(codes, SparseCodes) else codes
-        firing = (values > FIRING_THRESHOLD).sum()
+        firing = fires(values).sum()
         if self.sharding is not None:
             firing = self.sharding.total(firing)
         return firing.double().div(len(self.x)).float()
@@ -57,7 +57,7 @@ class Evaluation(NamedTuple):
 
     def l0(self) -> Tensor:
         """Mean number of latents that fire per sample."""
-        return (self.out.codes > FIRING_THRESHOLD).sum(-1).double().mean().float()
+        return fires(self.out.codes).sum(-1).double().mean()
 
 
 def log_key(name: str, stage: str, metric: str) -> str:
@@ -72,7 +72,7 @@ class Predictions(NamedTuple):
     concepts: Tensor
 
 
-class SAEModule(RunModule):
+class SAEModule(RunModule, ABC):
     """Trains, evaluates and describes one or several SAEs; knows no formula.
 
     Args:
@@ -96,9 +96,15 @@ class SAEModule(RunModule):
         """Check that data and model fit, and keep DDP from sending buffers: they are equal on all ranks.
 
         Raises:
-            ValueError: If the data's `d_in` is not the model's, or SAEs cannot be trained in the trainer's precision.
+            ValueError: If the data's `d_in` is not the model's, SAEs cannot be trained in the trainer's
+                precision, or all their parameters are frozen.
         """
         require_trainable(self.trainer)
+        if stage == "fit" and not any(parameter.requires_grad for parameter in self.parameters()):
+            raise ValueError(
+                f"{type(self).__name__} must have parameters to train, but all of them are frozen, as those of a "
+                "loaded SAE are: call requires_grad_(True) on it"
+            )
         data_d_in = getattr(self.trainer.datamodule, "d_in", self.d_in)  # type: ignore[attr-defined]
         if data_d_in != self.d_in:
             raise ValueError(
@@ -147,14 +153,6 @@ class SAEModule(RunModule):
         if not collected:
             raise ValueError("the training data must hold at least one batch, but it is empty")
         return torch.cat(collected)[:n]
-
-    def interleaved(self, x: Tensor) -> Tensor:
-        """The samples of all processes that read different data, in the order in which one would see them."""
-        if data_ranks(self.trainer)[1] == 1:
-            return x
-        gathered = self.all_gather(x, group=data_group(self.trainer))
-        assert isinstance(gathered, Tensor)
-        return gathered.transpose(0, 1).flatten(0, 1)
 
     def whole(self, parameter: Tensor) -> Tensor:
         """All of a parameter, without its gradient, however it is spread; every process must call this."""
@@ -233,19 +231,12 @@ class SAEModule(RunModule):
         return found
 
     def _log_scalars(self, name: str, stage: str, scalars: dict[str, Tensor], n: int) -> None:
-        training = stage == "train"
-        if n == 0:  # a rank's share of the last evaluation batch: its weight is 0, but 0 * nan is nan
-            scalars = {key: torch.zeros_like(value) for key, value in scalars.items()}
         for key, value in scalars.items():
-            self.log(
-                log_key(name, stage, key),
-                value.detach(),
-                on_step=training,
-                on_epoch=not training,
-                batch_size=n,
-                sync_dist=not training,
-                prog_bar=training and not name and key in ("loss", "l0"),
-            )
+            if stage == "train":
+                in_bar = not name and key in ("loss", "l0")
+                self.log(log_key(name, stage, key), value.detach(), batch_size=n, prog_bar=in_bar)
+            else:
+                self.log_mean(log_key(name, stage, key), value, n)
 
     def validation_step(self, batch: ActivationBatch, batch_idx: int) -> dict[str, Evaluation]:
         """Evaluate every SAE on a batch; callbacks receive what this returns."""

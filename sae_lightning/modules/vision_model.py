@@ -4,13 +4,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812  (the usual name)
 from torch.optim import Optimizer
 
+from sae_lightning.checkpoint import CHECKPOINT_KEY
 from sae_lightning.data.views import ImageBatch, ViewBatch
 from sae_lightning.modules.allocator import keep_freed_memory
-from sae_lightning.modules.optimizers import LRSchedulerCallable, OptimizerCallable, clippable, make_scheduler
-from sae_lightning.modules.run import CHECKPOINT_KEY, RunModule
+from sae_lightning.modules.optimizers import LRSchedulerCallable, OptimizerCallable
+from sae_lightning.modules.run import RunModule
 from sae_lightning.nn.contrastive import ProjectionHead, contrastive_loss, random_subsets
 from sae_lightning.nn.parts import require_positive
 from sae_lightning.nn.vision_transformer import VisionTransformer, standardized
@@ -31,8 +31,9 @@ class VisionModel(RunModule):
        \frac{\exp(\cos(z_i, z_{p(i)}) / \tau)}{\sum_{j \neq i} \exp(\cos(z_i, z_j) / \tau)}
        + \omega\, \mathrm{mean}_{i, pixels}\, (d(c_i) - x_i)^2 $$
 
-    In training the model reads a random part of each view's patches, which is both faster and harder. Several processes
-    compare within their own batches only.
+    In training the model reads a random part of each view's patches, which is both faster and harder, and several
+    processes compare within their own batches only. Validation and test compare within groups of `data.eval_batch_size`
+    consecutive images, however many processes share them.
 
     Args:
         image_size: Height and width of the images; on the command line it is linked to the data.
@@ -132,6 +133,12 @@ class VisionModel(RunModule):
         features: Tensor = self.transformer(images)[:, 0]
         return features
 
+    def on_validation_start(self) -> None:
+        """Let all processes evaluate one model: batch normalisation has its own statistics in each of them."""
+        if self.trainer.world_size > 1:
+            for buffer in self.buffers():
+                torch.distributed.broadcast(buffer, 0)
+
     def _loss(self, batch: ViewBatch, n_kept: int) -> Tensor:
         """The loss where `n_kept` patches of each view are read."""
         n_patches = self.transformer.embed.n_patches
@@ -143,8 +150,13 @@ class VisionModel(RunModule):
         loss = contrastive_loss(self.head(tokens).float(), self.temperature)
         if not self.reconstruction:
             return loss
-        whole = standardized(batch.images).flatten(1).repeat(2, 1)
-        return loss + self.reconstruction * F.mse_loss(self.decoder(tokens).float(), whole)
+        return loss + self.reconstruction * self._reconstruction_errors(tokens, batch.images).mean()
+
+    def _reconstruction_errors(self, tokens: Tensor, images: Tensor) -> Tensor:
+        """Mean squared error over the pixels of each view's image, `(2n,)`."""
+        whole = standardized(images).flatten(1).repeat(2, 1)
+        decoded: Tensor = self.decoder(tokens).float()
+        return (decoded - whole).square().mean(1)
 
     def training_step(self, batch: ViewBatch, batch_idx: int) -> Tensor:
         """Return the loss."""
@@ -166,11 +178,22 @@ class VisionModel(RunModule):
         self._evaluate(batch, "test")
 
     def _evaluate(self, batch: ViewBatch, stage: str) -> None:
+        """Log the loss of a batch that the processes share: each compares the views of all of them."""
         batch = ViewBatch(*batch)
-        n = len(batch.views) // 2
-        # a rank's share of the last batch may be empty
-        loss = self._loss(batch, self.transformer.embed.n_patches) if n else batch.views.sum()
-        self.log(f"{stage}/loss", loss, on_step=False, on_epoch=True, batch_size=n, sync_dist=True, prog_bar=True)
+        n = len(batch.images)  # 0 where a rank's share of the last batch is empty
+        size = self.init_args["projected"]
+        pairs, errors = batch.views.new_zeros(n, 2, size), batch.views.new_zeros(n, 1)
+        if n:
+            tokens = self.transformer(batch.views)[:, 0]
+            pairs = self.head(tokens).float().view(2, n, size).transpose(0, 1)
+            if self.reconstruction:
+                errors = self._reconstruction_errors(tokens, batch.images).view(2, n).mean(0)[:, None]
+        found = self.interleaved(torch.cat([pairs.flatten(1), errors], 1))
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        for group in torch.split(found, getattr(data, "eval_batch_size", len(found))):
+            projected = group[:, :-1].view(-1, 2, size).transpose(0, 1).flatten(0, 1)
+            loss = contrastive_loss(projected, self.temperature) + self.reconstruction * group[:, -1].mean()
+            self.log_mean(f"{stage}/loss", loss, len(group), prog_bar=True)
 
     def predict_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:
         """Return the class tokens after the last norm."""
@@ -179,8 +202,7 @@ class VisionModel(RunModule):
 
     def configure_optimizers(self) -> Any:
         """Optimizer and, where there is one, schedule, which steps with every training step."""
-        optimizer = clippable(self._make_optimizer(self.parameters()))
-        scheduler = make_scheduler(optimizer, self._lr_scheduler)
+        optimizer, scheduler = self.make_optimizer()
         if scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

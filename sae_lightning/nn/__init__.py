@@ -3,7 +3,7 @@
 from sae_lightning.nn.autoencoder import SAEOutput, SparseAutoencoder, SparseOutput
 from sae_lightning.nn.decoder import Decoder
 from sae_lightning.nn.encoders import Affine, Encoder, SquaredDistance
-from sae_lightning.nn.firing import FIRING_THRESHOLD
+from sae_lightning.nn.firing import FIRING_THRESHOLD, fires
 from sae_lightning.nn.initialization import Initialization
 from sae_lightning.nn.projections import Jump, KSparse, Orthant, Projection, Simplex
 from sae_lightning.nn.receptive_fields import Ball, Cone, ConvexCell, HalfSpace, ReceptiveField
@@ -39,4 +39,5 @@ __all__ = [
     "SparseOutput",
     "SquaredDistance",
     "Standardizer",
+    "fires",
 ]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sae_lightning.nn.decoder import Decoder
 from sae_lightning.nn.encoders import Encoder
-from sae_lightning.nn.firing import FIRING_THRESHOLD
+from sae_lightning.nn.firing import fires
 from sae_lightning.nn.functional import at_least_float32
 from sae_lightning.nn.parts import require_positive, require_shardable
 from sae_lightning.nn.projections import Projection
@@ -337,8 +337,9 @@ class SparseAutoencoder(nn.Module):
     def fired(codes: Tensor | SparseCodes) -> Tensor:
         """Which latents (of this process) fire anywhere in a batch, bool `(d_sae,)`."""
         if isinstance(codes, SparseCodes):
-            return codes.largest_per_latent() > FIRING_THRESHOLD
-        return codes.flatten(0, -2).amax(0) > FIRING_THRESHOLD
+            return fires(codes.largest_per_latent())
+        rows = codes.flatten(0, -2)
+        return fires(torch.maximum(rows.amax(0), -rows.amin(0)))  # two reductions: `abs` would copy all codes
 
     def receptive_field(self) -> ReceptiveField | None:
         """Shape of the set on which a latent fires, as the parts say; None where they do not."""

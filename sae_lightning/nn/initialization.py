@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sae_lightning.nn.autoencoder import SparseAutoencoder
 from sae_lightning.nn.encoders import SquaredDistance
-from sae_lightning.nn.firing import FIRING_THRESHOLD
+from sae_lightning.nn.firing import fires
 from sae_lightning.nn.functional import negative_squared_distance
 from sae_lightning.nn.sharding import Sharding, fill, local
 
@@ -100,8 +100,8 @@ def calibrate_lambda(sae: SparseAutoencoder, x: Tensor, l0: float) -> float:
 
     def mean_l0(scale: float) -> float:
         pre_codes = offset - distances * scale
-        codes = pre_codes if sae.projection.l0 is not None else sae.projection(pre_codes)
-        firing = (codes > FIRING_THRESHOLD).sum(-1).double()
+        codes = pre_codes.clamp_min(0) if sae.projection.l0 is not None else sae.projection(pre_codes)
+        firing = fires(codes).sum(-1).double()
         return float((firing if sae.sharding is None else sae.sharding.total(firing)).mean())
 
     # the useful range of lambda is around one over the spread of a sample's distances, at any scale of the data

@@ -1,11 +1,12 @@
 """What parts and SAEs have in common: they remember how they were built, in plain values."""
 
-import importlib
 import inspect
 import math
+import sys
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from types import UnionType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 if TYPE_CHECKING:
     from sae_lightning.nn.sharding import Sharding
@@ -77,37 +78,132 @@ class Part(Recorded):
 def build(description: dict[str, Any], base: type[T], *args: Any) -> T:
     """Build the object that `describe` described.
 
+    Descriptions come from files, which may be anybody's. Nothing is imported for them, and nothing but constructors of
+    this package's classes, and of classes whose module has been imported already, is ever called; all of a description
+    is checked before the first of them is.
+
     Args:
         description: Class path and constructor arguments; descriptions among the arguments become factories.
         base: The class that the described one must be or derive from.
         args: Leading arguments that the description leaves out.
 
     Raises:
-        ValueError: If the class cannot be imported or does not derive from `base`; nothing else is ever called.
+        ValueError: If a class is unknown or does not derive from `base`, or an argument is not a plain value.
     """
-    path = description["class_path"]
-    module, _, name = path.rpartition(".")
+    check_description(description, base)
+    return _built(description, base, *args)
+
+
+def check_description(description: Any, base: type["Recorded"]) -> None:
+    """Raise a ValueError unless a description, and all those among its arguments, may be built.
+
+    Args:
+        description: What was read from a file.
+        base: The class that the described one must be or derive from.
+    """
+    if not isinstance(description, dict) or description.keys() != {"class_path", "init_args"}:
+        raise ValueError(f"a description must hold class_path and init_args, but is {_shortened(description)}")
+    cls = described_class(description["class_path"], base)
+    init_args = description["init_args"]
+    if not isinstance(init_args, dict):
+        raise ValueError(f"init_args of {cls.__name__} must be a dict, but are {_shortened(init_args)}")
+    known = inspect.signature(cls.__init__).parameters.keys() - cls.undescribed
+    hints = _hints(cls)
+    for name, value in init_args.items():
+        if name not in known:
+            raise ValueError(f"{cls.__name__} takes no argument {_shortened(name)} from a file")
+        _check_value(value, f"{name} of {cls.__name__}")
+        if not _has_type(value, hints.get(name, Any)):
+            raise ValueError(f"{name} of {cls.__name__} must be of type {hints[name]}, but is {_shortened(value)}")
+
+
+def _hints(cls: type) -> dict[str, Any]:
     try:
-        cls = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"class {path!r} cannot be imported: {error}") from error
-    if not (isinstance(cls, type) and issubclass(cls, base)):
+        return get_type_hints(cls.__init__)  # type: ignore[misc]
+    except NameError:  # names that a user's module imports for type checkers only
+        return {}
+
+
+_KINDS: dict[Any, tuple[type, ...]] = {bool: (bool,), str: (str,), int: (int,), float: (int, float), dict: (dict,)}
+
+
+def _has_type(value: Any, hint: Any) -> bool:
+    """Whether a plain value has an annotated type, as far as that is one of plain values."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(_has_type(value, argument) for argument in arguments)
+    if origin is Literal:
+        return value in arguments
+    if origin is Callable:
+        return _is_description(value)
+    if hint is type(None):
+        return value is None
+    kinds = _KINDS.get(origin or hint, (object,))
+    return isinstance(value, kinds) and (hint is bool or not isinstance(value, bool) or object in kinds)
+
+
+def _check_value(value: Any, name: str) -> None:
+    if _is_description(value):
+        check_description(value, Recorded)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise ValueError(f"{name} must have names as keys, but one is {_shortened(key)}")
+            _check_value(item, name)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _check_value(item, name)
+    elif not isinstance(value, (str, int, float, type(None))):
+        raise ValueError(f"{name} must be a plain value, but is of type {type(value).__name__}")
+
+
+def described_class(path: Any, base: type[T]) -> type[T]:
+    """The class of a description, found without importing anything.
+
+    Args:
+        path: Import path of the class.
+        base: The class that it must be or derive from.
+
+    Raises:
+        ValueError: If its module has not been imported, it is no such class, or does not derive from `base`.
+    """
+    if not isinstance(path, str) or "." not in path:
+        raise ValueError(f"class {_shortened(path)} must be an import path, such as package.module.Class")
+    module, _, name = path.rpartition(".")
+    if module not in sys.modules:
+        raise ValueError(
+            f"class {path!r} is not known: a file may only name classes of this package and of modules that have been "
+            f"imported. If you trust {module!r}, give --trust {module} on the command line, or import it in Python"
+        )
+    cls = vars(sys.modules[module]).get(name)  # not `getattr`, for which a module may import others
+    if not isinstance(cls, type):
+        raise ValueError(f"class {path!r} does not exist: {module!r} has no class of this name")
+    if not issubclass(cls, base):
         raise ValueError(f"class {path!r} must derive from {base.__name__}, but does not")
+    return cls
+
+
+def _built(description: dict[str, Any], base: type[T], *args: Any) -> T:
+    cls = described_class(description["class_path"], base)
     return cls(*args, **{key: _revive(value) for key, value in description["init_args"].items()})
+
+
+def _is_description(value: Any) -> bool:
+    return isinstance(value, dict) and value.keys() == {"class_path", "init_args"}
 
 
 def _revive(value: Any) -> Any:
     """Turn descriptions into factories, also within a dict of them."""
-    if not isinstance(value, dict):
-        return value
-    if value.keys() == {"class_path", "init_args"}:
-        return factory(value)
-    return {key: _revive(item) for key, item in value.items()}
+    if _is_description(value):
+        return partial(_built, value, Recorded)
+    if isinstance(value, dict):
+        return {key: _revive(item) for key, item in value.items()}
+    return value
 
 
-def factory(description: dict[str, Any]) -> Callable[..., Recorded]:
-    """A callable that builds what is described from the leading arguments that it is given."""
-    return partial(build, description, Recorded)
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def require_positive(name: str, value: float) -> None:

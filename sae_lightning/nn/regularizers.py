@@ -1,5 +1,6 @@
 """Regularizers: what an architecture pays for its codes, one value per sample."""
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from sae_lightning.nn.autoencoder import SAEOutput, SparseAutoencoder, SparseOutput
 
 
-class Regularizer(Part, nn.Module):
+class Regularizer(Part, nn.Module, ABC):
     """Base of all regularizers: called as `regularizer(sae, x, out)`, returns one value per sample, `(batch,)`.
 
     A subclass that can read a SparseOutput too says so with `sparse = True`; without it training is dense.
@@ -35,6 +36,10 @@ class Regularizer(Part, nn.Module):
         require_positive("d_sae", d_sae)
         self.d_sae = d_sae
 
+    @abstractmethod
+    def forward(self, sae: "SparseAutoencoder", x: Tensor, out: "SAEOutput | SparseOutput") -> Tensor:
+        """Return what each sample pays, `(batch,)`, for standardised inputs `x`."""
+
     def check(self, sae: "SparseAutoencoder") -> None:
         """Raise a ValueError where this regularizer cannot work with the parts of `sae`."""
 
@@ -44,15 +49,25 @@ def _over_all(sae: "SparseAutoencoder", sums: Tensor) -> Tensor:
     return sums if sae.sharding is None else sae.sharding.sum(sums)
 
 
+def _magnitudes(codes: Tensor) -> Tensor:
+    """|codes|, with the gradient 1 at zero: `abs` has 0 there, and thresholds are trained by codes that are zero."""
+    return torch.where(codes < 0, -codes, codes)
+
+
 class L1(Regularizer):
-    r"""L1 norm of the codes, $\sum_i |z_i|$ (codes are nonnegative)."""
+    r"""L1 norm of the codes, $\sum_i |z_i|$.
+
+    At zero the gradient is taken from above, as for a code that is about to fire.
+    """
 
     sparse = True
     rows_of_latents = frozenset()
 
     def forward(self, sae: "SparseAutoencoder", x: Tensor, out: "SAEOutput | SparseOutput") -> Tensor:
         """Return the norm per sample, `(batch,)`."""
-        return out.codes.total() if isinstance(out.codes, SparseCodes) else _over_all(sae, out.codes.sum(-1))
+        if isinstance(out.codes, SparseCodes):
+            return out.codes.total(_magnitudes(out.codes.values))
+        return _over_all(sae, _magnitudes(out.codes).sum(-1))
 
 
 class L0(Regularizer):

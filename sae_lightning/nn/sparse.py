@@ -98,9 +98,9 @@ class SparseCodes(NamedTuple):
         return values.new_zeros(self.pattern.n).index_add(0, self.pattern.samples, values)
 
     def largest_per_latent(self) -> Tensor:
-        """The largest code of each latent, 0 where it has none, `(d_sae,)`."""
+        """The largest magnitude of a code of each latent, 0 where it has none, `(d_sae,)`."""
         zeros = self.values.new_zeros(self.pattern.d_sae)
-        return zeros.scatter_reduce(0, self.pattern.latents, self.values.detach(), "amax")
+        return zeros.scatter_reduce(0, self.pattern.latents, self.values.detach().abs(), "amax")
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Attend where the mask is true, `(n, 1, length, length)`; None is the causal one, or none if not causal."""
         n, length, width = x.shape
-        q, k, v = self.to_heads(x).view(n, length, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = self.to_heads(x).view(n, length, 3, self.n_heads, width // self.n_heads).permute(2, 0, 3, 1, 4)
         found = F.scaled_dot_product_attention(q, k, v, mask, is_causal=self.causal and mask is None)
         merged: Tensor = self.from_heads(found.transpose(1, 2).reshape(n, length, width))
         return merged

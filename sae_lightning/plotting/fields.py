@@ -51,9 +51,9 @@ def receptive_fields(
 ) -> "Figure":
     r"""One panel per latent: where in the plane it fires, and how strongly, over the data.
 
-    The receptive field of latent i is $\{x : z_i(x) > 0\}$ (Hindupur et al. 2025, arXiv 2503.01822). The shade
-    is $z_i$ divided by the latent's own maximum on the grid, the dark line is the field's boundary, where the
-    code crosses 1e-6, and small points are the data (at most 3,000 of them). White is where the latent does
+    The receptive field of latent i is $\{x : z_i(x) \neq 0\}$ (Hindupur et al. 2025, arXiv 2503.01822). The shade
+    is $|z_i|$ divided by the latent's own maximum on the grid, the dark line is the field's boundary, where
+    $|z_i|$ crosses 1e-6, and small points are the data (at most 3,000 of them). White is where the latent does
     not fire; one that fires nowhere on the grid is marked as silent.
 
     Args:
@@ -77,7 +77,7 @@ def receptive_fields(
         ValueError: If a shape does not fit, the grid is smaller than 2 x 2 or not finite, there are no or
             more than 48 latents, `extent` is empty, or a concept has no name.
     """
-    codes = float_array("grid_codes", grid_codes, (None, None, None))
+    codes = np.abs(float_array("grid_codes", grid_codes, (None, None, None)))
     n_latents, height, width = codes.shape
     if not 1 <= n_latents <= MAX_PANELS or height < 2 or width < 2:
         raise ValueError(
@@ -114,7 +114,7 @@ def receptive_fields(
     bar = figure.colorbar(image, ax=panels, location="bottom", shrink=shrink, aspect=24, pad=0.03)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=TICK_SIZE, length=0)
-    bar.set_label("code / latent's maximum", fontsize=LABEL_SIZE)
+    bar.set_label("|code| / latent's maximum", fontsize=LABEL_SIZE)
     handles = _legend_handles(labels, concept_names, stars is not None, arrows is not None)
     legend_right(figure, handles)
     return figure

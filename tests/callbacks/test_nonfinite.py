@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from sae_lightning import Comparison, SpaDE, TopKSAE
 from sae_lightning.callbacks import NonfiniteLoss, RunCheckpoint
+from sae_lightning.checkpoint import read_checkpoint
 from sae_lightning.modules import BaseSAE
-from sae_lightning.modules.loading import read_checkpoint
 from sae_lightning.modules.run import NonfiniteError
 from tests.callbacks.probes import DamagedStream
 

@@ -249,10 +249,11 @@ def test_bad_activations(save: Any, x: torch.Tensor, message: str) -> None:
         (LABELS == 0, None, r"labels must be integers \(n,\) or bool .*shape \(50,\) and type torch.bool"),
         (OVERLAPPING.long(), None, r"labels must be integers \(n,\) or bool .*shape \(50, 3\) and type torch.int64"),
         (OVERLAPPING[:, None], None, r"labels must be integers \(n,\) or bool .*shape \(50, 1, 3\)"),
-        (LABELS - 1, None, "labels must be at least -1 .*, but those in '.*y.pt' reach -2"),
-        (LABELS, ["a", "b"], "concept_names must name all concepts, but there are 2 names and 3 concepts"),
-        (OVERLAPPING, ["a", "b"], "concept_names must name all concepts, but there are 2 names and 3 concepts"),
-        (OVERLAPPING, [*"abcd"], "concept_names must name all concepts, but there are 4 names and 3 concepts"),
+        (LABELS - 1, None, "labels must be at least -1 .*, but '.*y.pt' holds -2 at row [0-9]+"),
+        (LABELS, ["a", "b"], "below the number of concepts, 2 .*, but '.*y.pt' holds 2 at row [0-9]+"),
+        (OVERLAPPING, ["a", "b"], r"must be as many as the concepts in '.*y.pt', 3, but are 2"),
+        (OVERLAPPING, [*"abcd"], r"must be as many as the concepts in '.*y.pt', 3, but are 4"),
+        (LABELS, ["a", "b", "a"], "concept_names must be distinct, but 'a' is there twice"),
     ],
 )
 def test_bad_labels(save: Any, labels: torch.Tensor, names: list[str] | None, message: str) -> None:
@@ -260,9 +261,50 @@ def test_bad_labels(save: Any, labels: torch.Tensor, names: list[str] | None, me
         TensorDataModule(save(X), save(labels.clone(), "y.pt"), concept_names=names)
 
 
+def with_label(row: int, value: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+    labels = LABELS.clone().to(dtype)
+    labels[row] = value
+    return labels
+
+
+@pytest.mark.parametrize("value", [50, 5000, 2**40, 2**62])
+def test_one_label_does_not_decide_how_many_concepts_there_are(save: Any, value: int) -> None:
+    """A stray label would cost time and memory that grow with it."""
+    message = rf"below the number of samples, 50, but '.*y.pt' holds {value} at row 7; .* n_concepts = {value + 1}"
+    with pytest.raises(ValueError, match=message):
+        TensorDataModule(save(X), save(with_label(7, value), "y.pt"))
+    with pytest.raises(ValueError, match=rf"below the number of concepts, 4 .*, but '.*y.pt' holds {value} at row 7"):
+        TensorDataModule(save(X), save(with_label(7, value), "y.pt"), n_concepts=4)
+
+
+@pytest.mark.parametrize("bit", range(3, 32))
+def test_a_flipped_bit_of_a_label_asks_for_no_memory(save: Any, bit: int) -> None:
+    flipped = int(np.array(1, np.uint32) ^ np.array(1 << bit, np.uint32).astype(np.uint32))
+    labels = with_label(3, flipped - (1 << 32 if bit == 31 else 0), torch.int32)
+    if flipped < len(X):
+        assert TensorDataModule(save(X), save(labels, "y.pt")).n_concepts == flipped + 1
+    else:
+        with pytest.raises(ValueError, match="at row 3"):
+            TensorDataModule(save(X), save(labels, "y.pt"))
+
+
+def test_many_concepts_are_accepted_where_they_are_meant(save: Any) -> None:
+    data = TensorDataModule(save(X), save(with_label(7, 99), "y.pt"), n_concepts=200)
+    assert data.n_concepts == 200
+    assert data.concept_names[::100] == ["C0", "C100"]
+    many = torch.zeros(50, 60, dtype=torch.bool)
+    with pytest.raises(
+        ValueError, match=r"at most as many concepts as samples, 50, but '.*y.pt' holds 60; .* n_concepts = 60"
+    ):
+        TensorDataModule(save(X), save(many, "y.pt"))
+    assert TensorDataModule(save(X), save(many, "y.pt"), n_concepts=60).n_concepts == 60
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"n_concepts": 0}, "n_concepts must be at least 1, but is 0"),
+        ({"n_concepts": 3, "concept_names": ["a", "b"]}, "concept_names must be n_concepts = 3 names, but are 2"),
         ({"val_fraction": 0.0}, "val_fraction must lie between 0 and 1, but is 0.0"),
         ({"val_fraction": 1.0}, "val_fraction must lie between 0 and 1, but is 1.0"),
         ({"test_fraction": -0.1}, "test_fraction must lie between 0 and 1, but is -0.1"),

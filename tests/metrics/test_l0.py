@@ -22,7 +22,7 @@ def test_threshold_is_strict_and_not_rounded():
     assert FIRING_THRESHOLD == 1e-6
     codes = torch.tensor([[1e-6, np.nextafter(np.float32(1e-6), np.float32(1)), 0.0, -1.0, torch.nan]])
     labels = torch.tensor([0])
-    assert l0(codes, labels, 1).overall == 1
+    assert l0(codes, labels, 1).overall == 2  # the second, and the negative one
     just_above = torch.tensor([[1.01e-6]]).half()
     assert just_above == torch.tensor(1e-6).half()  # so that a threshold in half precision would miss it
     assert just_above.float() > 1e-6

@@ -31,7 +31,7 @@ def test_one_panel_per_latent_with_title_image_and_points():
     *panels, bar = figure.axes
     assert [axes.get_title(loc="left") for axes in panels] == ["a", "b", "c"]
     assert figure.get_suptitle() == "all"
-    assert bar.get_xlabel() == "code / latent's maximum"
+    assert bar.get_xlabel() == "|code| / latent's maximum"
     for axes in panels:
         assert axes.get_xlim() == EXTENT[:2]
         assert axes.get_ylim() == EXTENT[2:]

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sae_lightning.metrics.functional._inputs import fires
 from sae_lightning.metrics.functional._membership import labelled, membership
+from sae_lightning.nn.firing import fires
 
 EPS = 1e-12
 

@@ -1,9 +1,6 @@
 """What every metric asks of its tensors, checked once and in one wording."""
 
-import torch
 from torch import Tensor
-
-from sae_lightning.nn.firing import FIRING_THRESHOLD
 
 
 def check_size(name: str, value: int, minimum: int) -> int:
@@ -35,19 +32,3 @@ def check_matrix(name: str, values: Tensor, columns: int | None = None, rows: in
     if not values.is_floating_point():
         raise ValueError(f"`{name}` must be a floating point tensor, got {values.dtype}.")
     return values.detach()
-
-
-def fires(codes: Tensor, threshold: float = FIRING_THRESHOLD) -> Tensor:
-    """Tell where ``codes > threshold``, compared in at least float32.
-
-    Half precision would round the threshold itself (1e-6 is subnormal there), so codes are widened first.
-
-    Args:
-        codes: ``(batch, d_sae)``.
-        threshold: The value to exceed.
-
-    Returns:
-        Bool tensor ``(batch, d_sae)``.
-    """
-    wide = codes if codes.dtype == torch.float64 else codes.float()
-    return wide > threshold

@@ -5,7 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sae_lightning.metrics.functional._inputs import check_matrix, fires
+from sae_lightning.metrics.functional._inputs import check_matrix
+from sae_lightning.nn.firing import fires
 
 
 class DeadLatentsResult(NamedTuple):
@@ -23,7 +24,7 @@ class DeadLatentsResult(NamedTuple):
 
 
 def dead_latents(codes: Tensor) -> DeadLatentsResult:
-    r"""Share of latents that never fire, :math:`|\{i : z_{ni} \le 10^{-6}\ \forall n\}| / d_{sae}`.
+    r"""Share of latents that never fire, :math:`|\{i : |z_{ni}| \le 10^{-6}\ \forall n\}| / d_{sae}`.
 
     Source: Hindupur, Lubana, Fel and Ba 2025, arXiv 2503.01822.
 

@@ -4,8 +4,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from sae_lightning.metrics.functional._inputs import check_matrix, fires
+from sae_lightning.metrics.functional._inputs import check_matrix
 from sae_lightning.metrics.functional._membership import membership, with_overall
+from sae_lightning.nn.firing import fires
 
 
 class L0Result(NamedTuple):
@@ -23,7 +24,7 @@ class L0Result(NamedTuple):
 def l0(codes: Tensor, concepts: Tensor, n_concepts: int) -> L0Result:
     r"""Mean number of latents that fire per sample, over all samples and per concept.
 
-    .. math:: L_0 = \frac{1}{N} \sum_n \sum_i [z_{ni} > 10^{-6}]
+    .. math:: L_0 = \frac{1}{N} \sum_n \sum_i [|z_{ni}| > 10^{-6}]
 
     Source: Hindupur, Lubana, Fel and Ba 2025, arXiv 2503.01822.
 

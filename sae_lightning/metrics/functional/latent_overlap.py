@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae_lightning.metrics.functional._inputs import check_matrix, fires
+from sae_lightning.metrics.functional._inputs import check_matrix
+from sae_lightning.nn.firing import fires
 
 
 class LatentOverlapResult(NamedTuple):
@@ -45,7 +46,7 @@ def latent_overlap(codes: Tensor, others: Tensor, min_jaccard: float = 0.5, seed
 
     .. math:: J_{ij} = \frac{|F_i \cap G_j|}{|F_i \cup G_j|}
 
-    with the sets :math:`F_i` and :math:`G_j` of the samples on which the latents fire (codes above 1e-6). A latent
+    with the sets :math:`F_i` and :math:`G_j` of the samples on which the latents fire (|code| > 1e-6). A latent
     without an index of at least `min_jaccard` has no counterpart: its SAE alone shows what it fires on. How high chance
     alone comes is told by shuffling: with the samples of one SAE in random order, the number on which two latents fire
     together has a hypergeometric distribution, and one draw of it for each pair is scored like the counts themselves.

@@ -5,9 +5,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sae_lightning.metrics.functional._inputs import check_matrix, fires
+from sae_lightning.metrics.functional._inputs import check_matrix
 from sae_lightning.metrics.functional._membership import membership
 from sae_lightning.metrics.functional._stable_rank import stable_rank
+from sae_lightning.nn.firing import fires
 
 
 class LatentSimilarityResult(NamedTuple):
@@ -17,7 +18,7 @@ class LatentSimilarityResult(NamedTuple):
         cosine: ``(d_sae, d_sae)``, cosine between latents' profiles; 0 in the rows and columns of dead latents.
         alive: ``(d_sae,)`` bool, the latents that fire at least once.
         stable_rank: Scalar, trace over spectral norm of the live latents' matrix. NaN if none is alive.
-        concept: ``(d_sae,)`` int64, the concept in which the latent's mean code is highest; -1 for a dead latent, or
+        concept: ``(d_sae,)`` int64, the concept in which the latent's mean |code| is highest; -1 for a dead latent, or
             one that is active on unlabelled samples only.
         cross_concept: Scalar, mean |cosine| over pairs of live latents that prefer different concepts: the
             co-occurrence across concepts. NaN if there is no such pair.
@@ -37,7 +38,7 @@ class _LatentMoments(NamedTuple):
 
     gram: Tensor  # [d_sae, d_sae] float64
     fired: Tensor  # [d_sae] int64
-    concept_sums: Tensor  # [n_concepts, d_sae] float64
+    concept_sums: Tensor  # [n_concepts, d_sae] float64, of |code|
     members: Tensor  # [n_concepts] int64
 
 
@@ -80,7 +81,7 @@ def _latent_similarity_update(codes: Tensor, concepts: Tensor, n_concepts: int) 
     codes = check_matrix("codes", codes)
     members = membership(concepts, n_concepts, codes.shape[0]).double()
     wide = codes.double()
-    return _LatentMoments(wide.T @ wide, fires(codes).sum(dim=0), members.T @ wide, members.sum(dim=0).long())
+    return _LatentMoments(wide.T @ wide, fires(codes).sum(dim=0), members.T @ wide.abs(), members.sum(dim=0).long())
 
 
 def _latent_similarity_compute(
@@ -107,7 +108,7 @@ def _latent_similarity_compute(
 
 
 def _preferred_concept(concept_sums: Tensor, members: Tensor, alive: Tensor) -> Tensor:
-    """Concept with the highest mean code for each latent, ``(d_sae,)`` int64, or -1."""
+    """Concept with the highest mean |code| for each latent, ``(d_sae,)`` int64, or -1."""
     if members.numel() == 0:
         return torch.full_like(alive, -1, dtype=torch.int64)
     mean_code, concept = (concept_sums / members.clamp(min=1)[:, None]).max(dim=0)

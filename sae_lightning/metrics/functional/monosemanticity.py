@@ -43,7 +43,7 @@ def monosemanticity(
     1 means that latent i fires in one concept only. It says nothing about recall: a latent that fires on a single
     sample has 1.
 
-    Two definitions of firing are offered. By default a latent fires where its code exceeds 1e-6, in a concept and at
+    Two definitions of firing are offered. By default a latent fires where |code| > 1e-6, in a concept and at
     all: exact, additive over batches, and what the class of the same name computes. ``normalize=True`` is what the
     authors' code does: each latent's codes are first divided by their L2 norm over the (labelled) samples; it fires in
     a concept above ``concept_threshold`` and at all above ``firing_threshold``. That norm is known only once

@@ -1,13 +1,16 @@
-"""Top examples: the samples on which each latent's code is largest."""
+"""Top examples: the samples on which each latent's code is largest in magnitude."""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sae_lightning.metrics.functional._inputs import check_matrix, check_size, fires
+from sae_lightning.metrics.functional._inputs import check_matrix, check_size
+from sae_lightning.nn.firing import fires
 
 _WORD = (1 << 32) - 1
+_MAGNITUDE = (1 << 31) - 1  # the bits of a float32 without its sign
+_EMPTY = -(1 << 63)  # the smallest key: that of no example
 _ENTRIES_AT_ONCE = 1 << 22  # codes per step, which bounds the memory where many latents fire
 
 
@@ -15,7 +18,8 @@ class TopExamplesResult(NamedTuple):
     """What each latent fires on most, and how often it fires.
 
     Attributes:
-        values: ``(d_sae, n)`` float32, the largest codes in falling order; 0 where a latent fired less than n times.
+        values: ``(d_sae, n)`` float32, the codes of largest magnitude, largest first; 0 where a latent fired less than
+            n times.
         indices: ``(d_sae, n)`` int64, the samples that they belong to; -1 there.
         fired: ``(d_sae,)`` int64, number of samples on which the latent fires.
         frequency: ``(d_sae,)`` float64, their share. NaN without samples.
@@ -34,9 +38,10 @@ class TopExamplesResult(NamedTuple):
 
 
 def top_examples(codes: Tensor, indices: Tensor, n: int = 8) -> TopExamplesResult:
-    """Find the ``n`` samples with the largest codes of each latent, and count its firings.
+    """Find the ``n`` samples with the codes of largest magnitude of each latent, and count its firings.
 
-    Only codes above 1e-6 count. Codes are compared in float32; of equal ones, that with the smaller index comes first.
+    Only codes that fire (|code| > 1e-6) count. Magnitudes are compared in float32; of equal ones, that with the smaller
+    index comes first.
 
     Args:
         codes: ``(batch, d_sae)``.
@@ -77,11 +82,12 @@ def check_indices(indices: Tensor, rows: int) -> None:
 def empty_keys(d_sae: int, n: int) -> Tensor:
     """The examples of latents that have not fired yet: ``(d_sae, n)`` int64.
 
-    An example is one integer: the bits of its float32 code, which order positive numbers as their values do, above
-    those of its index, counted backwards. The largest keys are then the largest codes, and of equal codes those with
-    the smallest indices, whatever the order in which they come.
+    An example is one integer of 64 bits: the magnitude of its float32 code (31 bits, which order as the values do), its
+    index counted backwards (32 bits) and the code's sign (1 bit), with the highest bit flipped so that signed integers
+    order as unsigned ones would. The largest keys are then the codes of largest magnitude, and of equal ones those with
+    the smallest indices, in whatever order they come.
     """
-    return torch.zeros(d_sae, n, dtype=torch.int64)
+    return torch.full((d_sae, n), _EMPTY, dtype=torch.int64)
 
 
 def take_in(best: Tensor, codes: Tensor, indices: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -109,19 +115,21 @@ def take_in(best: Tensor, codes: Tensor, indices: Tensor) -> tuple[Tensor, Tenso
         values = part[row, latent].float()
         fired += latent.bincount(minlength=d_sae)
         total.index_add_(0, latent, part[row, latent].double())
-        able = values >= _values(best[:, -1])[latent]
+        able = values.abs() >= _values(best[:, -1]).abs()[latent]
         best = _merge(best, values[able], names[row[able]], latent[able])
     return best, fired, total, torch.full((), codes.shape[0], dtype=torch.int64, device=codes.device)
 
 
 def _merge(best: Tensor, values: Tensor, indices: Tensor, latent: Tensor) -> Tensor:
     """Offer codes of any latents, ``(m,)`` float32, with their samples and latents, ``(m,)`` int64."""
-    keys, order = ((values.view(torch.int32).long() << 32) | (_WORD - indices)).sort(descending=True)
+    bits = values.view(torch.int32).long()
+    keys = ((bits & _MAGNITUDE) << 33) | ((_WORD - indices) << 1) | (bits < 0)
+    keys, order = (keys ^ _EMPTY).sort(descending=True)
     latent, by_latent = latent[order].sort(stable=True)
     first = torch.searchsorted(latent, torch.arange(best.shape[0], device=latent.device))
     place = torch.arange(len(latent), device=latent.device) - first[latent]
     fits = place < best.shape[1]
-    offered = torch.zeros_like(best)
+    offered = torch.full_like(best, _EMPTY)
     offered[latent[fits], place[fits]] = keys[by_latent][fits]
     return merge_best(torch.stack([best, offered]))
 
@@ -133,7 +141,9 @@ def merge_best(stacked: Tensor) -> Tensor:
 
 def _values(keys: Tensor) -> Tensor:
     """The float32 codes in keys of any shape."""
-    return (keys >> 32).to(torch.int32).view(torch.float32)
+    bits = keys ^ _EMPTY
+    magnitude = ((bits >> 33) & _MAGNITUDE).to(torch.int32).view(torch.float32)
+    return torch.where(bits & 1 == 1, -magnitude, magnitude)
 
 
 def _top_examples_compute(best: Tensor, fired: Tensor, total: Tensor, samples: Tensor) -> TopExamplesResult:
@@ -141,7 +151,7 @@ def _top_examples_compute(best: Tensor, fired: Tensor, total: Tensor, samples: T
     none = torch.nan
     return TopExamplesResult(
         values=_values(best),
-        indices=torch.where(best > 0, _WORD - (best & _WORD), -1),
+        indices=torch.where(best > _EMPTY, _WORD - ((best >> 1) & _WORD), -1),
         fired=fired,
         frequency=torch.where(samples > 0, fired / samples.double(), none),
         mean_code=torch.where(fired > 0, total / fired.double(), none),

@@ -1,0 +1,81 @@
+"""Reading checkpoints, which may be anybody's: nothing in them is executed or imported, and all of it is checked."""
+
+import os
+import zipfile
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHECKPOINT_KEY = "sae_lightning"
+"""Where a checkpoint holds what it is a checkpoint of: class path, arguments and number of samples seen."""
+
+
+def read_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> dict[str, Any]:
+    """Read a checkpoint of this project with `weights_only=True`, and check that it is whole.
+
+    What is checked: the checksums of all its parts, the types of what every reader relies on, and that weights are
+    finite. The class that it names is not looked at; `load_module` does that.
+
+    Args:
+        path: A checkpoint, made by the command line or by a Trainer in Python.
+        map_location: Device to load to.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is truncated, damaged, unsafe to load, not finite, or was not made by sae_lightning.
+    """
+    name = repr(os.fspath(path))
+    try:
+        _check_zip(path)
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # the unpickler meets damage with errors of many kinds
+        raise ValueError(f"checkpoint {name} cannot be read (truncated or damaged?): {error}") from error
+    if not isinstance(checkpoint, dict) or CHECKPOINT_KEY not in checkpoint:
+        raise ValueError(f"checkpoint {name} was not made by sae_lightning")
+    try:
+        _check_content(checkpoint)
+    except Exception as error:  # tensors may be of kinds that know no comparison
+        raise ValueError(f"checkpoint {name} is damaged: {error}") from error
+    return checkpoint
+
+
+def _check_zip(path: str | os.PathLike[str]) -> None:
+    """Raise a ValueError where a part of a zip file, torch's format, is not what was written: torch does not look."""
+    if not zipfile.is_zipfile(path):  # torch has its own word for what is cut off, or no checkpoint at all
+        return
+    with zipfile.ZipFile(path) as file:
+        for part in file.infolist():
+            if part.compress_type != zipfile.ZIP_STORED:  # which torch never writes, and which may unpack to any size
+                raise ValueError(f"{part.filename!r} in it is compressed")
+        damaged = file.testzip()
+    if damaged is not None:
+        raise ValueError(f"{damaged!r} in it has another checksum than when it was written")
+
+
+def _check_content(checkpoint: dict[str, Any]) -> None:
+    saved = checkpoint[CHECKPOINT_KEY]
+    kinds = {"class_path": str, "init_args": dict, "samples_seen": int}
+    if not isinstance(saved, dict):
+        raise ValueError(f"{CHECKPOINT_KEY!r} must be a dict, but is of type {type(saved).__name__}")
+    for holder, key, kind in (*((saved, key, kind) for key, kind in kinds.items()), (checkpoint, "state_dict", dict)):
+        value = holder.get(key)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise ValueError(f"{key!r} must be of type {kind.__name__}, but is of type {type(value).__name__}")
+        if isinstance(value, int) and value < 0:
+            raise ValueError(f"{key!r} must be at least 0, but is {value}")
+    for key, value in checkpoint["state_dict"].items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise ValueError(f"'state_dict' must hold tensors by name, but {key!r} is of type {type(value).__name__}")
+        _check_tensor(key, value)
+
+
+def _check_tensor(name: str, value: Tensor) -> None:
+    # a few bytes that claim to be a tensor of any shape would be copied out by whoever looks at its values
+    if value.layout != torch.strided or value.untyped_storage().nbytes() < value.numel() * value.element_size():
+        raise ValueError(f"{name!r} must be a dense tensor that holds all its values")
+    if value.is_floating_point() and not bool(value.isfinite().all()):
+        bad = int((~value.isfinite()).sum())
+        raise ValueError(f"{name!r} must be finite, but {bad} of its {value.numel()} values are not")

@@ -1,0 +1,35 @@
+"""Data modules that are not of this package: what can be found out about them."""
+
+import lightning.pytorch as pl
+
+from sae_lightning.data.batch import as_batch
+
+
+def activation_size(data: pl.LightningDataModule) -> int:
+    """Size of the activations of a data module: its attribute `d_in`, or that of its first training batch.
+
+    Reading a batch calls `prepare_data`, `setup("fit")` and `train_dataloader`.
+
+    Args:
+        data: Any LightningDataModule.
+
+    Raises:
+        ValueError: If its batches cannot be read as activations; the message says what they are.
+    """
+    found = getattr(data, "d_in", None)
+    if found is not None:
+        return int(found)
+    name = type(data).__name__
+    data.prepare_data()
+    data.setup("fit")
+    for batch in data.train_dataloader():
+        try:
+            x = as_batch(batch).activations
+        except TypeError as error:
+            raise ValueError(f"--data {name} cannot be read as activations: {error}") from None
+        if x.ndim != 2:
+            raise ValueError(
+                f"--data {name} must yield activations of shape (batch, d_in), but yields {tuple(x.shape)}"
+            )
+        return x.shape[1]
+    raise ValueError(f"--data {name} must yield at least one training batch, but yields none")
