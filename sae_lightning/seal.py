@@ -1,10 +1,12 @@
 """A checksum within the file that it protects: one changed bit anywhere is found."""
 
 import hashlib
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from io import BytesIO
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 KEY = "sae_lightning_sha256"
 UNSEALED = "0" * 64
@@ -40,10 +42,47 @@ def check_seal(path: Path, within: int | None = None) -> None:
         ValueError: If the file holds no seal, or another one than its content has.
     """
     with path.open("rb") as file:
-        head = file.read() if within is None else file.read(within)
-        begin, end = _place(head)
-        digest = _digest([head[:begin], UNSEALED.encode(), head[end:]], file)
-    if head[begin:end].decode() != digest:
+        _check(file, within)
+
+
+def seal_json(content: Mapping[str, Any]) -> bytes:
+    """A sealed JSON file.
+
+    Args:
+        content: Plain values by name; no number is infinite or NaN.
+
+    Raises:
+        ValueError: If a number is not finite, which JSON cannot hold.
+    """
+    file = BytesIO()
+    write_sealed(file, json.dumps({KEY: UNSEALED, **content}, indent=1, allow_nan=False).encode())
+    return file.getvalue()
+
+
+def unseal_json(data: bytes) -> dict[str, Any]:
+    """The content of a sealed JSON file.
+
+    The checksum protects from damage, not from forgers, who can compute it too: check what the file says.
+
+    Args:
+        data: The file's bytes.
+
+    Raises:
+        ValueError: If the file holds no seal, another one than its content has, or no JSON.
+    """
+    _check(BytesIO(data))
+    try:
+        content: dict[str, Any] = json.loads(data)
+        del content[KEY]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"it is no sealed JSON: {error}") from None
+    return content
+
+
+def _check(file: IO[bytes], within: int | None = None) -> None:
+    head = file.read() if within is None else file.read(within)
+    begin, end = _place(head)
+    if head[begin:end].decode() != _digest([head[:begin], UNSEALED.encode(), head[end:]], file):
         raise ValueError("its content has another checksum than when it was written")
 
 

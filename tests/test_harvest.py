@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -211,6 +212,32 @@ def test_training_refuses_a_damaged_cache_or_another_model_by_name(cache, tmp_pa
         assert outcome.code == 2
         assert message in outcome.err
     assert not (tmp_path / "run").exists()
+    damaged = shutil.copytree(cache, tmp_path / "cache")
+    for file in (
+        "manifest.json",
+        "shards/000001.json",
+        f"{LAYERS[0]}/val/index.json",
+        f"{LAYERS[0]}/train/chunk-000001.bin",
+    ):
+        content = bytearray((damaged / file).read_bytes())
+        content[len(content) // 2] ^= 1
+        (damaged / file).write_bytes(content)
+        outcome = run_cli("fit", *common, "--data.layer", LAYERS[0], "--data.cache", damaged)
+        assert outcome.code == 2
+        assert f"error: cache '{damaged}' is damaged: {file} " in outcome.err
+        assert "Traceback" not in outcome.err
+        shutil.copy(cache / file, damaged / file)
+
+
+def test_a_damaged_cache_is_named_by_a_harvest_too(cache, model, corpus, tmp_path):
+    damaged = shutil.copytree(cache, tmp_path / "cache")
+    (damaged / "shards/000001.json").write_bytes(b"{}")
+    outcome = run_cli(*arguments(model, corpus, damaged))
+    assert outcome.code == 2
+    assert (
+        f"error: cache '{damaged}' is damaged: shards/000001.json cannot be read (it holds no checksum" in outcome.err
+    )
+    assert "Traceback" not in outcome.err
 
 
 def test_the_help_says_that_there_is_harvest():

@@ -17,7 +17,7 @@ ALLOWED = {
     "metrics.functional": {"nn", "metrics.functional"},
     "metrics": {"nn", "metrics"},
     "checkpoint": set(),
-    "data": {"checkpoint", "data", "files", "shipped", "nn.parts", "nn.transformer", "nn.vision_transformer"},
+    "data": {"checkpoint", "data", "files", "seal", "shipped", "nn.parts", "nn.transformer", "nn.vision_transformer"},
     "plotting": {"plotting", "files", "nn.firing"},
     "geometry": {"geometry", "nn"},
     "modules": {

@@ -18,9 +18,9 @@ import yaml
 from sae_lightning import SeparabilityDataModule, SpaDE, load_codes, load_module, load_sae
 from sae_lightning.callbacks import RunCheckpoint
 from sae_lightning.checkpoint import read_checkpoint
-from sae_lightning.data import CachedDataModule, TensorDataModule
+from sae_lightning.data import CachedDataModule, TensorDataModule, sources
 from tests.conftest import QUIET, run_cli
-from tests.data.harvesting import Numbers
+from tests.data.harvesting import Numbers, forged
 from tests.data.test_harvest import harvest
 from tests.test_resume import arguments
 
@@ -327,11 +327,29 @@ def cache(tmp_path_factory):
     return harvest(tmp_path_factory.mktemp("cache") / "cache", Numbers(300, 30))
 
 
-def planted_chunk(payload, n):
-    """A chunk of litdata's whose items consist of one pickled object."""
-    items = [struct.pack("<I", len(payload)) + payload] * n
-    offsets = np.cumsum([4 * (n + 2), *map(len, items)]).astype(np.uint32)
-    return np.uint32(n).tobytes() + offsets.tobytes() + b"".join(items)
+def plant_items(folder, split, mark):
+    """Give the chunks of a split items that consist of one pickled object, with the right sizes and checksums."""
+    payload = pickle.dumps(Payload(mark))
+
+    def change(manifest):
+        for chunk in manifest["layers"]["first"]["splits"][split]:
+            path, n = folder / chunk["file"], len(chunk["rows"])
+            items = [struct.pack("<I", len(payload)) + payload] * n
+            offsets = np.cumsum([4 * (n + 2), *map(len, items)]).astype(np.uint32)
+            content = np.uint32(n).tobytes() + offsets.tobytes() + b"".join(items)
+            path.write_bytes(content.ljust(chunk["bytes"], b"\0"))
+            chunk["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+
+    forged(folder / "manifest.json", lambda manifest: change(manifest) and None)
+
+
+def plant_index(folder, split, kind):
+    """Let the index say that items are of a kind."""
+    path = folder / "first" / split / "index.json"
+    index = json.loads(path.read_text())
+    index["config"]["data_format"] = [kind]
+    index["config"]["data_spec"] = None
+    path.write_text(json.dumps(index))
 
 
 @pytest.mark.parametrize("kind", ["pickle", "graph:pickle", "jpeg", "file"])
@@ -340,19 +358,22 @@ def planted_chunk(payload, n):
 def test_a_cache_whose_index_names_pickled_items_executes_nothing(kind, split, remote, cache, mark, tmp_path):
     folder = tmp_path / "cache"
     shutil.copytree(cache, folder)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    for chunk in manifest["layers"]["first"]["splits"][split]:
-        path = folder / chunk["file"]
-        path.write_bytes(planted_chunk(pickle.dumps(Payload(mark)), len(chunk["rows"])))
-        chunk["bytes"] = path.stat().st_size
-        chunk["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    index = json.loads((folder / "first" / split / "index.json").read_text())
-    index["config"]["data_format"] = [kind]
-    index["config"]["data_spec"] = None
-    (folder / "first" / split / "index.json").write_text(json.dumps(index))
+    plant_items(folder, split, mark)
     data = CachedDataModule(f"local:{folder}" if remote else str(folder), "first", batch_size=8, seed=0)
+    plant_index(folder, split, kind)
+    with pytest.raises(ValueError, match=rf"first/{split}/index\.json is another than was written"):
+        data.setup()
+
+
+@pytest.mark.parametrize("kind", ["pickle", "graph:pickle", "jpeg", "file"])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_an_index_that_is_replaced_after_it_was_checked_executes_nothing(kind, split, cache, mark, tmp_path):
+    folder = tmp_path / "cache"
+    shutil.copytree(cache, folder)
+    data = CachedDataModule(str(folder), "first", batch_size=8, seed=0)
     data.setup()
+    plant_items(folder, split, mark)
+    plant_index(folder, split, kind)
     message = rf"cache must hold tensors only, but the index of '.*first/{split}' says that .* kind '{kind}'"
     with pytest.raises(ValueError, match=message):
         next(iter(data.train_dataloader())) if split == "train" else data.split("val")
@@ -361,10 +382,23 @@ def test_a_cache_whose_index_names_pickled_items_executes_nothing(kind, split, r
 def test_a_planted_manifest_chooses_no_class(cache, mark, tmp_path):
     folder = tmp_path / "cache"
     shutil.copytree(cache, folder)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["config"]["source"] = {"class_path": "builtins.open", "init_args": {"file": str(mark), "mode": "w"}}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    source = {"class_path": "builtins.open", "init_args": {"file": str(mark), "mode": "w"}}
+    forged(folder / "manifest.json", lambda manifest: manifest["config"].update(source=source))
     data = CachedDataModule(str(folder), "first", batch_size=8, seed=0)
     data.setup()
     with pytest.raises(ValueError, match=r"source must be given to show examples of builtins\.open"):
+        data.contexts("test", [0])
+
+
+@pytest.mark.parametrize("name", ["TextFiles", "Source", "annotations", "base", "TextExample", "__name__"])
+def test_a_planted_source_ends_with_a_message(name, cache, tmp_path):
+    folder = tmp_path / "cache"
+    shutil.copytree(cache, folder)
+    kind = getattr(sources, name, None)
+    path = f"{getattr(kind, '__module__', 'x')}.{name}"
+    source = {"class_path": path, "init_args": {"no_such": 1}}
+    forged(folder / "manifest.json", lambda manifest: manifest["config"].update(source=source))
+    data = CachedDataModule(str(folder), "first", batch_size=8, seed=0)
+    data.setup()
+    with pytest.raises(ValueError, match=r"source must be given to show examples|manifest\.json says what no harvest"):
         data.contexts("test", [0])

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from sae_lightning import load_codes, load_results
-from sae_lightning.seal import KEY, UNSEALED, check_seal, write_sealed
+from sae_lightning.seal import KEY, UNSEALED, check_seal, seal_json, unseal_json, write_sealed
 from tests.test_cli import tiny  # noqa: F401  (a fixture: a small finished run)
 
 READERS = {"codes.safetensors": load_codes, "results.json": load_results}
@@ -155,3 +155,56 @@ def test_damaged_results_are_kept_aside(tiny, tmp_path):  # noqa: F811
     assert (run_dir / "results.damaged.json").read_text() == damaged
     assert load_results(run_dir / "results.json").keys() == {"model", "validate"}
     assert [text for text in outcome.warnings if "results.damaged.json" in text]
+
+
+CONTENT = {"a": [1, 2.5, -0.0, None], "\u00fc": {"b": "x\ud800\n", "c": 1e-300}, "d": True}
+
+
+def test_what_is_sealed_as_json_comes_back():
+    assert unseal_json(seal_json(CONTENT)) == CONTENT
+    assert json.loads(seal_json(CONTENT)) == {KEY: json.loads(seal_json(CONTENT))[KEY], **CONTENT}
+
+
+def test_every_flipped_bit_of_sealed_json_is_found():
+    whole = seal_json(CONTENT)
+    for bit in range(8 * len(whole)):
+        changed = bytearray(whole)
+        changed[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(ValueError, match="checksum"):
+            unseal_json(bytes(changed))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: data + b"\n",
+        lambda data: b" " + data,
+        lambda data: data.replace(b'"d": true', b'"d":  true'),
+        lambda data: data.replace(b"2.5", b"2.50"),
+        lambda data: b"\xef\xbb\xbf" + data,
+        lambda data: data.decode().encode("utf-16"),
+        lambda data: data[:-1],
+        lambda data: b"",
+        lambda data: b"null",
+        lambda data: b"[" * 100_000,
+    ],
+)
+def test_other_bytes_are_no_sealed_json(change):
+    with pytest.raises(ValueError, match="checksum"):
+        unseal_json(change(seal_json(CONTENT)))
+
+
+@pytest.mark.parametrize(
+    "content", ["[%s]", "%s", "{%s", "{%s, x}", '{%s, "x": ' + "[" * 100_000, "[{%s}]", '{%s, "x": "\xff"}']
+)
+def test_forged_files_that_are_no_json_of_names_are_refused(content):
+    text = (content % f'"{KEY}": "{UNSEALED}"').encode("latin-1")
+    sealed = text.replace(UNSEALED.encode(), hashlib.sha256(text).hexdigest().encode())
+    with pytest.raises(ValueError, match="it is no sealed JSON"):
+        unseal_json(sealed)
+
+
+def test_numbers_that_json_cannot_hold_are_not_sealed():
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            seal_json({"x": value})

@@ -1,11 +1,10 @@
 """`sae-lightning harvest`: write a model's activations to a cache."""
 
 import os
-import shutil
 from pathlib import Path
 from typing import Any, Literal
 
-from sae_lightning.data.cache import MANIFEST
+from sae_lightning.data.cache import delete_cache
 from sae_lightning.data.harvest import Harvest
 from sae_lightning.data.hosts import Host
 from sae_lightning.data.reading import WindowReader
@@ -35,7 +34,8 @@ def harvest(
 ) -> None:
     """Write a model's activations to a cache, which any number of trainings read.
 
-    A harvest that was interrupted goes on when it is started again, and ends with the same files.
+    A harvest that was interrupted goes on when it is started again, and ends with the same files. What lies there
+    already is compared with its checksums first.
 
     Args:
         host: Model whose activations are read: TextHost, ImageHost, ModuleHost, or the import path of your own.
@@ -52,19 +52,17 @@ def harvest(
         test_fraction: Share of the documents for test.
         seed: Seed of the order of the examples, the splits and the mixing.
         devices: Devices that share the work, such as [cuda:0, cuda:1]. Default: the first GPU, or the CPU.
-        overwrite: Whether an earlier cache in `output` is deleted first.
+        overwrite: Whether an earlier cache in `output` is deleted first; other files there are never deleted.
 
     Raises:
-        ValueError: If an argument does not fit.
+        ValueError: If an argument does not fit, or a file of the cache is damaged.
     """
     reader = WindowReader(
         host, source, layers, window_size, batch_size, dtype, keep, unreadable, val_fraction, test_fraction, seed
     )
     folder = Path(output)
     if overwrite and folder.exists():
-        if not (folder / MANIFEST).is_file():
-            raise ValueError(f"output {output!r} holds no cache (no {MANIFEST}), so it is not deleted")
-        shutil.rmtree(folder)
+        delete_cache(folder)
     print(summary(output, Harvest(reader, folder, max_samples, devices).run()))
 
 

@@ -1,6 +1,5 @@
 """Activations from a cache that `sae-lightning harvest` wrote."""
 
-import warnings
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
@@ -8,17 +7,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset
 
 from sae_lightning.data import sources
-from sae_lightning.data.batch import ActivationBatch
-from sae_lightning.data.cache import Block, checksum, is_remote, read_manifest, tensors_only
+from sae_lightning.data.blocks import DTYPES, Block
+from sae_lightning.data.cache_files import (
+    MANIFEST,
+    check_file,
+    damaged,
+    files_in,
+    is_hidden,
+    is_remote,
+    is_written,
+    record_file,
+)
 from sae_lightning.data.contexts import Context
-from sae_lightning.data.datamodule import ActivationDataModule, Split
+from sae_lightning.data.datamodule import SPLIT_SEEDS, ActivationDataModule, Split
 from sae_lightning.data.loading import ActivationDataset, ActivationLoader, BatchSequence
+from sae_lightning.data.manifest import files_of, read_manifest
 from sae_lightning.data.places import contexts_of
 from sae_lightning.data.seeding import seeded_generator
 from sae_lightning.data.sources import Source, StreamedSource
+from sae_lightning.data.stored import CachedActivations
 
 _ORDER = 3000  # keeps the random streams of orders apart from others
 
@@ -69,44 +78,6 @@ class BlockOrder(BatchSequence):
         return found
 
 
-class CachedActivations(Dataset[ActivationBatch]):
-    """The blocks of one layer and split of a cache; an index is a list of (block, first row, behind the last row).
-
-    Args:
-        folder: Folder of the layer and split, in litdata's format, or its address in an object store.
-        dtype: Type of the stored activations.
-    """
-
-    def __init__(self, folder: str, dtype: torch.dtype) -> None:
-        self._folder = folder
-        self._dtype = dtype
-        self._blocks: Any = None
-
-    def block(self, index: int) -> Block:
-        """One block."""
-        if self._blocks is None:  # opened where it is read, which may be a worker process
-            from litdata import StreamingDataset
-
-            self._blocks = StreamingDataset(self._folder, serializers=tensors_only(self._folder))
-        with warnings.catch_warnings():
-            # litdata's tensors lie in the file's memory, which nobody may write: batches are copies
-            warnings.filterwarnings("ignore", message="The given buffer is not writable")
-            activations, *rest = self._blocks[index]
-        return Block(activations.view(torch.bfloat16) if self._dtype == torch.bfloat16 else activations, *rest)
-
-    def __getitem__(self, rows: list[tuple[int, int, int]]) -> ActivationBatch:
-        parts = []
-        for index, begin, end in rows:
-            block = self.block(index)
-            parts.append((block.activations[begin:end], block.concepts[begin:end]))
-        activations, concepts = (torch.cat(values) for values in zip(*parts, strict=True))
-        return ActivationBatch(activations.float(), concepts)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out what is open."""
-        return {**self.__dict__, "_blocks": None}
-
-
 class CachedDataModule(ActivationDataModule):
     """Activations that `sae-lightning harvest` wrote, read from disk as training goes.
 
@@ -114,14 +85,14 @@ class CachedDataModule(ActivationDataModule):
     document or image. Validation and test are held in memory.
 
     Args:
-        cache: Folder of the cache, or its address in an object store (s3://, gs://, ...), from which litdata downloads
-            a shard when it is first read.
+        cache: Folder of the cache, or its address in an object store (s3://, gs://, ...), from which litdata fetches
+            what is read.
         layer: Name of one of its layers; None where there is just one.
         model: Name or path of the model that the activations must be of; None takes any.
         n_val: Most activations of the validation split that are used; None: all.
         n_test: Most activations of the test split that are used; None: all.
-        verify: Whether the checksums of all files are compared first, which reads all of them; those in an object store
-            are not compared.
+        verify: Whether the checksums of the activations are compared too, which reads all of them first, or in an
+            object store each block when it is read. Everything else is always checked.
         allow_incomplete: Whether the cache may be one whose harvest was interrupted.
         source: Where examples are shown from; None takes the source of the harvest, if it is one of this package's.
         batch_size: Training activations per step and process, at least 1.
@@ -170,15 +141,14 @@ class CachedDataModule(ActivationDataModule):
             raise ValueError(f"num_workers must be at least 0, but is {num_workers}")
         super().__init__(layers[layer]["d_in"], manifest["concept_names"], batch_size, eval_batch_size, seed)
         self._chunks: dict[Split, list[dict[str, Any]]] = layers[layer]["splits"]
-        for split in ("train", "val", "test"):
+        for split in SPLIT_SEEDS:
             if split not in self._chunks:
                 raise ValueError(f"every split must hold an activation, but {split!r} of {cache!r} holds none")
         self._cache = cache.rstrip("/")
         self._layer = layer
-        self._dtype: torch.dtype = getattr(torch, manifest["config"]["dtype"])
+        self._manifest = manifest
         self._n: dict[Split, int | None] = {"val": n_val, "test": n_test}
         self._source = source
-        self._config = manifest["config"]
         self._verify = verify
         self._verified = False
         self._held: dict[Split, Block] = {}
@@ -191,28 +161,45 @@ class CachedDataModule(ActivationDataModule):
             ValueError: If a file is missing or is not what was written; it is named.
         """
         super().setup(stage)
-        if not self._verified and not is_remote(self._cache):
-            for chunk in (chunk for chunks in self._chunks.values() for chunk in chunks):
-                self._check(chunk)
-            self._verified = True
+        self._verify_files()
 
-    def _check(self, chunk: dict[str, Any]) -> None:
-        path = Path(self._cache, chunk["file"])
-        wrong = None
-        if not path.is_file():
-            wrong = "is missing"
-        elif path.stat().st_size != chunk["bytes"]:
-            wrong = f"has {path.stat().st_size} bytes instead of {chunk['bytes']}"
-        elif self._verify and checksum(path) != chunk["sha256"]:
-            wrong = "has another checksum than when it was written"
-        if wrong:
-            raise ValueError(
-                f"cache {self._cache!r} is damaged: {chunk['file']} {wrong}. Delete it with "
-                f"{_record_of(chunk['file'])} and harvest again, which writes just this shard"
-            )
+    def _verify_files(self) -> None:
+        """See once whether the files are what was written: those of the layer, and all records."""
+        if self._verified:
+            return
+        if not is_remote(self._cache):
+            self._verify_folder()
+        for split in SPLIT_SEEDS:
+            self._activations(split).check_index()
+        self._verified = True
+
+    def _verify_folder(self) -> None:
+        folder, listed = Path(self._cache), files_of(self._manifest)
+        for file in sorted(set(files_in(folder)) - listed):
+            unlisted = is_written(file) and not self._manifest["complete"]  # by a harvest that was interrupted
+            if not is_hidden(file) and not unlisted:
+                raise damaged(folder, file, "is none of the files that were written")
+        for shard, sha256 in enumerate(self._manifest["shards"]):
+            check_file(folder, record_file(shard), sha256=sha256)
+        for chunk in (chunk for chunks in self._chunks.values() for chunk in chunks):
+            check_file(folder, chunk["file"], chunk["bytes"], chunk["sha256"] if self._verify else None)
+
+    def _activations(self, split: Split) -> CachedActivations:
+        remote = is_remote(self._cache)
+        return CachedActivations(
+            self._cache,
+            self._layer,
+            split,
+            self._chunks[split],
+            self.d_in,
+            DTYPES[self._manifest["config"]["dtype"]],
+            self.n_concepts,
+            verify=remote and self._verify,
+        )
 
     def _stored(self, split: Split) -> CachedActivations:
-        return CachedActivations(f"{self._cache}/{self._layer}/{split}", self._dtype)
+        self._verify_files()
+        return self._activations(split)
 
     def _sizes(self, split: Split) -> list[int]:
         return [rows for chunk in self._chunks[split] for rows in chunk["rows"]]
@@ -254,20 +241,20 @@ class CachedDataModule(ActivationDataModule):
         block = self._block(split)
         rows = torch.tensor(positions, dtype=torch.long)
         examples, starts, ends = (values[rows] for values in (block.examples, block.starts, block.ends))
-        return contexts_of(self._source, examples, starts, ends, self._config["host"]["crop"])
+        return contexts_of(self._source, examples, starts, ends, self._manifest["config"]["host"]["crop"])
 
     def _own_source(self) -> Source[Any] | StreamedSource[Any]:
         """The source of the harvest; a cache must not choose what else is run."""
-        description = self._config["source"]
+        description = self._manifest["config"]["source"]
         path = description["class_path"]
         kind = getattr(sources, path.rpartition(".")[2], None)
-        if kind is None or f"{kind.__module__}.{kind.__qualname__}" != path:
+        own = isinstance(kind, type) and issubclass(kind, Source | StreamedSource)
+        if kind is None or not own or f"{kind.__module__}.{kind.__qualname__}" != path:
             raise ValueError(
                 f"source must be given to show examples of {path}, which is none of this package's sources"
             )
-        found: Source[Any] | StreamedSource[Any] = kind(**description["init_args"])
+        try:
+            found: Source[Any] | StreamedSource[Any] = kind(**description["init_args"])
+        except TypeError as error:
+            raise damaged(self._cache, MANIFEST, f"says what no harvest writes (config.source: {error})") from None
         return found
-
-
-def _record_of(file: str) -> str:
-    return f"shards/{Path(file).stem.removeprefix('chunk-')}.json"

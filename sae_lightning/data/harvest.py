@@ -1,6 +1,7 @@
 """Harvest: a host's activations on a source, written to a cache once and read from it many times."""
 
 import errno
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from sae_lightning.data.cache import CacheWriter, read_manifest
+from sae_lightning.data.cache import CacheWriter
+from sae_lightning.data.manifest import read_manifest
 from sae_lightning.data.reading import Prepared, WindowReader
 from sae_lightning.files import WriteError
 from sae_lightning.nn.parts import Recorded
@@ -241,7 +243,7 @@ def describe(reader: WindowReader, max_samples: int | None) -> dict[str, Any]:
         key: value for key, value in reader.init_args.items() if key not in ("host", "source", "layers", "batch_size")
     }
     config = {
-        "host": {**reader.host.describe(), "crop": reader.host.crop},
+        "host": {**reader.host.describe(), "crop": None if reader.host.crop is None else float(reader.host.crop)},
         "source": reader.source.describe(),
         "layers": reader.layers,
         "batch_size": reader.batch_size,
@@ -257,6 +259,8 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has no such numbers
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Recorded):

@@ -220,9 +220,13 @@ class ActivationLoader(DataLoader[Any]):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """One epoch; a generator, so that reading starts with the first batch and at the position that then holds."""
         batches: Iterator[Any] = super().__iter__()
-        for batch in batches if self.num_workers else _one_ahead(batches):
-            self.sequence.position += 1
-            yield batch
+        try:
+            for batch in batches if self.num_workers else _one_ahead(batches):
+                self.sequence.position += 1
+                yield batch
+        finally:
+            if self.num_workers:  # an error holds on to the iterator, and workers that ignore signals to the program
+                batches._shutdown_workers()  # type: ignore[attr-defined]
 
     def state_dict(self) -> dict[str, Any]:
         """Where reading stands."""

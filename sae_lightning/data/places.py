@@ -24,8 +24,15 @@ def contexts_of(
         ends: Behind the last character, or number of patches; -1 for the whole example, int32 `(n,)`.
         crop: Side of the square in the middle of an image that the model saw, as a share of its shorter side; None
             where it saw all of it.
+
+    Raises:
+        ValueError: If the source lacks one of the examples, or an image one of the patches.
     """
-    found = _read(source, set(examples.tolist()))
+    wanted = set(examples.tolist())
+    found = _read(source, wanted)
+    missing = wanted - found.keys()
+    if missing:
+        raise ValueError(f"source must hold the examples that were read, but holds no example {min(missing)}")
     return [
         _context(found[example], start, end, crop)
         for example, start, end in zip(examples.tolist(), starts.tolist(), ends.tolist(), strict=True)
@@ -34,9 +41,9 @@ def contexts_of(
 
 def _read(source: Source[Any] | StreamedSource[Any], wanted: set[int]) -> dict[int, Any]:
     if isinstance(source, Source):
-        return {index: source[index] for index in wanted}
+        return {index: source[index] for index in wanted if 0 <= index < len(source)}
     found: dict[int, Any] = {}
-    if wanted:
+    if wanted and min(wanted) >= 0:
         for index, example in enumerate(source.read(min(wanted)), start=min(wanted)):
             if index in wanted:
                 found[index] = example
@@ -55,6 +62,8 @@ def _context(example: Any, start: int, end: int, crop: float | None) -> Context:
     image = _seen(example.image, crop)
     if start < 0:
         return ImageContext(image, None)
+    if start >= end:
+        raise ValueError(f"a patch must be one of the {end} of its image, but is number {start}")
     side = math.isqrt(end)
     if side * side != end:  # patches of an image that is no square
         return ImageContext(image, None)

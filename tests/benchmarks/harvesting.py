@@ -109,11 +109,11 @@ def cached_share(steps: int, quick: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name, "cache")
         host = {"class_path": "none", "init_args": {}, "crop": None}
-        writer = CacheWriter(folder, {"host": host, "source": host, "dtype": "float32"}, [])
+        writer = CacheWriter(folder, {"host": host, "source": host, "layers": ["x"], "dtype": "float32"}, [])
         for shard in range(8):
             n = 4 * batch
             none = torch.full((n,), -1)
-            read = Read({"x": torch.randn(n, d_in)}, none, none, none.int(), none.int())
+            read = Read({"x": torch.randn(n, d_in)}, none, torch.arange(n), none.int(), none.int())
             writer.write(
                 shard, {"train": read, "val": read, "test": read}, examples=n, tokens=n, skipped=[], unaligned=0
             )

@@ -1,5 +1,6 @@
 """A host and sources made of plain tensors: what is read is known in advance."""
 
+import json
 import time
 
 import torch
@@ -7,6 +8,7 @@ from torch import nn
 
 from sae_lightning.data.hosts.base import Host, Piece, Rows, stack
 from sae_lightning.data.sources import Source, StreamedSource, TextExample, UnreadableError
+from sae_lightning.seal import KEY, seal_json
 
 N_WORDS = 5
 
@@ -100,3 +102,10 @@ def expected(n, layer="first"):
 def in_order(x):
     """Rows sorted by their first feature."""
     return x[x[:, 0].argsort()]
+
+
+def forged(path, change):
+    """Change what a sealed file says, with the right checksum: `change` alters the content or returns another."""
+    content = json.loads(path.read_text())
+    del content[KEY]
+    path.write_bytes(seal_json(change(content) or content))

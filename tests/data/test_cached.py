@@ -1,16 +1,20 @@
 """Training from a cache: every activation once an epoch, in a new order, resumed exactly, and damage refused."""
 
 import json
+import random
+import re
 import shutil
 import uuid
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
 
 from sae_lightning.data import CachedDataModule
 from sae_lightning.data.cached import BlockOrder
-from tests.data.harvesting import N_WORDS, Numbers, NumberStream, expected, in_order
-from tests.data.test_harvest import harvest
+from tests.data.harvesting import N_WORDS, Numbers, NumberStream, expected, forged, in_order
+from tests.data.test_harvest import files, harvest
 
 pytest.importorskip("litdata")
 N = 3000
@@ -153,7 +157,246 @@ def test_a_cache_may_lie_where_it_has_to_be_downloaded_from(cache, tmp_path):
         data(f"local:{tmp_path}/nothing")
 
 
-def test_damage_is_named_and_refused(cache, tmp_path):
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    return harvest(tmp_path_factory.mktemp("cache") / "cache", Numbers(60, 20))
+
+
+@pytest.fixture
+def folder(small, tmp_path):
+    """A cache to be damaged; litdata keeps what it downloads, by address."""
+    return Path(shutil.copytree(small, tmp_path / uuid.uuid4().hex))
+
+
+def read(cache, layers=("first", "second"), **changes):
+    """All that training, validation, test and the page read of a cache."""
+    found = []
+    for layer in layers:
+        module = data(cache, layer, batch_size=16, source=Numbers(60, 20), **changes)
+        found += [value for batch in module.train_dataloader() for value in batch]
+        for split in ("train", "val", "test"):
+            found += list(module.split(split)[:])
+            module.contexts(split, list(range(len(module.split(split)))))
+    return found
+
+
+@contextmanager
+def flipped(path, bit):
+    content = path.read_bytes()
+    changed = bytearray(content)
+    changed[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(changed)
+    yield
+    path.write_bytes(content)
+
+
+def flips(folder, n, among=""):
+    """Bits of files: half of them with every file as likely, half with every bit as likely."""
+    generator = random.Random(0)
+    sizes = {path: 8 * path.stat().st_size for path in sorted(folder.rglob(f"*{among}")) if path.is_file()}
+    chosen = [
+        *generator.choices(list(sizes), k=n // 2),
+        *generator.choices(list(sizes), list(sizes.values()), k=n // 2),
+    ]
+    return [(path, generator.randrange(sizes[path])) for path in chosen]
+
+
+def test_one_bit_changed_anywhere_is_refused_with_the_files_name(folder):
+    before = files(folder)
+    assert {path.suffix for path, _ in flips(folder, 400)} == {".json", ".bin"}
+    for path, bit in flips(folder, 400):
+        name = str(path.relative_to(folder))
+        with flipped(path, bit):
+            with pytest.raises(ValueError, match=re.escape(name)):
+                read(folder)
+            if path.name == "index.json":  # written again
+                harvest(folder, Numbers(60, 20))
+                assert files(folder) == before
+            else:
+                with pytest.raises(ValueError, match=re.escape(name)):
+                    harvest(folder, Numbers(60, 20))
+    read(folder)
+    assert files(folder) == before
+
+
+def test_one_bit_changed_in_a_small_file_is_refused_also_where_activations_are_not_verified(folder):
+    for path, bit in flips(folder, 100, ".json"):
+        with flipped(path, bit), pytest.raises(ValueError, match=re.escape(str(path.relative_to(folder)))):
+            read(folder, verify=False)
+    assert read(folder, verify=False)
+
+
+@pytest.fixture
+def downloads(tmp_path, monkeypatch):
+    """Where litdata keeps what it downloads, by address."""
+    monkeypatch.setattr("litdata.utilities.dataset_utilities._LITDATA_CACHE_DIR", str(tmp_path / "downloads"))
+    return tmp_path / "downloads"
+
+
+def test_one_bit_changed_in_what_is_read_of_an_object_store_is_refused_or_changes_nothing(folder, downloads):
+    """Records are not read, and the number of items in a chunk and similar numbers have no meaning."""
+    expected = read(f"local:{folder}")
+    harmless = {"records": 0, "chunks": 0}
+    for path, bit in flips(folder, 120):
+        shutil.rmtree(downloads, ignore_errors=True)
+        with flipped(path, bit):
+            try:
+                found = read(f"local:{folder}")
+            except ValueError as error:
+                assert str(path.relative_to(folder)) in str(error)  # noqa: PT017  (it need not be raised)
+            else:
+                assert path.name not in ("manifest.json", "index.json")
+                assert all(map(torch.equal, found, expected))
+                harmless["records" if path.suffix == ".json" else "chunks"] += 1
+    assert harmless["chunks"] < 10
+
+
+def test_a_damaged_copy_of_what_was_downloaded_is_refused(folder, downloads):
+    read(f"local:{folder}")
+    for path in downloads.rglob("chunk-*.bin"):
+        path.write_bytes(path.read_bytes()[:-1] + b"\xff")
+    with pytest.raises(ValueError, match=r"chunk-\d+\.bin .*\. Delete litdata's local copies of the cache"):
+        read(f"local:{folder}")
+
+
+def test_files_that_are_missing_empty_or_cut_are_named(folder):
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name, content = str(path.relative_to(folder)), path.read_bytes()
+        for damage in (b"", content[:-1], content + b"\0", None):
+            if damage is None:
+                path.unlink()
+            else:
+                path.write_bytes(damage)
+            with pytest.raises(ValueError, match=re.escape(name)):
+                read(folder, verify=False)
+            path.write_bytes(content)
+    assert read(folder)
+
+
+def test_files_that_changed_places_are_named(folder):
+    pairs = [
+        ("first/train/chunk-000000.bin", "first/train/chunk-000001.bin"),
+        ("first/train/chunk-000000.bin", "first/val/chunk-000000.bin"),
+        ("first/train/chunk-000000.bin", "second/train/chunk-000000.bin"),
+        ("first/train/index.json", "first/val/index.json"),
+        ("shards/000000.json", "shards/000001.json"),
+        ("manifest.json", "shards/000001.json"),
+    ]
+    for one, other in pairs:
+        assert (folder / one).read_bytes() != (folder / other).read_bytes()
+        for source, target in ((one, other), (other, one)):
+            content = (folder / target).read_bytes()
+            shutil.copy(folder / source, folder / target)
+            with pytest.raises(ValueError, match=re.escape(target)):
+                read(folder)
+            (folder / target).write_bytes(content)
+    assert read(folder)
+
+
+def test_files_of_another_cache_are_named(folder, tmp_path):
+    other = harvest(tmp_path / "other", Numbers(60, 20), seed=1)
+    for name in ("first/train/chunk-000000.bin", "first/train/index.json", "shards/000000.json"):
+        content = (folder / name).read_bytes()
+        shutil.copy(other / name, folder / name)
+        with pytest.raises(ValueError, match=re.escape(name)):
+            read(folder)
+        (folder / name).write_bytes(content)
+    shutil.copy(other / "manifest.json", folder / "manifest.json")
+    with pytest.raises(ValueError, match="is damaged"):
+        read(folder)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "letter.txt",
+        "first/letter.txt",
+        "first/train/chunk-000099.bin",
+        "first/train/CHUNK-000000.BIN",
+        "First/train/chunk-000000.bin",
+        "first/more/index.json",
+        "third/train/index.json",
+        "shards/000099.json",
+        "Manifest.json",
+    ],
+)
+def test_a_file_that_was_not_written_is_named(name, folder):
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(b"x")
+    with pytest.raises(ValueError, match=rf"{re.escape(name)} is none of the files that were written"):
+        read(folder)
+    (folder / name).unlink()
+    (folder / ".DS_Store").write_bytes(b"x")
+    assert read(folder)
+
+
+@pytest.mark.parametrize("name", ["first/train/chunk-000000.bin", "first/train", "shards", "manifest.json"])
+def test_links_are_refused_with_their_name(name, folder, tmp_path):
+    shutil.move(folder / name, tmp_path / "outside")
+    (folder / name).symlink_to(tmp_path / "outside")
+    with pytest.raises(ValueError, match=name):
+        read(folder)
+
+
+INDEX = {
+    "another kind": lambda index: index["config"]["data_format"].__setitem__(0, "pickle"),
+    "compression": lambda index: index["config"].update(compression="zstd"),
+    "encryption": lambda index: index["config"].update(encryption={"algorithm": "fernet", "level": "chunk"}),
+    "item loader": lambda index: index["config"].update(item_loader="TokensLoader"),
+    "format": lambda index: index["config"].update(format="mds"),
+    "bytes": lambda index: index["chunks"][0].update(chunk_bytes=10**12),
+    "size": lambda index: index["chunks"][0].update(chunk_size=10**12),
+    "dim": lambda index: index["chunks"][0].update(dim=10**12),
+    "file outside": lambda index: index["chunks"][0].update(filename="../../../x"),
+    "chunk twice": lambda index: index["chunks"].append(index["chunks"][0]),
+    "no chunks": lambda index: index["chunks"].clear(),
+    "folder outside": lambda index: index.update(updated_at="../../x"),
+}
+
+
+@pytest.mark.parametrize("remote", [False, True])
+@pytest.mark.parametrize("change", INDEX)
+def test_an_index_that_says_anything_else_is_refused(change, remote, folder):
+    path = folder / "first/train/index.json"
+    index = json.loads(path.read_text())
+    INDEX[change](index)
+    path.write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"first/train/index\.json is another than was written"):
+        read(f"local:{folder}" if remote else folder)
+
+
+def test_labels_outside_the_concepts_are_refused_although_all_checksums_are_right(folder):
+    """A forger leaves a concept out, in the manifest alone: the labels are still in the chunks."""
+
+    def fewer(manifest):
+        manifest["concept_names"] = ["a", "b"]
+        for split, counts in manifest["concepts"].items():
+            manifest["unlabelled"][split] += counts.pop("c")
+
+    forged(folder / "manifest.json", fewer)
+    for changes in ({}, {"num_workers": 1}):
+        with pytest.raises(ValueError, match=r"first/train/chunk-\d+\.bin holds concepts from 0 to 2, but there are 2"):
+            read(folder, **changes)
+
+
+def test_files_are_checked_also_where_nobody_calls_setup(folder):
+    path = folder / "first/val/index.json"
+    path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(ValueError, match=r"first/val/index\.json"):
+        CachedDataModule(str(folder), "first", seed=0).split("train")
+
+
+def test_a_cache_in_an_object_store_that_was_harvested_again_is_read_as_it_is_now(folder, tmp_path):
+    """litdata keeps indices by address."""
+    before = read(f"local:{folder}", layers=["first"])
+    shutil.rmtree(folder)
+    harvest(folder, Numbers(60, 20), seed=1)
+    after = read(f"local:{folder}", layers=["first"])
+    assert all(map(torch.equal, after, read(folder, layers=["first"])))
+    assert not all(map(torch.equal, after, before))
+
+
+def test_one_damaged_layer_leaves_the_other_usable(cache, tmp_path):
     folder = tmp_path / "cache"
     shutil.copytree(cache, folder)
     chunk = folder / "first" / "train" / "chunk-000001.bin"
@@ -180,8 +423,7 @@ def test_damage_is_named_and_refused(cache, tmp_path):
 def test_an_interrupted_harvest_is_refused_unless_asked_for(cache, tmp_path):
     folder = tmp_path / "cache"
     shutil.copytree(cache, folder)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps({**manifest, "complete": False}))
+    forged(folder / "manifest.json", lambda manifest: {**manifest, "complete": False})
     with pytest.raises(ValueError, match=r"cache must be complete, but the harvest of .* was interrupted"):
         data(folder)
     assert data(folder, allow_incomplete=True).d_in == 4

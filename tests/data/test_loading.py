@@ -1,3 +1,4 @@
+import multiprocessing
 from itertools import product
 from typing import Any
 
@@ -75,3 +76,19 @@ def test_a_state_that_does_not_say_how_data_were_dealt_is_refused() -> None:
     indices = BatchIndices(20, 4, 0, 1, 3, True)
     with pytest.raises(ValueError, match="must say how its data were dealt, but lacks length, per_step, shift"):
         indices.load_state_dict({"position": 2})
+
+
+class Broken(ActivationDataset):
+    """Cannot be read."""
+
+    def __getitem__(self, index: Any) -> Any:
+        raise ValueError("broken")
+
+
+def test_workers_end_with_an_error_that_one_of_them_raises() -> None:
+    dataset = Broken(torch.zeros(100, 2), torch.zeros(100, dtype=torch.long))
+    loader = ActivationLoader.of(dataset, BatchIndices(100, 10, 0, 1, 0, drop_last=True), False, num_workers=1)
+    with pytest.raises(ValueError, match="broken") as error:
+        next(iter(loader))
+    assert error.traceback  # which holds on to the loader's frames
+    assert not multiprocessing.active_children()
