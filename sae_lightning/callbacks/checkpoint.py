@@ -35,8 +35,8 @@ class RunCheckpoint(ModelCheckpoint):
         keep: How many are kept, at least 1; a resumed run falls back to an older one where the newest is damaged.
 
     Attributes:
-        sound_until: The last step whose weights are known to be sound, as far as anyone looks at that: the newest
-            checkpoint up to it is kept too. None where nobody does.
+        sound_until: The last step whose weights are known to be sound, as `Divergence` sets it: the newest checkpoint
+            up to it is kept as well. None if no callback sets it.
 
     Raises:
         ValueError: If `every_n_steps` or `keep` is below 1.
