@@ -159,7 +159,7 @@ def test_a_loss_that_falls_far_and_rises_to_where_it_began_has_not_diverged(tmp_
 
 @pytest.mark.parametrize("every", [1, 10, 50, 0])
 def test_divergence_between_logged_steps_is_found_at_the_next_measured_one(every, tmp_path):
-    """At the latest in the last step of an epoch, here the 30th; no checkpoint since the last measurement is trusted."""
+    """At the latest in the last step of an epoch, the 30th; no checkpoint since the last measurement is trusted."""
     (warning,) = fit(spade(), tmp_path, Divergence(), Ruin({"": BURST - 1}), log_every_n_steps=every)
     assert f"at step {BURST if every == 1 else 30} " in warning
     assert kept(tmp_path) == ([20, 55, 60] if every == 1 else [15, 55, 60] if every == 10 else [55, 60])
