@@ -1,5 +1,6 @@
 """Warns where training has diverged although every loss is finite, and keeps the checkpoint from before."""
 
+import shlex
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
@@ -153,7 +154,7 @@ class Divergence(pl.Callback):
         how = (
             "No checkpoint is from before: start a new run"
             if path is None
-            else f"Resume from the last checkpoint before, --ckpt_path {path} (it is kept),"
+            else f"Resume from the last checkpoint before, --ckpt_path {shlex.quote(path)} (it is kept),"
         )
         rank_zero_warn(
             f"{f'SAE {name!r}' if name else 'the model'} has diverged: at step {step} {measured}. {how} with a lower "
