@@ -197,6 +197,7 @@ class SAECLI(LightningCLI):
         parser.add_lightning_class_args(callbacks.RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(callbacks.GracefulStop, "stop")
         parser.add_lightning_class_args(callbacks.NonfiniteLoss, "nonfinite")
+        parser.add_lightning_class_args(callbacks.Divergence, "divergence")
         parser.add_lightning_class_args(callbacks.ConceptRecovery, "recovery")
         parser.add_lightning_class_args(callbacks.RecoveryFigures, "figures")
         parser.add_lightning_class_args(callbacks.ReceptiveFields, "receptive_fields")

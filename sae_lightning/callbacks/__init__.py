@@ -1,6 +1,7 @@
 """When to measure, draw, resample and write."""
 
 from sae_lightning.callbacks.checkpoint import RunCheckpoint
+from sae_lightning.callbacks.divergence import Divergence
 from sae_lightning.callbacks.dynamics import TrainingDynamics
 from sae_lightning.callbacks.fidelity import DownstreamFidelity
 from sae_lightning.callbacks.geometry import GeometryFigures
@@ -25,6 +26,7 @@ from sae_lightning.callbacks.vision import FeatureReport
 __all__ = [
     "CodesWriter",
     "ConceptRecovery",
+    "Divergence",
     "DownstreamFidelity",
     "FeatureReport",
     "GeometryFigures",

@@ -34,6 +34,10 @@ class RunCheckpoint(ModelCheckpoint):
         every_n_steps: Training steps between two checkpoints, at least 1.
         keep: How many are kept, at least 1; a resumed run falls back to an older one where the newest is damaged.
 
+    Attributes:
+        sound_until: The last step whose weights are known to be sound, as `Divergence` sets it: the newest checkpoint
+            up to it is kept as well. None if no callback sets it.
+
     Raises:
         ValueError: If `every_n_steps` or `keep` is below 1.
         WriteError: At the start of training, if the folder cannot be written; during it, if a checkpoint cannot.
@@ -55,6 +59,7 @@ class RunCheckpoint(ModelCheckpoint):
         self._taken: tuple[int, dict[str, Any]] | None = None  # a step, and the loops' state at its end
         self._restored: dict[str, Any] = {}
         self._generators: dict[str, Any] | None = None
+        self.sound_until: int | None = None
 
     @property
     def state_key(self) -> str:
@@ -234,11 +239,21 @@ class RunCheckpoint(ModelCheckpoint):
                 replace_link(last, path)
                 found = checkpoints_by_step(self._folder)
                 kept = [other for other in found if other <= step][: self._keep]  # later ones: this run has left them
+                kept += self._sound(found)
                 for other in found.keys() - set(kept):
                     found[other].unlink()
             except OSError as error:
                 raise WriteError(WHAT, self._folder, error) from error
         trainer.strategy.barrier("RunCheckpoint")
+
+    def _sound(self, found: dict[int, Path]) -> list[int]:
+        """The newest sound step among checkpoints by step, the newest first."""
+        return [step for step in found if self.sound_until is not None and step <= self.sound_until][:1]
+
+    def newest_sound(self) -> Path | None:
+        """The newest checkpoint whose weights are known to be sound; None if there is none."""
+        found = checkpoints_by_step(self._folder)
+        return next((found[step] for step in self._sound(found)), None)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

@@ -103,9 +103,15 @@ def _error(error: NonfiniteError, losses: dict[str, Tensor]) -> NonfiniteError:
     error.facts |= {"members": ",".join(name for name in bad if name)}
     error.args = (
         f"the loss must be finite, but is {names} at step {error.facts['step']} (batch {error.facts['batch']} of its "
-        "epoch); the last checkpoint is from before",
+        f"epoch{_largest(error.batch)}); the last checkpoint is from before",
     )
     return error
+
+
+def _largest(batch: Any) -> str:
+    """The likely cause, in words: the size of the activations, if the batch has any."""
+    x = getattr(batch, "activations", None)
+    return f", whose largest activation has magnitude {float(x.abs().max()):.3g}" if x is not None and len(x) else ""
 
 
 def _save(batch: Any, path: Path, facts: dict[str, str]) -> None:

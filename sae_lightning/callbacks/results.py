@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
+from sae_lightning.callbacks.divergence import find_divergence
 from sae_lightning.files import replacing
 from sae_lightning.loggers import RunTensorBoardLogger, run_folder
 from sae_lightning.modules.module import SAEModule
@@ -23,8 +24,8 @@ class ResultsWriter(pl.Callback):
     """Writes `results.json` to the run's folder, and hyperparameters with final metrics to TensorBoard.
 
     The file holds one entry per command (`fit`, `validate`, `test`): the last value of every `val/` or `test/` key,
-    seed, versions, wall time and samples seen, beside what was trained. Values that are not finite are null. It carries
-    a checksum, which `load_results` compares.
+    seed, versions, wall time and samples seen, beside what was trained. Values that are not finite are null. `fit` has
+    what `Divergence` found under `diverged`. The file carries a checksum, which `load_results` compares.
 
     Args:
         config: What the command line was given, stored as it is.
@@ -76,6 +77,10 @@ class ResultsWriter(pl.Callback):
             "versions": _versions(),
             "config": self.config,
         }
+        divergence = find_divergence(trainer)
+        if command == "fit" and divergence is not None:
+            found = divergence.found.items()
+            results[command]["diverged"] = [{"sae": name or None, **diverged._asdict()} for name, diverged in found]
         with replacing(path) as file:
             write_sealed(file, json.dumps({KEY: UNSEALED, **results}, indent=1).encode())
         for logger in trainer.loggers:

@@ -30,7 +30,7 @@ with the same receptive fields, since its penalty counts codes and does not shri
 
 FIT_KEYS = (  # what configs of `fit` say besides data and model; a test compares this with its parser
     *("trainer", "run_dir", "allow_changed_data", "ckpt_path", "weights_only", "trust"),
-    *("checkpoint", "stop", "recovery", "figures", "receptive_fields", "geometry", "table", "dynamics"),
+    *("checkpoint", "stop", "divergence", "recovery", "figures", "receptive_fields", "geometry", "table", "dynamics"),
     *("codes", "progress", "fidelity", "meaning", "visibility", "page", "grammar", "features"),
 )
 _RESULT = "diagnosis.json"

@@ -84,6 +84,7 @@ class SAEModule(RunModule, ABC):
     def __init__(self, d_in: int) -> None:
         super().__init__()
         self.d_in = d_in
+        self._errors: dict[str, Tensor] = {}  # mean squared errors of the step at hand, by SAE
 
     @abstractmethod
     def saes(self) -> "dict[str, BaseSAE]":
@@ -195,6 +196,7 @@ class SAEModule(RunModule, ABC):
         log = self.is_logging_step()
         found = self.learn_all(batch.activations, with_l0=log)
         self.losses = {name: terms["loss"].detach() for name, (terms, _) in found.items()}
+        self._errors = {name: terms["mse"].detach() for name, (terms, _) in found.items()}
         if log:
             for name, (terms, l0) in found.items():
                 assert l0 is not None
@@ -206,6 +208,17 @@ class SAEModule(RunModule, ABC):
             self.log_dict({"train/loss": loss.detach(), "train/l0": torch.stack(l0s).mean()}, prog_bar=True)
         self.samples_seen += len(batch.activations) * data_ranks(self.trainer)[1]
         return loss
+
+    @torch.no_grad()
+    def relative_errors(self, batch: ActivationBatch) -> dict[str, Tensor]:
+        """Squared error of the step at hand, relative to the squared norm of its standardised inputs, by SAE."""
+        errors = {}
+        for name, sae in self.saes().items():
+            norm = sae.sae.standardize(batch.activations).square().sum(-1).mean()
+            if sae.sae.standardizer.enabled:  # all data have d_in; few samples near the mean may have next to nothing
+                norm = norm.clamp(min=self.d_in)
+            errors[name] = torch.where(norm > 0, self._errors[name] / norm, 0.0)
+        return errors
 
     def learn_all(self, x: Tensor, with_l0: bool) -> dict[str, StepScalars]:
         """Losses of every SAE for a training batch of raw inputs, with what is logged.
@@ -242,6 +255,7 @@ class SAEModule(RunModule, ABC):
         for name, sae in self.saes().items():
             results[name] = result = sae.evaluate(batch.activations)
             self._log_scalars(name, stage, {**result.terms, "l0": result.l0()}, len(result.x))
+        self._errors = {name: result.terms["mse"] for name, result in results.items()}
         return results
 
     def predict_step(self, batch: ActivationBatch, batch_idx: int) -> Predictions:

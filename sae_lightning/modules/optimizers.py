@@ -50,6 +50,9 @@ def make_scheduler(optimizer: Optimizer, factory: LRSchedulerCallable | None) ->
     return scheduler
 
 
+_GROUP_RATES = ("max_lr", "min_lr")  # arguments that OneCycleLR keeps in the optimizer's groups
+
+
 class OptimizerRecord(NamedTuple):
     """How something is trained, in plain values: what a resumed run is compared with."""
 
@@ -68,6 +71,7 @@ class OptimizerRecord(NamedTuple):
         schedule = {} if scheduler is None else _plain_values(vars(scheduler))
         for changing in ("base_lrs", "last_epoch"):
             schedule.pop(changing, None)
+        schedule |= {key: optimizer.param_groups[0][key] for key in _GROUP_RATES if key in optimizer.param_groups[0]}
         name = None if scheduler is None else _class_path(scheduler)
         return cls(_class_path(optimizer), _plain_values(optimizer.defaults), name, schedule)
 
@@ -113,12 +117,15 @@ def change_arguments(
     """
     for key, (before, now) in changes.items():
         for group in optimizer.param_groups:
-            group[key] = group[key] * now / before if key == "lr" else now
-            if key == "lr" and "initial_lr" in group:
-                group["initial_lr"] = group["initial_lr"] * now / before
+            if key != "lr":
+                group[key] = now
+                continue
+            for rate in group.keys() & {"lr", "initial_lr", *_GROUP_RATES}:
+                group[rate] = group[rate] * now / before
         if key == "lr":
             for schedule in [] if scheduler is None else [scheduler, *getattr(scheduler, "_schedulers", ())]:
-                schedule.base_lrs = [lr * now / before for lr in schedule.base_lrs]
+                for rates in vars(schedule).keys() & {"base_lrs", "max_lrs"}:
+                    setattr(schedule, rates, [lr * now / before for lr in getattr(schedule, rates)])
 
 
 def _class_path(value: object) -> str:
@@ -196,16 +203,16 @@ class OptimizerGroup(Optimizer):
         self.param_groups = [group for o in self.optimizers.values() for group in o.param_groups]
 
     def _by_member(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        parts, groups, first = {}, list(state_dict["param_groups"]), 0
+        parts, groups, state = {}, list(state_dict["param_groups"]), state_dict["state"]
         for name, optimizer in self.optimizers.items():
             n_groups = len(optimizer.param_groups)
             own, groups = groups[:n_groups], groups[n_groups:]
-            n = sum(len(group["params"]) for group in optimizer.param_groups)
+            keys = [key for group in own for key in group["params"]]  # numbers, or names under FSDP
+            number = {key: i for i, key in enumerate(keys)}
             parts[name] = {
-                "state": {i - first: v for i, v in state_dict["state"].items() if first <= i < first + n},
-                "param_groups": [{**group, "params": [i - first for i in group["params"]]} for group in own],
+                "state": {number[key]: state[key] for key in keys if key in state},
+                "param_groups": [{**group, "params": [number[key] for key in group["params"]]} for group in own],
             }
-            first += n
         return parts
 
 

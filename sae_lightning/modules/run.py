@@ -131,6 +131,17 @@ class RunModule(Recorded, pl.LightningModule):
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         return bool(every) and (self.global_step + 1) % every == 0
 
+    def relative_errors(self, batch: Any) -> dict[str, Tensor]:
+        """Errors of the training or validation step at hand by SAE, where reconstructing nothing has 1.
+
+        Args:
+            batch: The batch of the step.
+
+        Returns:
+            Scalars; none where a model reconstructs nothing.
+        """
+        return {}
+
     def log_mean(self, key: str, mean: Tensor, n: int, prog_bar: bool = False) -> None:
         """Log a mean over all samples of a validation or test, of all batches and processes.
 

@@ -1,6 +1,7 @@
 """A loss that is no number: the run stops before the weights are spoiled, and keeps the batch."""
 
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import lightning.pytorch as pl
@@ -62,7 +63,7 @@ MODELS = {
 }
 
 
-def fit(module, folder, **changes):
+def fit(module, folder, data=None, **changes):
     trainer = pl.Trainer(
         accelerator="cpu",
         max_steps=30,
@@ -74,7 +75,7 @@ def fit(module, folder, **changes):
         callbacks=[RunCheckpoint(str(folder / "checkpoints"), every_n_steps=5), NonfiniteLoss()],
         **changes,
     )
-    trainer.fit(module, DamagedStream(bad_batch=-1))
+    trainer.fit(module, data or DamagedStream(bad_batch=-1))
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -107,6 +108,22 @@ def test_the_run_stops_before_the_weights_change(model, value, tmp_path):
     assert facts["rank"] == "0"
     assert facts["members"] == ("" if model == "alone" else "burst")
     assert str(value) in facts["losses"]
+
+
+class Outlier(DamagedStream):
+    """One value of one batch is far larger than all others, and its square overflows."""
+
+    def make_split(self, split):
+        dataset = super().make_split(split)
+        dataset.activations[16 * BAD + 5, 2] = -1e30
+        return dataset
+
+
+@pytest.mark.parametrize(("model", "value"), [(SpaDE, "nan"), (partial(TopKSAE, k=2), "inf")])
+def test_an_outlier_that_makes_the_loss_overflow_is_named(model, value, tmp_path):
+    words = rf"is {value} at step 13 .*, whose largest activation has magnitude 1e\+30\)"
+    with pytest.raises(NonfiniteError, match=words):
+        fit(model(3, 8, n_init_samples=16), tmp_path, data=Outlier(bad_batch=-1))
 
 
 def test_accumulated_gradients_count_the_step_that_they_belong_to(tmp_path):

@@ -21,6 +21,7 @@ from sae_lightning.callbacks import (
     SAEProgressBar,
     TrainingDynamics,
 )
+from sae_lightning.callbacks.results import load_results
 from sae_lightning.loggers import RunCSVLogger, RunTensorBoardLogger
 from sae_lightning.modules.module import log_key
 from sae_lightning.modules.optimizers import own_optimizer
@@ -289,7 +290,7 @@ def test_results_keep_what_other_commands_wrote(tmp_path):
     run.fit(module, source)
     run.validate(module, source, verbose=False)
     run.test(module, source, verbose=False)
-    found = json.loads((tmp_path / "results.json").read_text())
+    found = load_results(tmp_path / "results.json")
     assert set(found) == {"model", "fit", "validate", "test"}
     assert found["model"]["init_args"]["d_sae"] == 16
     assert all(found[command]["config"] == {"note": [1, None]} for command in ("fit", "validate", "test"))

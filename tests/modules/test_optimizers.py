@@ -6,9 +6,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW
-from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, ReduceLROnPlateau, StepLR
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    CyclicLR,
+    ExponentialLR,
+    OneCycleLR,
+    ReduceLROnPlateau,
+    StepLR,
+)
 
-from sae_lightning.modules.optimizers import OptimizerGroup, SchedulerGroup, adam, make_scheduler
+from sae_lightning.modules.optimizers import (
+    OptimizerGroup,
+    OptimizerRecord,
+    SchedulerGroup,
+    adam,
+    change_arguments,
+    make_scheduler,
+)
 
 from .helpers import assert_same, make
 
@@ -93,6 +107,22 @@ def test_states_by_name_of_older_checkpoints_are_read() -> None:
     assert_same(restored.state_dict(), group.state_dict())
 
 
+def test_states_whose_parameters_have_names_are_read() -> None:
+    """As FSDP gathers them: `params` and `state` go by names instead of numbers."""
+    first, second = parameters(), parameters()
+    group, schedule = make_group(first)
+    train(first, group, schedule, 5)
+    state = copy.deepcopy(group.state_dict())
+    names = {i: f"layer.{9 - i}" for g in state["param_groups"] for i in g["params"]}
+    named = {
+        "state": {names[i]: value for i, value in reversed(state["state"].items())},
+        "param_groups": [{**g, "params": [names[i] for i in g["params"]]} for g in state["param_groups"]],
+    }
+    restored, _ = make_group(second)
+    restored.load_state_dict(named)
+    assert_same(restored.state_dict(), group.state_dict())
+
+
 @pytest.mark.parametrize("loaded", [False, True])
 def test_parameter_groups_are_the_members_own(loaded: bool) -> None:
     group, _ = make_group(parameters())
@@ -140,3 +170,41 @@ def test_an_sae_without_a_schedule_gives_its_optimizer_alone() -> None:
     assert isinstance(make("relu").configure_optimizers(), SGD)
     config = make("spade").configure_optimizers()
     assert config["lr_scheduler"]["interval"] == "step"
+
+
+CYCLES: dict[str, Any] = {
+    "one": partial(OneCycleLR, total_steps=20, cycle_momentum=False),
+    "many": partial(CyclicLR, base_lr=0.01, step_size_up=4, cycle_momentum=False),
+    "cosine": lambda optimizer, max_lr: CosineAnnealingLR(optimizer, 20),
+}
+
+
+@pytest.mark.parametrize("cycle", CYCLES)
+def test_a_lower_learning_rate_scales_all_that_a_schedule_makes_of_it(cycle: str) -> None:
+    def rates(change_at: int) -> list[float]:
+        optimizer = SGD([nn.Parameter(torch.zeros(2))], lr=0.2)
+        schedule = CYCLES[cycle](optimizer, max_lr=0.1)
+        found = []
+        for step in range(16):
+            if step == change_at:
+                change_arguments(optimizer, schedule, {"lr": (0.2, 0.05)})
+            found.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            schedule.step()
+        return found
+
+    before, changed = rates(-1), rates(6)
+    assert changed[:6] == before[:6]
+    assert changed[6:] == pytest.approx([lr / 4 for lr in before[6:]], rel=1e-9)
+
+
+def test_another_peak_of_a_one_cycle_schedule_is_refused_instead_of_ignored() -> None:
+    def record(max_lr: float) -> OptimizerRecord:
+        optimizer = SGD([nn.Parameter(torch.zeros(2))], lr=0.2)
+        return OptimizerRecord.of(optimizer, CYCLES["one"](optimizer, max_lr=max_lr))
+
+    assert record(0.1).changes(record(0.1), "model") == {}
+    with pytest.raises(
+        ValueError, match=r"model\.lr_scheduler must have max_lr = 0\.1, as in the checkpoint, but has 0"
+    ):
+        record(0.05).changes(record(0.1), "model")
