@@ -9,6 +9,8 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 
+from sae_lightning.files import WriteError
+
 try:
     import fcntl
 except ImportError:  # not a POSIX system: there runs are not kept apart
@@ -51,14 +53,12 @@ class RunLock:
 
         Raises:
             BlockingIOError: If another process holds it; the message names the process.
-            OSError: If the folder cannot be written.
+            WriteError: If the folder cannot be written.
         """
         if fcntl is None or self._descriptor is not None:
             return
-        self._made = not self.path.parent.exists()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         while True:
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            descriptor = self._open()
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -74,6 +74,15 @@ class RunLock:
         os.truncate(descriptor, 0)
         os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         self._descriptor = descriptor
+
+    def _open(self) -> int:
+        folder = self.path.parent
+        try:
+            self._made |= not folder.exists()
+            folder.mkdir(parents=True, exist_ok=True)
+            return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise WriteError("the run", folder, error) from error
 
     def _is_ours(self, descriptor: int) -> bool:
         with contextlib.suppress(FileNotFoundError):

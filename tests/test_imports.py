@@ -52,7 +52,7 @@ ALLOWED = {
         ),
     },
     "files": set(),
-    "folder": set(),
+    "folder": {"files"},
     "loggers": {"files", "folder"},
     "resume": {"modules"},
     "seal": set(),
