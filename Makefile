@@ -3,10 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/separability/compare
 
-.PHONY: help install demo test bench lint notebooks clean
+.PHONY: help install demo test test-all bench lint notebooks clean
 
 help:  ## List the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 .venv/installed: pyproject.toml constraints.txt $(wildcard tests/requirements*.txt)
 	$(PYTHON) -m venv .venv
@@ -20,8 +20,14 @@ demo: .venv/installed  ## Train, test and picture four SAEs on the separability 
 	$(BIN)/sae-lightning fit -c configs/separability/compare.yaml --overwrite true
 	$(BIN)/sae-lightning test -c configs/separability/compare.yaml --ckpt_path $(RUN)/checkpoints/last.ckpt
 
-test: .venv/installed  ## Run the test suite, doctests included
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest
+# one thread in each of two processes: the tests' matrices are small; what shares a fixture stays together
+PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 --dist loadfile
+
+test: .venv/installed  ## Run the quick tests and doctests (some minutes on two cores)
+	$(PYTEST) -m 'not slow and not reproduction'
+
+test-all: test  ## Run the quick tests, then the slow ones, the paper's experiments among them
+	$(PYTEST) -m 'slow or reproduction'
 
 # torch stays the pinned build; what asks for more than training imports comes without its dependencies
 .venv-bench/installed: pyproject.toml constraints.txt $(wildcard tests/benchmarks/requirements*.txt)

@@ -293,6 +293,7 @@ def test_hyperparameters_of_a_checkpoint_win_and_what_they_replace_is_said(tiny,
     assert results(tmp_path / "test")["model"] == results(tiny)["model"]
 
 
+@pytest.mark.slow
 def test_members_of_a_comparison_are_compared_too(experiment, tmp_path):
     run_dir = experiment("compare")
     args = [*fast("compare", tmp_path / "test"), "--ckpt_path", last(run_dir), "--figures.max_saes", 0]

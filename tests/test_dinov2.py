@@ -29,6 +29,7 @@ def folders(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_dinov2_is_harvested_and_its_saes_trained_and_tested(folders, tmp_path):
     harvest = CONFIGS / "vision" / "dinov2-harvest.yaml"
     for tokens in ("all", "cls"):

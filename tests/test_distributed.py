@@ -9,6 +9,8 @@ from safetensors.torch import save_file
 from sae_lightning import SeparabilityDataModule, load_codes, load_module
 from tests.conftest import MEMBERS, fast, run_cli, run_process
 
+pytestmark = pytest.mark.slow
+
 BATCH_SIZE = 4  # so small that some latents stay silent
 TWO = ["--trainer.accelerator", "cpu", "--trainer.devices", 2, "--trainer.strategy", "ddp"]
 ODD = ["--data.n_test_per_concept", 101, "--data.n_val_per_concept", 33, "--data.eval_batch_size", 64]

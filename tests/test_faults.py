@@ -241,6 +241,7 @@ def undisturbed_two(tmp_path_factory):
     return ending(run_dir)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("who", [[0], [1], [0, 1]])
 def test_sigterm_to_any_rank_ends_all_at_the_same_step(who, undisturbed_two, tmp_path):
     run_dir = tmp_path / "run"
@@ -285,6 +286,7 @@ def kill_one(tmp_path, number, step, seconds=0.005):
     return took, run_dir
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_rank_that_is_killed_ends_the_other_and_the_run_goes_on(number, tmp_path):
     undisturbed_run = tmp_path / "undisturbed"

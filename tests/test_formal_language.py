@@ -74,6 +74,7 @@ def test_a_language_model_goes_on_where_it_stopped(trained, tmp_path):
         assert torch.equal(weight, resumed[name]), name
 
 
+@pytest.mark.slow
 def test_saes_on_its_activations_are_compared(trained, tmp_path):
     run = tmp_path / "compare"
     args = ["-c", FOLDER / "compare.yaml", "--data.checkpoint", last(trained), *SMALL_DATA, *LITTLE, "--run_dir", run]

@@ -8,6 +8,8 @@ import torch
 from sae_lightning import load_sae
 from tests.conftest import CONFIGS, QUIET, run_cli
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(("experiment", "d_in"), [("separability", 2), ("heterogeneity", 128)])
 def test_the_grid_runs(experiment, d_in, tmp_path):

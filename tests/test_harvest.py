@@ -75,6 +75,7 @@ def cache(model, corpus, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_harvest_a_comparison_its_test_and_its_page(cache, tmp_path):
     config = yaml.safe_load((CONFIGS / "language" / "compare.yaml").read_text())
     config["data"]["init_args"] = {"cache": str(cache), "layer": LAYERS[1], "batch_size": 128}

@@ -16,6 +16,8 @@ from sae_lightning.data import HeterogeneityDataModule, SeparabilityDataModule
 from tests.conftest import CONFIGS, QUIET, run_cli
 from tests.modules.helpers import assert_same
 
+pytestmark = pytest.mark.slow
+
 STEPS = 400
 MEMBERS = ("spade", "relu", "jumprelu", "topk")
 

@@ -30,6 +30,7 @@ def test_no_stored_latent_exceeds_its_bound(path: Path):
     assert check(json.loads(path.read_text())) >= 5 * 4
 
 
+@pytest.mark.slow
 def test_no_latent_exceeds_its_bound_in_a_run(tmp_path):
     run_dir, config = tmp_path / "run", CONFIGS / "separability" / "compare.yaml"
     args = ["-c", config, *QUIET, "--visibility.max_samples", 6000, "--run_dir", run_dir]

@@ -79,6 +79,7 @@ def test_a_quick_run_writes_table_numbers_and_plot(tmp_path: Path) -> None:
     assert (tmp_path / "benchmarks.png").stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_a_step_that_needs_too_much_memory_is_left_out() -> None:
     command = [sys.executable, "-m", "tests.benchmarks", "--only", "naive/spade", "--shapes", "768,1000000,1024,32"]
     done = subprocess.run([*command, "--widths"], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -209,6 +209,7 @@ def test_arguments_of_the_page_are_checked(argument):
         ReportPage(**{argument: -1})
 
 
+@pytest.mark.slow
 def test_command_line_writes_the_page_with_the_numbers_of_the_results(experiment):
     folder = experiment("compare")
     page = Page((folder / "report.html").read_text())
@@ -231,6 +232,7 @@ def test_command_line_writes_the_page_with_the_numbers_of_the_results(experiment
     assert not (folder / ".report.html.tmp").exists()
 
 
+@pytest.mark.slow
 def test_command_line_switches_the_page_off(experiment, tmp_path):
     checkpoint = experiment("spade") / "checkpoints" / "last.ckpt"
     config = experiment("spade") / "config.yaml"

@@ -206,6 +206,7 @@ def test_figures_need_a_measurement(tmp_path):
     assert not (tmp_path / "figures").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("on_validation", [True, False])
 def test_documented_figures_are_written(on_validation, tmp_path):
     module = Comparison(2, {"a": lambda d_in: sae(), "b": lambda d_in: sae(TopKSAE, k=2)})

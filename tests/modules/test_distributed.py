@@ -16,6 +16,8 @@ from sae_lightning.modules import Comparison, SAEModule
 
 from .helpers import BATCH, D_IN, PRESETS, Clusters, fit, make
 
+pytestmark = pytest.mark.slow
+
 STEPS = 100
 OPTIONS: dict[str, dict[str, Any]] = {
     **{name: {} for name in PRESETS},

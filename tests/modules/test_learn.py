@@ -235,6 +235,7 @@ def measure() -> None:
     print(json.dumps(found))
 
 
+@pytest.mark.slow
 def test_chunks_bound_the_memory() -> None:
     root = Path(__file__).parents[2]
     done = subprocess.run(

@@ -19,6 +19,8 @@ from sae_lightning.nn.sharding import local, whole
 
 from .helpers import BATCH, D_IN, PRESETS, Clusters, fit, make
 
+pytestmark = pytest.mark.slow
+
 STEPS = 40
 WAYS = {"latents": (1, 2), "fsdp": (2, 1)}  # data-parallel and tensor-parallel size
 RUNS = [*PRESETS, "comparison", "resampled"]
