@@ -15,7 +15,7 @@ def test_a_text_is_read_without_mark_and_with_one_kind_of_line_end(tmp_path):
 
 
 def test_the_place_is_that_of_the_first_wrong_byte_in_the_file():
-    """Against decoding ever longer begins, on texts that are damaged at random."""
+    """Against decoding ever longer prefixes, on texts that are damaged at random."""
     rng, n_damaged = random.Random(0), 0
     for _ in range(200):
         data = bytearray("".join(rng.choices("ab\né日🙂", k=30)).encode())
