@@ -100,7 +100,7 @@ def calibrate_lambda(sae: SparseAutoencoder, x: Tensor, l0: float) -> float:
 
     def mean_l0(scale: float) -> float:
         pre_codes = offset - distances * scale
-        codes = pre_codes if sae.projection.l0 is not None else sae.projection(pre_codes)
+        codes = pre_codes.clamp_min(0) if sae.projection.l0 is not None else sae.projection(pre_codes)
         firing = fires(codes).sum(-1).double()
         return float((firing if sae.sharding is None else sae.sharding.total(firing)).mean())
 
