@@ -11,8 +11,10 @@ from sae_lightning.modules.base import BaseSAE
 from sae_lightning.modules.module import SAEModule, log_key
 from sae_lightning.modules.optimizers import own_optimizer
 from sae_lightning.modules.sharding import let_go
-from sae_lightning.nn import SquaredDistance
-from sae_lightning.nn.sharding import set_rows, whole
+from sae_lightning.nn import SAEOutput
+from sae_lightning.nn.parts import require_resamplable
+from sae_lightning.nn.resampling import restart_latents
+from sae_lightning.nn.sharding import set_rows
 
 
 class ResampleDeadLatents(pl.Callback):
@@ -89,40 +91,39 @@ class ResampleDeadLatents(pl.Callback):
 
     @torch.no_grad()
     def resample(self, sae: BaseSAE, x: Tensor, step: int, optimizer: torch.optim.Optimizer) -> int:
-        """Resample the dead latents of one SAE from raw inputs `(n, d_in)`; returns how many there were."""
+        """Resample the dead latents of one SAE from raw inputs `(n, d_in)`; returns how many there were.
+
+        Raises:
+            ValueError: If a part of the SAE does not say how its latents are given a new start.
+        """
         core = sae.sae
-        dead = (core.batches_silent >= self.dead_after).nonzero().squeeze(-1)
+        parts = (core.encoder, core.projection, core.decoder)
+        require_resamplable(*parts)
+        alive = core.batches_silent < self.dead_after
+        dead = (~alive).nonzero().squeeze(-1)
         if len(dead) == 0:
             return 0
-        x, out, _ = sae.evaluate(x)
-        let_go(sae)
-        residual = x - out.x_hat
-        error = residual.square().sum(-1).double().cpu()
+        distinct, counts = torch.unique(x, dim=0, return_counts=True)
+
+        def evaluate() -> SAEOutput:
+            out = sae.evaluate(distinct).out
+            let_go(sae)
+            return out
+
         generator = torch.Generator().manual_seed((torch.initial_seed() + step) % 2**64)
-        chosen = torch.multinomial(error + 1e-30, len(dead), replacement=True, generator=generator).to(x.device)
-        alive = core.batches_silent < self.dead_after
-        reset = [core.encoder.weight, core.decoder.weight]
-        if isinstance(core.encoder, SquaredDistance):
-            rows = atoms = x[chosen]
-            offset = core.encoder.offset
-            if offset is not None:
-                live = whole(offset)[alive]
-                initial = core.encoder.offset_init
-                set_rows(offset, dead, float(live.mean()) if len(live) or initial is None else initial)
-                reset.append(offset)
-        else:
-            atoms = torch.nn.functional.normalize(residual[chosen], dim=-1)
-            norms = whole(core.encoder.weight.norm(dim=-1))
-            rows = atoms * self.encoder_norm * (norms[alive].mean() if alive.any() else norms.mean())
-        set_rows(core.encoder.weight, dead, rows.to(core.encoder.weight.dtype))
-        set_rows(core.decoder.weight, dead, atoms.to(core.decoder.weight.dtype))
-        bias = getattr(core.encoder, "bias", None)
-        if bias is not None:
-            set_rows(bias, dead, 0.0)
-            reset.append(bias)
-        for parameter in reset:
-            for state in optimizer.state.get(parameter, {}).values():
-                if isinstance(state, Tensor) and state.shape == parameter.shape:
-                    set_rows(state, dead, 0.0)
+        restart_latents(core, dead, alive, core.standardize(distinct), counts, evaluate, self.encoder_norm, generator)
+        for part in parts:
+            parameters = dict(part.named_parameters())
+            for name in part.rows_of_latents or ():
+                _forget(optimizer, parameters.get(name), dead)
         core.batches_silent[dead] = 0
         return len(dead)
+
+
+def _forget(optimizer: torch.optim.Optimizer, parameter: Tensor | None, latents: Tensor) -> None:
+    """Zero what an optimizer remembers of some latents' rows of a parameter."""
+    if parameter is None:
+        return
+    for state in optimizer.state.get(parameter, {}).values():
+        if isinstance(state, Tensor) and state.shape == parameter.shape:
+            set_rows(state, latents, 0.0)

@@ -10,8 +10,11 @@ from torch.nn import functional as F  # noqa: N812  (the usual name)
 from sae_lightning.nn.functional import affine, at_least_float32, negative_squared_distance
 from sae_lightning.nn.parts import Part, require_finite_positive, require_positive
 from sae_lightning.nn.receptive_fields import Ball, Cone, ConvexCell, Firing, HalfSpace, ReceptiveField
-from sae_lightning.nn.sharding import local, whole
+from sae_lightning.nn.sharding import local, mean_of_live, set_rows, whole
 from sae_lightning.nn.sparse import Pattern, affine_at, distance_at
+
+
+_LEAST_COSINE = 0.1  # between a row and an input on which it is to fire
 
 
 class Encoder(Part, nn.Module):
@@ -72,6 +75,44 @@ class Encoder(Part, nn.Module):
         pre_codes: Tensor = self(x) if centre is None else self(x, centre)
         return pre_codes.index_select(-1, latents)
 
+    def point(
+        self, latents: Tensor, inputs: Tensor, directions: Tensor, levels: Tensor, alive: Tensor, share: float
+    ) -> None:
+        """Give some latents new rows, each of which answers to one sample; `strengthen` then makes them fire.
+
+        Args:
+            latents: Which latents, int64 `(n,)`.
+            inputs: What the encoder sees of one sample for each (without the decoder's bias where that is subtracted),
+                `(n, d_in)`.
+            directions: Unit vectors along which the samples are explained badly, `(n, d_in)`.
+            levels: What the latent's pre-code must exceed at its sample for it to fire, `(n,)`.
+            alive: Latents that serve as examples, bool `(d_sae,)`; where there are none, initial values do.
+            share: Norm of the new rows as a share of the mean of those that serve as examples.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say how a latent is given a new start")
+
+    def strength_for(self, latents: Tensor, pre_codes: Tensor, levels: Tensor) -> Tensor:
+        """Which strength, for `strengthen`, brings the pre-codes of some latents to given levels.
+
+        Args:
+            latents: Which latents, int64 `(n,)`.
+            pre_codes: Their pre-codes, `(n_samples, n)`.
+            levels: The wanted ones, `(n_samples, n)`.
+
+        Returns:
+            Strengths, `(n_samples, n)`, infinite where none of a usual size does.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say how a latent is given a new start")
+
+    def strengthen(self, latents: Tensor, strengths: Tensor) -> None:
+        """Raise the pre-codes of some latents.
+
+        Args:
+            latents: Which latents, int64 `(n,)`.
+            strengths: Finite strengths in the sense of `strength_for`, `(n,)`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say how a latent is given a new start")
+
     def receptive_field(self, firing: Firing) -> ReceptiveField | None:
         """Shape of the set on which a latent fires, where a projection looks at `firing`; None where nobody said."""
         return None
@@ -98,6 +139,7 @@ class Affine(Encoder):
 
     sparse = True
     rows_of_latents = frozenset({"weight", "bias"})
+    resamplable = True
     takes_centre = True
 
     def __init__(self, d_in: int, d_sae: int, bias: bool = True, pre_code_scale: float = 1.0) -> None:
@@ -122,6 +164,33 @@ class Affine(Encoder):
         """Pre-codes of some latents only, `(n, n_latents)`."""
         bias = None if self._bias is None else self._bias.index_select(0, latents)
         return affine(x, centre, local(self.weight).index_select(0, latents), bias, self.pre_code_scale)
+
+    def point(
+        self, latents: Tensor, inputs: Tensor, directions: Tensor, levels: Tensor, alive: Tensor, share: float
+    ) -> None:
+        """Point rows in the directions, or in those of the inputs where the directions point away from these.
+
+        Biases become zero, or the level where it is negative (on the simplex, which looks at differences).
+        """
+        normalize = torch.nn.functional.normalize
+        away = (directions * inputs).sum(-1, keepdim=True) < _LEAST_COSINE * inputs.norm(dim=-1, keepdim=True)
+        rows = torch.where(away, normalize(inputs, dim=-1), directions)
+        norm = share * mean_of_live(self.weight.detach().norm(dim=-1), alive, 1.0)
+        set_rows(self.weight, latents, (norm * rows).to(self.weight.dtype))
+        if self.bias is not None:
+            set_rows(self.bias, latents, (levels / self.pre_code_scale).clamp_max(0).to(self.bias.dtype))
+
+    def strength_for(self, latents: Tensor, pre_codes: Tensor, levels: Tensor) -> Tensor:
+        """By which factor the rows must be longer; infinite where an input is nearly at right angles to its row."""
+        base = 0.0 if self.bias is None else self.pre_code_scale * whole(self.bias.detach())[latents]
+        along = pre_codes - base
+        reachable = along > _LEAST_COSINE * along.square().mean(0).sqrt()
+        return torch.where(reachable, (levels - base) / along, torch.inf)
+
+    def strengthen(self, latents: Tensor, strengths: Tensor) -> None:
+        """Make rows longer by factors; those below 1 change nothing."""
+        rows = whole(self.weight.detach())[latents] * strengths.clamp_min(1)[:, None]
+        set_rows(self.weight, latents, rows.to(self.weight.dtype))
 
     def receptive_field(self, firing: Firing) -> ReceptiveField | None:
         """Half-spaces by level; cones among the largest, unless biases move their borders; cells by differences."""
@@ -157,6 +226,7 @@ class SquaredDistance(Encoder):
 
     sparse = True
     rows_of_latents = frozenset({"weight", "offset"})
+    resamplable = True
 
     def __init__(self, d_in: int, d_sae: int, lambda_init: float = 1.0, offset_init: float | None = None) -> None:
         super().__init__(d_in, d_sae)
@@ -212,6 +282,22 @@ class SquaredDistance(Encoder):
         if self._offset is None:
             return pre_codes
         return pre_codes - (self._offset if latents is None else self._offset.index_select(0, latents))
+
+    def point(
+        self, latents: Tensor, inputs: Tensor, directions: Tensor, levels: Tensor, alive: Tensor, share: float
+    ) -> None:
+        """Put prototypes at the inputs. Without offsets their pre-code there is zero, which is the largest there is."""
+        set_rows(self.weight, latents, inputs.to(self.weight.dtype))
+
+    def strength_for(self, latents: Tensor, pre_codes: Tensor, levels: Tensor) -> Tensor:
+        """How far the offsets must rise (or may fall)."""
+        return levels - pre_codes
+
+    def strengthen(self, latents: Tensor, strengths: Tensor) -> None:
+        """Move offsets, where there are any."""
+        if self.offset is not None:
+            offset = whole(self.offset.detach())[latents] + strengths
+            set_rows(self.offset, latents, offset.to(self.offset.dtype))
 
     def receptive_field(self, firing: Firing) -> ReceptiveField | None:
         """Balls by level, cells by differences (which are affine) and among the largest: there balls cut by others."""

@@ -58,6 +58,18 @@ def set_rows(tensor: Tensor, index: Tensor, rows: Tensor | float) -> None:
     local(tensor)[index[here] - own.start] = values
 
 
+def mean_of_live(values: Tensor, alive: Tensor, initial: float) -> Tensor:
+    """Mean of a value of each latent over those that are alive, or `initial` where none is.
+
+    Args:
+        values: `(d_sae,)`, a DTensor or not.
+        alive: Bool `(d_sae,)`.
+        initial: What stands for the mean where no latent is alive.
+    """
+    live = whole(values)[alive]
+    return live.mean() if len(live) else live.new_tensor(initial)
+
+
 @torch.no_grad()
 def fill(tensor: Tensor, values: Tensor) -> None:
     """Do `tensor.copy_(values)` on the rows that this process holds; `values` are those of all rows."""
