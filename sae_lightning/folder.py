@@ -15,6 +15,7 @@ except ImportError:  # not a POSIX system: there runs are not kept apart
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
+ASIDE = ".replaced"
 _FIRST_FILES = (LOCK, "events.out.tfevents.", ".config.yaml.", "probe", ".probe.")  # written before config.yaml
 
 
@@ -42,6 +43,7 @@ class RunLock:
     def __init__(self, folder: Path) -> None:
         self.path = folder / LOCK
         self._descriptor: int | None = None
+        self._made = False
         _LOCKS.add(self)
 
     def acquire(self) -> None:
@@ -53,6 +55,7 @@ class RunLock:
         """
         if fcntl is None or self._descriptor is not None:
             return
+        self._made = not self.path.parent.exists()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         while True:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -78,10 +81,12 @@ class RunLock:
         return False
 
     def release(self) -> None:
-        """Give the lock back."""
+        """Give the lock back; a folder that was made for it and is empty still is removed."""
         if self._descriptor is not None:
             with contextlib.suppress(OSError):
                 self.path.unlink()
+                if self._made:
+                    self.path.parent.rmdir()
             self.forget()
 
     def forget(self) -> None:
@@ -105,8 +110,9 @@ if hasattr(os, "register_at_fork"):  # else a worker that outlives its parent wo
 
 def may_replace(folder: Path) -> bool:
     """Whether a folder holds an earlier run, or what one leaves that was killed at its start."""
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return (folder / "config.yaml").is_file() or all(path.name.startswith(_FIRST_FILES) for path in files)
+    files = [path for path in folder.rglob("*") if path.is_file() and ASIDE not in path.parts]
+    configs = (folder / "config.yaml", folder / ASIDE / "config.yaml")
+    return any(path.is_file() for path in configs) or all(path.name.startswith(_FIRST_FILES) for path in files)
 
 
 def is_unused(folder: Path) -> bool:
@@ -114,12 +120,45 @@ def is_unused(folder: Path) -> bool:
     return not any(path.is_file() and path.name != LOCK for path in folder.rglob("*"))
 
 
-def clear(folder: Path) -> None:
-    """Delete all that lies in a folder but its lock."""
-    for path in folder.iterdir():
-        if path.name == LOCK:
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+class Replacement:
+    """Sets an earlier run aside until its successor has begun, so that a run that cannot begin loses nothing.
+
+    Args:
+        folder: The run's folder, which this process has locked.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._aside = folder / ASIDE
+
+    def begin(self) -> None:
+        """Move all that lies in the folder aside (and delete what an earlier, killed replacement had set aside)."""
+        _delete(self._aside)
+        found = self._contents()
+        if found:
+            self._aside.mkdir()
+            for path in found:
+                path.rename(self._aside / path.name)
+
+    def commit(self) -> None:
+        """Delete what was set aside."""
+        _delete(self._aside)
+
+    def undo(self) -> None:
+        """Delete what came in its place, and move back what was set aside."""
+        for path in self._contents():
+            _delete(path)
+        if self._aside.is_dir():
+            for path in self._aside.iterdir():
+                path.rename(self.folder / path.name)
+            self._aside.rmdir()
+
+    def _contents(self) -> list[Path]:
+        return [path for path in self.folder.iterdir() if path.name not in (LOCK, ASIDE)]
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -4,44 +4,86 @@ import inspect
 import os
 import sys
 from argparse import HelpFormatter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, NoReturn
 
 import docstring_parser
+import jsonargparse
+import lightning.pytorch as pl
+from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningArgumentParser
 
 from sae_lightning import callbacks, data, modules
-from sae_lightning.data.datamodule import ActivationDataModule, SeededDataModule
+from sae_lightning.data import hosts, sources
+from sae_lightning.data.datamodule import SeededDataModule
 from sae_lightning.data.sources import UnreadableError
-from sae_lightning.files import WriteError
-from sae_lightning.modules.module import SAEModule
+from sae_lightning.explain import one_line
+from sae_lightning.files import EncodingError, WriteError, read_text
 from sae_lightning.modules.run import RunModule
 
 
 def _public(package: ModuleType, base: type) -> list[type]:
     """The concrete classes of a kind that a package offers."""
     offered = [getattr(package, name) for name in package.__all__]
-    bases = (RunModule, SAEModule, modules.BaseSAE, SeededDataModule, ActivationDataModule)
-    return [cls for cls in offered if isinstance(cls, type) and issubclass(cls, base) and cls not in bases]
+    found = [cls for cls in offered if isinstance(cls, type) and issubclass(cls, base) and not inspect.isabstract(cls)]
+    return [cls for cls in found if cls not in (base, modules.BaseSAE)]
 
 
 MODELS = _public(modules, RunModule)
 DATA = _public(data, SeededDataModule)
 OPTIONAL_CALLBACKS = [callbacks.ResampleDeadLatents, callbacks.Throughput]
+CLASSES: dict[str, list[type]] = {
+    "model": MODELS,
+    "data": DATA,
+    "trainer.callbacks": [*OPTIONAL_CALLBACKS, *_public(pl.callbacks, pl.Callback)],
+    "host": _public(hosts, hosts.Host),
+    "source": [*_public(sources, sources.Source), *_public(sources, sources.StreamedSource)],
+}
+"""What may be chosen where an argument takes a class."""
 
 
-class SAEParser(LightningArgumentParser):
-    """Names the valid classes where a class is wrong, and every class's arguments in the help."""
+class OneLineErrors:
+    """Mixin of parsers: reads configs as UTF-8 and says in one line what is wrong.
 
-    def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
-        """End with the message alone, and the classes that would have been valid."""
-        for key, classes in (("model", MODELS), ("data", DATA)):
-            if f'"{key}"' in message or f'"{key}.' in message:
-                names = ", ".join(cls.__name__ for cls in classes)
-                message += f"\n\nValid classes for --{key}: {names} (or the import path of your own)."
+    Attributes:
+        command: The command whose arguments are parsed, for messages.
+    """
+
+    command = ""
+
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        """Parse as the base does, with configs in UTF-8 whatever the system's encoding is."""
+        with configs_in_utf8():
+            return super().parse_args(*args, **kwargs)  # type: ignore[misc]
+
+    def error(self, message: str, ex: Exception | None = None) -> None:
+        """End with one line: what is wrong, where, what was probably meant, and where to read more."""
+        assert isinstance(self, ArgumentParser)
         if "_ARGCOMPLETE" in os.environ or not self.exit_on_error:
-            super().error(message, ex)
-        fail(f"{message}\n\n`{self.prog} --help` names every argument.")
+            super().error(message, ex)  # type: ignore[misc]
+        parsers = [self, *(self._subcommands_action.choices.values() if self._subcommands_action else ())]
+        arguments = [option for parser in parsers for action in parser._actions for option in action.option_strings]
+        told = one_line(message, CLASSES, arguments)
+        fail(f"{told} (`sae-lightning {self.command} --help` names every argument)")
+
+
+class CommandParser(OneLineErrors, ArgumentParser):  # type: ignore[misc]
+    """The parser of a command that trains nothing.
+
+    Args:
+        command: Its name.
+        kwargs: Passed on.
+    """
+
+    def __init__(self, *args: Any, command: str = "", **kwargs: Any) -> None:
+        super().__init__(*args, prog=f"sae-lightning {command}", **kwargs)
+        self.command = command
+
+
+class SAEParser(OneLineErrors, LightningArgumentParser):  # type: ignore[misc]
+    """The parser of fit, validate, test and predict, whose help names every class's arguments."""
 
     def add_lightning_class_args(self, lightning_class: Any, nested_key: str, *args: Any, **kwargs: Any) -> list[str]:
         """Leave the model optional."""
@@ -67,6 +109,24 @@ def fail(message: str, status: int = 2) -> NoReturn:
     """End with a message and a status, without the usage of hundreds of arguments."""
     sys.stderr.write(f"error: {message}\n")
     sys.exit(status)
+
+
+@contextmanager
+def configs_in_utf8() -> Iterator[None]:
+    """Read configuration files as UTF-8 wherever the parser meets one, and end with the name of one that is not."""
+    config_path: Any = jsonargparse.Path  # type: ignore[attr-defined]
+    read = config_path.read_text
+
+    def read_file(path: Any) -> Any:
+        return read_text(path.absolute) if os.path.isfile(path.absolute) else read(path)  # or standard input, or a URL
+
+    config_path.read_text = read_file
+    try:
+        yield
+    except EncodingError as error:
+        fail(str(error))
+    finally:
+        config_path.read_text = read
 
 
 def innermost(error: BaseException) -> str:

@@ -1,19 +1,27 @@
 """Signals and deaths: SIGTERM ends a run in good order, a rank that dies ends the others, and all of them go on."""
 
+import contextlib
 import os
 import random
 import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
 import torch
+import torch.distributed.distributed_c10d as c10d
 from safetensors.torch import save_file
 
+from sae_lightning import TopKSAE
+from sae_lightning.callbacks import GracefulStop
 from sae_lightning.callbacks.checkpoint_files import newest_checkpoint
 from sae_lightning.checkpoint import read_checkpoint
+from tests.conftest import CONFIGS, ROOT, process_environment
 from tests.test_resume import (
     PROCESSES,
     STEPS,
@@ -124,6 +132,105 @@ def test_sigterm_saves_the_last_step_and_the_run_goes_on_exactly(name, undisturb
     check_ending(run_dir, expected)
 
 
+def children(pid):
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_running(pid):
+    try:
+        return Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@contextlib.contextmanager
+def paced(tmp_path, args, step=9, n=1):
+    """A run of the command line in a process of its own, from when it has made a step; with its descendants, it ends
+    with the test.
+    """
+    folder, probe = pace(tmp_path)
+    command = [sys.executable, "-m", "sae_lightning", *map(str, [*args, *probe])]
+    with open(f"{tmp_path / 'run'}-0.log", "w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT, env=process_environment())
+    found = []
+    try:
+        wait_for(folder, step, [SimpleNamespace(is_alive=lambda: process.poll() is None)], n)
+        found += children(process.pid)
+        yield process, found, folder
+    finally:
+        process.kill()
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("name", ["side by side", "drawn ahead"])
+def test_sigterm_ends_a_run_that_waits_for_a_stopped_process_in_good_order(name, undisturbed, tmp_path):  # noqa: F811
+    """The process that it waits for computes members of a comparison, or draws batches."""
+    run_dir = tmp_path / "run"
+    with paced(tmp_path, arguments(name, run_dir)) as (process, others, folder):
+        for pid in others:
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(1)
+        waits_at = Path(folder, "0").read_text()
+        time.sleep(0.5)
+        assert Path(folder, "0").read_text() == waits_at
+        assert others
+        os.kill(process.pid, signal.SIGTERM)
+        began = time.monotonic()
+        assert process.wait(30) == SIGTERM_STATUS  # on a busy machine; torch takes 5 s to end its workers
+        print(f"{name}: ended {time.monotonic() - began:.1f} s after SIGTERM")
+        text = logs(run_dir)
+        assert not any(map(is_running, others))
+    step = read_checkpoint(newest_checkpoint(run_dir / "checkpoints"))["global_step"]
+    assert step == int(waits_at) + 1  # the one that it waited for
+    assert f"SIGTERM: training ends after step {step}; go on with --ckpt_path" in text
+    assert f"(step {step})" in text
+    assert finish(start(name, run_dir), run_dir)
+    check_ending(run_dir, undisturbed(name)[0])
+
+
+class Stuck(TopKSAE):
+    """It hangs for good in a step, as a process that waits for a disk or a device does."""
+
+    def learn(self, x):
+        self.steps = getattr(self, "steps", 0) + 1
+        if self.steps == 17:
+            time.sleep(10_000)
+        return super().learn(x)
+
+
+STUCK = ["--model.members.relu.class_path", "tests.test_faults.Stuck", "--model.members.relu.init_args.k", 2]
+
+
+def test_sigterm_ends_a_run_that_waits_for_a_process_that_hangs(tmp_path):
+    run_dir = tmp_path / "run"
+    with paced(tmp_path, [*arguments("side by side", run_dir), *STUCK], step=16) as (process, (child,), _):
+        time.sleep(1)
+        os.kill(process.pid, signal.SIGTERM)
+        began = time.monotonic()
+        assert process.wait(30) == SIGTERM_STATUS
+        print(f"ended {time.monotonic() - began:.1f} s after SIGTERM")
+        assert not is_running(child)
+    text = logs(run_dir)
+    assert f"(pid {child}) does not answer, so the step at hand is lost" in text
+    assert "SIGTERM: training ends after step 16; go on with --ckpt_path" in text
+    assert "(step 14)" in text
+    assert read_checkpoint(newest_checkpoint(run_dir / "checkpoints"))["global_step"] == 14
+
+
+def test_a_process_that_hangs_ends_the_run_with_a_message_and_status_1(tmp_path):
+    run_dir = tmp_path / "run"
+    args = [*arguments("side by side", run_dir), *STUCK, "--model.process_timeout", 1]
+    with paced(tmp_path, args, step=16) as (process, (child,), _):
+        assert process.wait(30) == 1
+        assert not is_running(child)
+    text = logs(run_dir)
+    assert f"error: the process that trains relu, topk (pid {child}) has not answered for 1 s" in text
+    assert "raise process_timeout" in text
+    assert "Traceback" not in text
+
+
 @pytest.fixture(scope="module")
 def undisturbed_two(tmp_path_factory):
     """What two processes leave when nobody disturbs them."""
@@ -199,6 +306,77 @@ def test_no_hang_in_50_runs_of_which_a_rank_is_killed(tmp_path):
     draw = random.Random(0)
     times = [kill_one(tmp_path / str(i), draw.randrange(2), draw.randrange(1, STEPS - 4))[0] for i in range(50)]
     print(f"the other rank ended after {max(times):.2f} s at most")
+
+
+# ---------------------------------------------------------------------- a rank that hangs
+
+
+class Limits(pl.Callback):
+    """Checks that every group of ranks has the limit that the command line was given."""
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: object) -> None:
+        (limit,) = (c.rank_timeout for c in trainer.callbacks if isinstance(c, GracefulStop))
+        groups = [group for group in c10d._world.pg_map if group != c10d.GroupMember.NON_GROUP_MEMBER]
+        assert len(groups) >= (2 if trainer.strategy.__class__.__name__ == "DDPStrategy" else 3)
+        for group in groups:
+            assert group._get_backend(torch.device("cpu")).options._timeout.total_seconds() == limit
+
+
+SHARDED = ["-c", CONFIGS / "trainer" / "sharded.yaml", "--trainer.accelerator", "cpu", "--trainer.devices", 2]
+FSDP = ["-c", CONFIGS / "trainer" / "fsdp.yaml", "--trainer.accelerator", "cpu", "--trainer.devices", 2]
+FSDP += ["--trainer.strategy.data_parallel_size", 2]
+STRATEGIES = {"ddp": TWO, "sharded": SHARDED, "fsdp": FSDP}
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("ddp", 0),
+        ("ddp", 1),
+        *(pytest.param(n, r, marks=pytest.mark.slow) for n in ("sharded", "fsdp") for r in (0, 1)),
+    ],
+)
+def test_a_rank_that_hangs_ends_the_run_in_time_and_the_run_goes_on(name, number, undisturbed_two, tmp_path):
+    run_dir = tmp_path / "run"
+    args = [*arguments("compare", run_dir), *STRATEGIES[name], "--checkpoint.every_n_steps", 7]
+    args += ["--stop.rank_timeout", 3, "--trainer.callbacks+=tests.test_faults.Limits"]
+    with paced(tmp_path, args, step=9, n=2) as (process, others, _):
+        ranks = [process.pid, *others]
+        assert len(ranks) == 2
+        began = time.monotonic()
+        os.kill(ranks[number], signal.SIGSTOP)
+        status = process.wait(60)
+        took = time.monotonic() - began
+        text = logs(run_dir)
+        assert status not in (0, None)
+        deadline = time.monotonic() + 10
+        while any(map(is_running, ranks)):
+            assert time.monotonic() < deadline, "a rank is still there"
+            time.sleep(0.1)
+    print(f"{name}: ended {took:.1f} s after rank {number} was stopped")
+    assert took > 2
+    assert f"rank {1 - number} has waited 3 s for another one, which is stopped or hangs" in text
+    assert "--stop.rank_timeout" in text
+    assert read_checkpoint(newest_checkpoint(run_dir / "checkpoints"))["global_step"] == 7
+    command = [
+        sys.executable,
+        "-m",
+        "sae_lightning",
+        *map(str, arguments("compare", run_dir)),
+        *map(str, STRATEGIES[name]),
+    ]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT, env=process_environment())
+    assert done.returncode == 0, done.stderr[-3000:]
+    if name == "ddp":
+        check_ending(run_dir, undisturbed_two)
+    assert read_checkpoint(newest_checkpoint(run_dir / "checkpoints"))["global_step"] == STEPS
+
+
+def test_nobody_waits_for_good():
+    assert 0 < GracefulStop().rank_timeout <= 1800
+    for limit in (0.0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=f"rank_timeout must be positive and finite, but is {limit}"):
+            GracefulStop(limit)
 
 
 # ---------------------------------------------------------------------- another number of ranks

@@ -2,7 +2,8 @@
 
 The separability figure is trained whole, about four minutes on two cores; of the heterogeneity figure a part of the
 SAEs, in 2,000 steps instead of 10,938; and the formal-language comparison in its setting for two cores, with its
-language model. The bars are the paper's claims; the notebooks hold the values point by point.
+language model. The bars are the paper's; where one is not met, the test says so with the number. (tests/test_paper.py
+holds the stored results of three seeds to the same bars, without training.)
 """
 
 import json
@@ -74,25 +75,35 @@ def test_spade_finds_all_concepts_at_the_paper_s_sparsity(sweep):
     window = [point for point in sweep["SpaDE"] if 13 <= point.metrics["l0"] <= 15]
     assert len(window) >= 3
     for point in window:
-        assert point.worst(OUTER) >= 0.97
-        assert point.worst(INNER) >= 0.95
-        assert 6 <= point.metrics["stable_rank_codes"] <= 8
-        assert point.metrics["dead_latents"] <= 0.1
+        assert point.worst(OUTER) >= 0.99
+        assert point.worst(INNER) >= 0.97
+        assert 6.5 <= point.metrics["stable_rank_codes"] <= 7
+        assert point.metrics["dead_latents"] < 0.1
 
 
 @pytest.mark.parametrize("family", ["ReLUSAE", "JumpReLUSAE"])
 def test_half_spaces_find_the_outer_concepts_only(sweep, family):
-    assert max(point.best(OUTER) for point in sweep[family]) >= 0.95
-    assert max(point.best(INNER) for point in sweep[family]) < 0.65
+    assert max(point.best(OUTER) for point in sweep[family]) >= 0.99
+    assert max(point.best(INNER) for point in sweep[family]) <= 0.55
 
 
-def test_cones_hide_the_inner_concepts(sweep):
-    assert max(point.best(INNER) for point in sweep["TopKSAE"]) < 0.70
+def test_cones_hide_the_inner_concepts_and_blur_the_outer_ones(sweep):
+    assert max(point.best(OUTER) for point in sweep["TopKSAE"]) < 0.8
+    assert max(point.best(INNER) for point in sweep["TopKSAE"]) < 0.6
 
 
-def test_rivals_leave_most_latents_dead(sweep):
+def test_the_others_leave_about_half_of_the_latents_dead_or_more(sweep):
     for family in ("ReLUSAE", "JumpReLUSAE", "TopKSAE"):
-        assert min(point.metrics["dead_latents"] for point in sweep[family]) > 0.3
+        for point in sweep[family]:
+            assert 0.45 <= point.metrics["dead_latents"] <= 0.97
+
+
+def test_codes_of_the_others_have_a_low_rank(sweep):
+    """The paper's range is 1.5 to 3.5; one JumpReLU of ten (gamma 1e-3) has 1.49."""
+    ranks = [p.metrics["stable_rank_codes"] for f in ("ReLUSAE", "JumpReLUSAE", "TopKSAE") for p in sweep[f]]
+    assert sum(not 1.5 <= rank <= 3.5 for rank in ranks) <= 1
+    assert min(ranks) >= 1.485
+    assert max(ranks) <= 3.5
 
 
 # -- heterogeneity --------------------------------------------------------------------------------------------------
@@ -112,17 +123,22 @@ def short(tmp_path_factory):
     return {name: point for name, (_, point) in train_and_test(folder / "short.yaml", folder / "run").items()}
 
 
-@pytest.mark.parametrize(("name", "ratio"), [("spade-1e-1", 5), ("spade-1e0", 7)])
+@pytest.mark.parametrize(("name", "ratio"), [("spade-1e-1", 6.4), ("spade-1e0", 8.5)])
 def test_spade_gives_a_concept_latents_by_its_dimension(short, name, ratio):
+    """The paper's bar, 9 to 12 times as many for 126 dimensions as for 6, is not met in 2,000 of its 10,938 steps.
+
+    It is 6.50 and 8.67 here, and 8.83 and 11.96 after all of them (tests/test_paper.py).
+    """
     l0 = short[name].l0()
     assert l0 == sorted(l0)
-    assert short[name].ratio() >= ratio  # at least 8 after the paper's 10,938 steps: see the notebook
+    assert ratio <= short[name].ratio() <= 12
 
 
 def test_the_others_do_not(short):
+    limits = {"relu": 4.5, "jumprelu": 5.3, "topk": 1.01}  # the paper's; TopK's is flat
     for name, point in short.items():
-        if not name.startswith("spade"):
-            assert point.ratio() < (1.3 if name.startswith("topk") else 6), name
+        family = name.partition("-")[0]
+        assert family == "spade" or point.ratio() <= limits[family], name
 
 
 def test_topk_reconstructs_what_has_fewer_dimensions_than_k(short):

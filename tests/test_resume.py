@@ -38,6 +38,7 @@ RUNS = {
     "side by side": ["compare", "--model.processes", 2],
     "at the ends of epochs": ["spade", "--checkpoint.every_n_steps", 6],
     "resampled": ["topk", *RESAMPLE],
+    "drawn ahead": ["spade", "--data.num_workers", 2],
     "accumulated": ["spade", "--trainer.accumulate_grad_batches", 2, "--trainer.val_check_interval", 5],
 }
 

@@ -16,6 +16,7 @@ from sae_lightning.callbacks.recovery_figures import RecoveryFigures
 from sae_lightning.callbacks.resampling import ResampleDeadLatents
 from sae_lightning.callbacks.results import ResultsWriter, load_results
 from sae_lightning.callbacks.stopping import GracefulStop
+from sae_lightning.callbacks.summary import ModelOverview
 from sae_lightning.callbacks.table import RecoveryTable
 from sae_lightning.callbacks.throughput import Throughput
 from sae_lightning.callbacks.visibility import VisibilityReport
@@ -29,6 +30,7 @@ __all__ = [
     "GeometryFigures",
     "GracefulStop",
     "GrammarReport",
+    "ModelOverview",
     "NonfiniteLoss",
     "ReceptiveFields",
     "RecoveryFigures",

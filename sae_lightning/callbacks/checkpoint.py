@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
-from sae_lightning.callbacks.checkpoint_files import WHAT, AtomicCheckpointIO, checkpoints_by_step
+from sae_lightning.callbacks.checkpoint_files import WHAT, AtomicCheckpointIO, checkpoints_by_step, step_of
 from sae_lightning.callbacks.generators import generator_states, restore_generators
 from sae_lightning.callbacks.stopping import stops
 from sae_lightning.data.loading import ActivationLoader, batches_done
@@ -134,6 +134,11 @@ class RunCheckpoint(ModelCheckpoint):
     def _count_anew(trainer: pl.Trainer) -> None:
         """Where a step takes other samples than it did: how many batches of this epoch count as done for Lightning."""
         loader = trainer.train_dataloader
+        if trainer.fit_loop.restarted_mid_epoch and not hasattr(loader, "state_dict"):
+            rank_zero_warn(
+                "the loader does not say where it stands (it has no `state_dict`): training goes on with the first "
+                "batches of the epoch, which were seen before"
+            )
         if not isinstance(loader, ActivationLoader) or loader.sequence.before is None:
             return
         sequence, (length, per_step) = loader.sequence, loader.sequence.before
@@ -201,7 +206,7 @@ class RunCheckpoint(ModelCheckpoint):
             self._save(trainer)
             self._taken = None
         last = self._folder / f"{self.CHECKPOINT_NAME_LAST}.ckpt"
-        how = f"go on with --ckpt_path {last}" if last.exists() else "there is no checkpoint yet"
+        how = f"go on with --ckpt_path {last} (step {step_of(last)})" if last.exists() else "there is no checkpoint yet"
         rank_zero_info(f"SIGTERM: training ends after step {trainer.global_step}; {how}")
 
     def _is_due(self, step: int) -> bool:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeGuard
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from sae_lightning.callbacks.recovery import find_recovery
@@ -94,6 +94,11 @@ class TopActivations(pl.Callback):
         self.results = {}
         # without the data's batch size nobody knows which sample a row of a batch is
         self._on = self.enabled and stage == "test" and hasattr(_data(trainer), "eval_batch_size")
+        if self.enabled and stage == "test" and not self._on:
+            rank_zero_info(
+                f"No examples of latents are collected: {type(_data(trainer)).__name__} has no `eval_batch_size`, by "
+                "which a sample is known by its position."
+            )
         if self._on:
             pl_module.meaning_metrics = nn.ModuleList(
                 TopExamples(sae.d_sae, self.n_examples) for sae in pl_module.saes().values()

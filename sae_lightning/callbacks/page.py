@@ -37,11 +37,11 @@ from sae_lightning.report import (
 
 
 class ReportPage(pl.Callback):
-    """Writes `report.html` to the run's folder after a test: one file that opens in any browser, offline.
+    """Writes `report.html` to the run's folder: one file that opens in any browser, offline.
 
-    It holds the table of the SAEs with what each one finds and hides, the best latents of each concept, and the
-    latents that TopActivations chose, with the samples on which they fire most. Needs ConceptRecovery; without
-    TopActivations it holds the table alone.
+    It holds the table of the SAEs with what each one finds and hides, and the best latents of each concept: after
+    training those of the last validation, after a test those of the test, with the latents that TopActivations chose
+    and the samples on which they fire most. Needs ConceptRecovery.
 
     Args:
         enabled: Whether to write it.
@@ -61,20 +61,29 @@ class ReportPage(pl.Callback):
         self.max_latents = max_latents
         self.max_megabytes = max_megabytes
 
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write what the last validation showed, on rank zero."""
+        self._write(trainer, pl_module, "val")
+
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write on rank zero."""
+        self._write(trainer, pl_module, "test")
+
+    def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         folder = run_folder(trainer)
         recovery = find_recovery(trainer)
         if not self.enabled or not trainer.is_global_zero or folder is None or recovery is None:
             return
+        if not recovery.results:
+            return
         assert isinstance(pl_module, SAEModule)
         path = folder / "report.html"
-        page = render(self._gather(trainer, pl_module, folder))
+        page = render(self._gather(trainer, pl_module, folder, stage))
         with replacing(path, "w", encoding="utf-8") as file:
             file.write(page)
         print(f"Page:        {path}\n")
 
-    def _gather(self, trainer: pl.Trainer, module: SAEModule, folder: Path) -> Report:
+    def _gather(self, trainer: pl.Trainer, module: SAEModule, folder: Path, stage: str) -> Report:
         recovery, collected = find_recovery(trainer), find_meaning(trainer)
         assert recovery is not None
         data, concepts = trainer.datamodule, recovery.concept_names  # type: ignore[attr-defined]
@@ -100,7 +109,7 @@ class ReportPage(pl.Callback):
         positions = by_importance(saes)
         excerpts: dict[int, Excerpt] = {}
         notes = []
-        if has_contexts := knows_contexts(data):
+        if has_contexts := bool(positions) and knows_contexts(data):
             excerpts, used = read_excerpts(positions, lambda p: data.contexts("test", p), room)
             room -= used
             saes = [_with_examples_in(sae, excerpts) for sae in saes]
@@ -112,12 +121,12 @@ class ReportPage(pl.Callback):
             for position, members in zip(positions, _memberships(data, positions), strict=True)
             if position in excerpts or not has_contexts
         }
-        folders = {"": folder / "figures" / "test"}
-        folders |= {name: folder / "figures" / name / "test" for name in recovery.results if name}
+        folders = {"": folder / "figures" / stage}
+        folders |= {name: folder / "figures" / name / stage for name in recovery.results if name}
         found = [Figure(caption, uri) for caption, uri in read_figures(folders, room)]
         return Report(
             title=_title(folder),
-            facts=_facts(trainer, module, saes, meanings),
+            facts=_facts(trainer, module, saes, meanings, stage),
             concepts=[Concept(name, color) for name, color in zip(concepts, palette(len(concepts)), strict=True)],
             found_above=found_above(trainer),
             saes=saes,
@@ -217,7 +226,7 @@ def _memberships(data: object, positions: list[int]) -> list[list[int]]:
 
 
 def _facts(
-    trainer: pl.Trainer, module: SAEModule, saes: list[SAEReport], meanings: dict[str, Meaning]
+    trainer: pl.Trainer, module: SAEModule, saes: list[SAEReport], meanings: dict[str, Meaning], stage: str
 ) -> list[tuple[str, str]]:
     data = trainer.datamodule  # type: ignore[attr-defined]
     several = "" if len(saes) == 1 else f" of {len(saes)} SAEs"
@@ -226,6 +235,8 @@ def _facts(
     if "PL_GLOBAL_SEED" in os.environ:
         facts.append(("Seed", os.environ["PL_GLOBAL_SEED"]))
     facts.append(("Trained on", f"{module.samples_seen:,} samples"))
+    if stage == "val":
+        facts.append(("Measured on", "the validation data (a test adds what latents fire on)"))
     if meanings:
         facts.append(("Tested on", f"{int(next(iter(meanings.values())).top.samples):,} samples"))
     facts.append(("Date", time.strftime("%Y-%m-%d %H:%M")))

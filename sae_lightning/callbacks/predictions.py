@@ -149,4 +149,5 @@ class CodesWriter(pl.Callback):
             content = save(tensors, {KEY: UNSEALED})
             with replacing(path) as file:
                 write_sealed(file, content, within=_HEADER + int.from_bytes(content[:_HEADER], "little"))
+            print(f"Codes:       {path} ({len(counts):,} samples; read with sae_lightning.load_codes)")
         self._rows, self._concepts = {}, []

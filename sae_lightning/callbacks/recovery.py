@@ -3,7 +3,8 @@
 from typing import Any, Literal, NamedTuple
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities import rank_zero_info
+import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from sae_lightning.data.batch import ActivationBatch
@@ -96,7 +97,7 @@ class RecoveryMetrics(nn.Module):
         self, d_in: int, d_sae: int, n_concepts: int, top_n: int, with_similarity: bool, discovery_samples: int
     ) -> None:
         super().__init__()
-        labelled = n_concepts > 0
+        self.labelled = labelled = n_concepts > 0
         self.l0 = L0(n_concepts)
         self.nmse = NormalizedMSE(d_in, n_concepts)
         self.dead = DeadLatents(d_sae)
@@ -117,6 +118,10 @@ class RecoveryMetrics(nn.Module):
         """Take in one batch."""
         x, (x_hat, codes, _), _ = evaluation
         concepts = batch.concepts
+        if (
+            not self.labelled
+        ):  # data without names of concepts may have labels, of which it is not known how many there are
+            concepts = torch.full((len(x),), -1, device=x.device)
         # known on every process, also where its share of the batch is empty: all of them have to compute
         self._discovers = self.discovery is not None and discover and concepts.ndim == 1
         if len(x) == 0:
@@ -169,6 +174,7 @@ class ConceptRecovery(pl.Callback):
         self.discovery_samples = discovery_samples
         self.results: dict[str, Recovery] = {}
         self.concept_names: list[str] = []
+        self._told = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Hang the metrics into the module, before it moves to its device."""
@@ -201,6 +207,13 @@ class ConceptRecovery(pl.Callback):
             metrics.reset()
 
     def _update(self, pl_module: pl.LightningModule, outputs: Any, batch: ActivationBatch, discover: bool) -> None:
+        if not self.concept_names and not self._told and _has_labels(batch.concepts):
+            self._told = True
+            data = type(pl_module.trainer.datamodule).__name__  # type: ignore[attr-defined]
+            rank_zero_warn(
+                f"the batches of {data} hold labels, but it has no `concept_names` (a list, in their order), so that "
+                "F1 and monosemanticity are left out"
+            )
         for name, metrics in self._metrics(pl_module).items():
             metrics.update(batch, outputs[name], discover)
 
@@ -247,10 +260,16 @@ class ConceptRecovery(pl.Callback):
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compute and log."""
         self._compute(pl_module, "val")
+        if trainer.sanity_checking:  # a few batches say nothing
+            self.results = {}
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compute and log."""
         self._compute(pl_module, "test")
+
+
+def _has_labels(concepts: Tensor) -> bool:
+    return bool(concepts.any()) if concepts.dtype == torch.bool else bool((concepts >= 0).any())
 
 
 def find_recovery(trainer: pl.Trainer) -> ConceptRecovery | None:

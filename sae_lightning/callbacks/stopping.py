@@ -1,18 +1,23 @@
-"""Ends training in good order when the system asks for it (SIGTERM), on all ranks at the same step."""
+"""Ends a run in good order when the system asks for it (SIGTERM), and in time where a rank hangs."""
 
+import contextlib
+import multiprocessing
 import os
 import signal
+from datetime import timedelta
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
+import torch.distributed.distributed_c10d as c10d
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.strategies import ParallelStrategy
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-STATUS = 128 + signal.SIGTERM
-"""Exit status of a run that SIGTERM ended, 143, as shells and schedulers know it."""
+from sae_lightning.modules.run import SIGTERM_STATUS, RunModule
+from sae_lightning.nn.parts import require_finite_positive
 
 
 class GracefulStop(pl.Callback):
@@ -26,17 +31,30 @@ class GracefulStop(pl.Callback):
     takes a note, and ranks compare notes (a maximum over one number, on the hosts) while a step is being computed; the
     answer is read a step later. Handlers of others, and Lightning's for SLURM's requeueing, stay as they are.
 
+    Where a rank hangs, the others wait for it in collectives, for `rank_timeout` seconds. Then they end with an error,
+    and so does the hanging one if Lightning has started the processes, also where it is stopped (torchrun and SLURM see
+    to that themselves). The limit holds from when all ranks are set up; under NCCL, torch's watchdog ends the process.
+
+    Args:
+        rank_timeout: Seconds that a rank waits for another one, longer than one of them may work by itself.
+
+    Raises:
+        ValueError: If `rank_timeout` is not positive and finite.
+
     Attributes:
         stopping: Whether the step at hand is the last one; the same on all ranks.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, rank_timeout: float = 600.0) -> None:
+        require_finite_positive("rank_timeout", rank_timeout)
+        self.rank_timeout = rank_timeout
         self.stopping = False
         self._told = False  # whether callbacks know, at the end of a batch, that its step is the last one
         self._signalled = False
         self._answer: tuple[torch.Tensor, Any] | None = None  # what the ranks were asked in the step before
         self._group: Any = None
         self._step = 0
+        self._launched_by: int | None = None  # process of the rank that has started this one
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Take the place of Lightning's functions, which are registered after this."""
@@ -51,13 +69,25 @@ class GracefulStop(pl.Callback):
             if launcher is not None and not self._signalled:
                 launcher.kill(signum)
             self._signalled = True
+            for child in multiprocessing.active_children():  # members of a comparison, workers of a data loader
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child.pid or 0, signal.SIGCONT)  # a stopped one would not let the step end
+            if isinstance(pl_module, RunModule):
+                pl_module.on_sigterm()
             if stage != "fit":  # there is nothing to save
-                raise SIGTERMException(STATUS)
+                raise SIGTERMException(SIGTERM_STATUS)
 
         trainer._signal_connector._sigterm_notifier_fn = notice  # type: ignore[method-assign]
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = self._compare_notes  # type: ignore[method-assign]
-        if trainer.world_size > 1 and stage == "fit" and self._group is None:
+        if trainer.world_size == 1:
+            return
+        if stage == "fit" and self._group is None:
             self._group = dist.new_group(backend="gloo")
+        for group in list(c10d._world.pg_map):  # a strategy's own argument would not reach the groups of its mesh
+            c10d._set_pg_timeout(timedelta(seconds=self.rank_timeout), group)
+        ranks: list[Any] = [None] * trainer.world_size
+        dist.all_gather_object(ranks, (trainer.node_rank, os.getpid()))
+        self._launched_by = os.getppid() if (trainer.node_rank, os.getppid()) in ranks else None
 
     def _compare_notes(self) -> None:
         """Read what the ranks said at the start of the last batch, and ask them anew; Lightning calls it per batch."""
@@ -88,6 +118,20 @@ class GracefulStop(pl.Callback):
             self.stopping = self._signalled
         self._told = self.stopping
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Where another rank hangs, say so, and see that nothing of the run is left."""
+        if trainer.world_size == 1 or not isinstance(exception, RuntimeError) or "imed out" not in str(exception):
+            return
+        self._answer = None  # it will not come
+        exception.args = (
+            f"rank {trainer.global_rank} has waited {self.rank_timeout:g} s for another one, which is stopped or hangs "
+            f"(where it works by itself so long, raise --stop.rank_timeout): {exception}",
+        )
+        if isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher):
+            trainer.strategy.launcher.kill(signal.SIGKILL)
+        if self._launched_by is not None:  # it ends the others when it sees that this one has failed, if it can
+            os.kill(self._launched_by, signal.SIGCONT)
+
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leave no question open."""
         if self._answer is not None:
@@ -104,4 +148,4 @@ def _status(trainer: pl.Trainer) -> int:
     """Exit status; processes that Lightning started must not end with an error, or it would kill the first one."""
     strategy = trainer.strategy
     started = isinstance(strategy, ParallelStrategy) and isinstance(strategy.cluster_environment, LightningEnvironment)
-    return 0 if started and trainer.local_rank > 0 else STATUS
+    return 0 if started and trainer.local_rank > 0 else SIGTERM_STATUS

@@ -3,6 +3,7 @@
 import lightning.pytorch as pl
 
 from sae_lightning.callbacks.recovery import Recovery, find_recovery
+from sae_lightning.files import replacing
 from sae_lightning.loggers import run_folder
 from sae_lightning.modules.module import SAEModule
 
@@ -42,10 +43,10 @@ def recovery_table(results: dict[str, Recovery], concept_names: list[str], found
 
 
 class RecoveryTable(pl.Callback):
-    """Writes and prints, at the end of a test, which concepts each SAE finds and which it hides.
+    """Writes and prints which concepts each SAE finds and which it hides: after a test, a validation, and training.
 
     The table goes to `results.md` in the run's folder; a concept counts as found where the best latent's F1 reaches
-    `found_above`.
+    `found_above`. After training it is that of the last validation.
 
     Args:
         found_above: Best F1 from which a concept counts as found, between 0 and 1.
@@ -59,10 +60,22 @@ class RecoveryTable(pl.Callback):
             raise ValueError(f"found_above must lie between 0 and 1, but is {found_above}")
         self.found_above = found_above
 
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write and print the last validation."""
+        self._write(trainer, pl_module, "val", f"Last validation, after {trainer.global_step:,} training steps:")
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write and print after the command `validate` (not after each validation of training)."""
+        if trainer.state.fn == "validate":
+            self._write(trainer, pl_module, "val", "Validation:")
+
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write and print on rank zero."""
+        """Write and print the test."""
+        self._write(trainer, pl_module, "test", "Test:")
+
+    def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str, heading: str) -> None:
         recovery = find_recovery(trainer)
-        if recovery is None or not trainer.is_global_zero:
+        if recovery is None or not recovery.results or not trainer.is_global_zero:
             return
         assert isinstance(pl_module, SAEModule)
         names = recovery.concept_names
@@ -70,12 +83,14 @@ class RecoveryTable(pl.Callback):
         if names:
             note = "Columns of concepts: F1 of the best latent, in parentheses where the concept stays hidden"
             lines += ["", f"{note} (below {self.found_above:g})."]
+        lines = [heading, "", *lines]
         print("\n" + "\n".join(lines))
         folder = run_folder(trainer)
         if folder is not None:
-            (folder / "results.md").write_text("\n".join(lines) + "\n")
+            with replacing(folder / "results.md", "w", encoding="utf-8") as file:
+                file.write("\n".join(lines) + "\n")
             print(f"\nTable:       {folder / 'results.md'} (all numbers: {folder / 'results.json'})")
-            print(f"Figures:     {folder / 'figures' / 'test'}")
+            print(f"Figures:     {folder / 'figures' / stage}")
             print(f"TensorBoard: tensorboard --logdir {folder}\n")
 
 

@@ -164,8 +164,11 @@ class VisibilityReport(pl.Callback):
         with torch.inference_mode(False), torch.enable_grad():  # the search is by gradients
             train, test = self._samples(trainer)
             if trainer.is_global_zero:
-                n_concepts = trainer.datamodule.n_concepts  # type: ignore[attr-defined]
-                found = bounds(*train, n_concepts, families, (test[0], test[1]), self.seed, self.n_resamples)
+                recovery = find_recovery(trainer)
+                assert recovery is not None
+                found = bounds(
+                    *train, len(recovery.concept_names), families, (test[0], test[1]), self.seed, self.n_resamples
+                )
         told: dict[ReceptiveField, Bound] = trainer.strategy.broadcast(found)
         return told
 

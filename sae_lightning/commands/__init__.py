@@ -1,8 +1,13 @@
 """Commands of the command line that train nothing."""
 
-from collections.abc import Callable
+from importlib import import_module
 
-from sae_lightning.commands.diagnose import main as diagnose
-from sae_lightning.commands.harvest import main as harvest
 
-COMMANDS: dict[str, Callable[[list[str]], None]] = {"diagnose": diagnose, "harvest": harvest}
+def run_command(name: str, args: list[str]) -> None:
+    """Run a command; its module is imported only then.
+
+    Args:
+        name: `configs`, `diagnose` or `harvest`.
+        args: Its arguments.
+    """
+    import_module(f"sae_lightning.commands.{name}").main(args)

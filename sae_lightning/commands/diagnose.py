@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jsonargparse import ArgumentParser
 
 from sae_lightning.data.collecting import first_samples, random_samples
 from sae_lightning.data.datamodule import ActivationDataModule
@@ -20,20 +19,29 @@ from sae_lightning.geometry import Architecture, Diagnosis, diagnose
 from sae_lightning.modules import BaseSAE, JumpReLUSAE, ReLUSAE, SpaDE, TopKSAE
 from sae_lightning.modules.module import SAEModule
 from sae_lightning.nn.parts import require_positive
-from sae_lightning.parser import fail, innermost
+from sae_lightning.parser import CommandParser, fail, innermost
 from sae_lightning.plotting import concept_bounds, concept_dimensions, save_png
 from sae_lightning.report import Figure, diagnosis_text, read_figures, render_diagnosis
+from sae_lightning.shipped import configs_first
 
 PRESETS: tuple[type[JumpReLUSAE | ReLUSAE | TopKSAE | SpaDE], ...] = (JumpReLUSAE, ReLUSAE, TopKSAE, SpaDE)
 """What is compared where no model is given; of equally good ones the first is recommended. JumpReLU comes before ReLU,
 with the same receptive fields, since its penalty counts codes and does not shrink them."""
 
 FIT_KEYS = (  # what configs of `fit` say besides data and model; a test compares this with its parser
-    *("trainer", "run_dir", "allow_changed_data", "ckpt_path", "weights_only"),
-    *("checkpoint", "recovery", "figures", "receptive_fields", "geometry", "table", "dynamics"),
+    *("trainer", "run_dir", "allow_changed_data", "ckpt_path", "weights_only", "trust"),
+    *("checkpoint", "stop", "recovery", "figures", "receptive_fields", "geometry", "table", "dynamics"),
     *("codes", "progress", "fidelity", "meaning", "visibility", "page", "grammar", "features"),
 )
 _RESULT = "diagnosis.json"
+_FIRST_FILES = (
+    "probe",
+    "events.out.tfevents.",
+    "bounds.png",
+    "dimension.png",
+    "diagnosis.html",
+    "diagnosis.json.",
+)  # written before it
 _WIDTH = 64  # of presets, whose receptive fields do not depend on it
 
 
@@ -81,7 +89,7 @@ def diagnose_data(
     if num_threads is not None:
         require_positive("num_threads", num_threads)
         torch.set_num_threads(num_threads)
-    folder = _claimed(Path(output or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-diagnose"), overwrite)
+    folder = claimed(Path(output or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-diagnose"), overwrite)
     begin = time.monotonic()
     data.prepare_data()
     data.setup("fit" if split == "val" else None)
@@ -145,8 +153,17 @@ def _order(cls: type[BaseSAE]) -> int:
     return PRESETS.index(cls) if cls in PRESETS else len(PRESETS)
 
 
-def _claimed(folder: Path, overwrite: bool) -> Path:
-    """Make sure that the folder is new, or an earlier diagnosis that may be deleted, and can be written."""
+def claimed(folder: Path, overwrite: bool) -> Path:
+    """Make sure that a folder is new, or an earlier diagnosis that may be deleted, and that it can be written.
+
+    Args:
+        folder: The folder.
+        overwrite: Whether an earlier diagnosis, complete or cut off by a kill, is deleted.
+
+    Raises:
+        ValueError: If the folder holds something else, or may not be deleted.
+        WriteError: If it cannot be written.
+    """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output must be a folder, but {str(folder)!r} is a file")
     if any(path.is_file() for path in folder.rglob("*")):
@@ -154,7 +171,8 @@ def _claimed(folder: Path, overwrite: bool) -> Path:
             raise ValueError(
                 f"output {str(folder)!r} exists already: choose another, or replace it with --overwrite true"
             )
-        if not (folder / _RESULT).is_file():
+        names = [path.name.removeprefix(".") for path in folder.rglob("*") if path.is_file()]
+        if not (folder / _RESULT).is_file() and not all(name.startswith(_FIRST_FILES) for name in names):
             raise ValueError(f"output {str(folder)!r} holds no diagnosis (no {_RESULT}), so it is not deleted")
         shutil.rmtree(folder)
     prepare_folder(folder, "the diagnosis")
@@ -200,11 +218,9 @@ def draw(found: Diagnosis) -> dict[str, Any]:
     return figures
 
 
-def make_parser() -> ArgumentParser:
+def make_parser() -> CommandParser:
     """The command's own arguments, and what configs of `fit` say besides, which has no effect here."""
-    parser = ArgumentParser(
-        prog="sae-lightning diagnose", description=(diagnose_data.__doc__ or "").partition("\n\n")[0]
-    )
+    parser = CommandParser(command="diagnose", description=(diagnose_data.__doc__ or "").partition("\n\n")[0])
     parser.add_argument(
         "-c", "--config", action="config", help="YAML file with the arguments, such as a config of fit."
     )
@@ -224,14 +240,14 @@ def make_parser() -> ArgumentParser:
 def main(args: list[str]) -> None:
     """Parse the arguments and diagnose; a wrong argument ends with its message alone."""
     parser = make_parser()
-    config = parser.parse_args(args)
+    config = parser.parse_args(configs_first(args))
     for key in ("config", *FIT_KEYS):
         config.pop(key)
     arguments = parser.dump(config, skip_none=False)
     seed = config.pop("seed_everything")
     torch.manual_seed(0 if isinstance(seed, bool) else seed)
     try:
-        folder = diagnose_data(**parser.instantiate_classes(config))
+        folder = diagnose_data(**parser.instantiate(config))
         with replacing(folder / "config.yaml", "w", encoding="utf-8") as file:
             file.write(arguments)
     except (ValueError, TypeError, OSError) as error:

@@ -5,15 +5,14 @@ import shutil
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse import ArgumentParser
-
 from sae_lightning.data.cache import MANIFEST
 from sae_lightning.data.harvest import Harvest
 from sae_lightning.data.hosts import Host
 from sae_lightning.data.reading import WindowReader
 from sae_lightning.data.sources import Source, StreamedSource
 from sae_lightning.files import WriteError
-from sae_lightning.parser import fail, innermost
+from sae_lightning.parser import CommandParser, fail, innermost
+from sae_lightning.shipped import configs_first
 
 
 # of Host[Any], jsonargparse would not find the classes that derive from it
@@ -86,13 +85,13 @@ def summary(output: str, manifest: dict[str, Any]) -> str:
 
 def main(args: list[str]) -> None:
     """Parse the arguments and harvest; a wrong argument ends with its message alone."""
-    parser = ArgumentParser(prog="sae-lightning harvest", description=(harvest.__doc__ or "").partition("\n\n")[0])
+    parser = CommandParser(command="harvest", description=(harvest.__doc__ or "").partition("\n\n")[0])
     parser.add_argument("-c", "--config", action="config", help="YAML file with the arguments.")
     parser.add_function_arguments(harvest)
-    config = parser.parse_args(args)
+    config = parser.parse_args(configs_first(args))
     config.pop("config")
     try:
-        harvest(**parser.instantiate_classes(config))
+        harvest(**parser.instantiate(config))
     except (ValueError, TypeError, OSError) as error:
         if os.environ.get("SAE_LIGHTNING_TRACEBACK"):
             raise

@@ -1,6 +1,6 @@
 """The bases of all data, and of all sources of activations."""
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Literal
 
@@ -68,7 +68,7 @@ class SeededDataModule(pl.LightningDataModule):
         return n // per_step
 
 
-class ActivationDataModule(SeededDataModule):
+class ActivationDataModule(SeededDataModule, ABC):
     """A source of activations, held in memory and split into training, validation and test.
 
     Subclasses set `d_in` and `concept_names` in their constructor (they are valid right after it, so that the

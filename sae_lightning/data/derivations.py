@@ -57,20 +57,34 @@ class SentenceSampler:
         self._counted = torch.tensor([name in counted for name in grammar.nonterminals])
         rules = grammar.rules
         lefts = torch.tensor([rule.left for rule in rules])
-        self._first_rule = torch.searchsorted(lefts, torch.arange(n))
-        alternatives = torch.bincount(lefts, minlength=n)
-        # of each nonterminal's rules, where the next one begins on the unit interval; the last one never ends
-        self._ends = torch.full((n, int(alternatives.max())), 2.0, dtype=torch.float64)
-        total = torch.zeros(n, dtype=torch.float64)
+        self._last_rule = torch.searchsorted(lefts, torch.arange(n), right=True) - 1
+        # a number between s and s + 1 draws one of symbol s's rules: that which ends first behind it
+        ends, total = [], 0.0
         for i, rule in enumerate(rules):
-            total[rule.left] += rule.probability
-            place = i - int(self._first_rule[rule.left])
-            if place < alternatives[rule.left] - 1:
-                self._ends[rule.left, place] = total[rule.left]
+            total = min(1.0, total + rule.probability)
+            ends.append(rule.left + total)
+            if i + 1 < len(rules) and rules[i + 1].left != rule.left:
+                total = 0.0
+        self._ends = torch.tensor(ends, dtype=torch.float64)
         self._sizes = torch.tensor([len(rule.right) for rule in rules])
         self._rights = torch.zeros(len(rules), int(self._sizes.max()), dtype=torch.int64)
-        for i, rule in enumerate(rules):
-            self._rights[i, : len(rule.right)] = torch.tensor(rule.right)
+        filled = torch.arange(self._rights.shape[1]) < self._sizes[:, None]
+        rights = torch.tensor([symbol for rule in rules for symbol in rule.right])
+        self._rights[filled] = self._chain_ends(grammar)[rights]
+
+    def _chain_ends(self, grammar: Grammar) -> Tensor:
+        """The symbol that each symbol always becomes, by rules of one symbol without a choice, which need no draw.
+
+        A symbol that is counted, or that yields a word, stays.
+        """
+        n_rules = torch.bincount(torch.tensor([rule.left for rule in grammar.rules]))
+        ends = torch.arange(self._n_nonterminals + len(grammar.words))
+        for rule in grammar.rules:
+            if n_rules[rule.left] == 1 and len(rule.right) == 1 and rule.right[0] < self._n_nonterminals:
+                ends[rule.left] = rule.left if self._counted[rule.left] else rule.right[0]
+        for _ in range(self._n_nonterminals.bit_length()):
+            ends = ends[ends]
+        return ends
 
     def draw(self, n: int, generator: torch.Generator) -> Sentences:
         """Draw `n` independent sentences.
@@ -103,7 +117,7 @@ class SentenceSampler:
             inner = symbols < self._n_nonterminals
             replaced = symbols[inner]
             draws = torch.rand(len(replaced), generator=generator, dtype=torch.float64)
-            rules = self._first_rule[replaced] + (draws[:, None] >= self._ends[replaced]).sum(1)
+            rules = torch.searchsorted(self._ends, replaced + draws, right=True).minimum(self._last_rule[replaced])
             sizes = torch.ones_like(symbols)
             sizes[inner] = self._sizes[rules]
             origin = torch.repeat_interleave(sizes)

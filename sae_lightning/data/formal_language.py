@@ -19,6 +19,7 @@ from sae_lightning.data.seeding import seeded_generator
 from sae_lightning.data.sentences import TokenBatch, pack
 from sae_lightning.data.streaming import BatchSampler, StreamingDataModule
 from sae_lightning.nn.transformer import Transformer
+from sae_lightning.shipped import shipped_path
 
 _FIDELITY = 10  # keeps the sentences on which fidelity is measured apart from those of the splits
 _HOST_SENTENCES = 256  # at a time
@@ -56,7 +57,7 @@ class Concepts:
         self._n_levels = n_levels
         if self._kind == "parent":
             n = len(grammar.nonterminals)
-            yielding = [i for i in range(n) if any(r.left == i and max(r.right) >= n for r in grammar.rules)]
+            yielding = sorted({rule.left for rule in grammar.rules if max(rule.right) >= n})
             if isinstance(labels, str):
                 labels = {grammar.nonterminals[i]: [grammar.nonterminals[i]] for i in yielding}
             self.names = list(labels)
@@ -164,7 +165,7 @@ class FormalLanguageDataModule(StreamingDataModule):
     """Activations at a layer of a language model, of words in sentences that its grammar yields.
 
     Words are those of whole sentences, without what begins and ends them. Training activations are computed as training
-    goes, or once and kept in memory.
+    goes, or once and kept in memory. Splits are independent draws from one language, so they share probable sentences.
 
     Args:
         checkpoint: Checkpoint of a LanguageModel.
@@ -214,7 +215,7 @@ class FormalLanguageDataModule(StreamingDataModule):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, but is {value}")
         self.model, self.grammar = read_language_model(checkpoint)
-        if grammar is not None and not self.grammar.same_as(Grammar.from_file(grammar)):
+        if grammar is not None and not self.grammar.same_as(Grammar.from_file(shipped_path(grammar))):
             raise ValueError(f"checkpoint must be of the grammar {grammar!r}, but {checkpoint!r} is of another one")
         find_layer(self.model, layer)
         if max_length + 1 > self.model.n_positions:
@@ -264,7 +265,10 @@ class FormalLanguageDataModule(StreamingDataModule):
     _kept: ActivationDataset | None = None
 
     def host(self) -> SplicedHost:
-        """The language model with sentences that no split holds, on which downstream fidelity is measured."""
+        """The language model with sentences of their own draw, on which downstream fidelity is measured.
+
+        They are independent of all splits, but not disjoint from them: probable sentences are drawn again.
+        """
         batches = []
         for i in range(-(-self._n_fidelity // _HOST_SENTENCES)):
             n = min(_HOST_SENTENCES, self._n_fidelity - i * _HOST_SENTENCES)

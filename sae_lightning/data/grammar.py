@@ -2,18 +2,21 @@
 
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sae_lightning.files import read_text
+
 PAD, BEGIN, END = 0, 1, 2
 """Tokens that stand for no word: filling, and the two ends of a sentence."""
 N_SPECIAL = 3
 
 _TOLERANCE = 1e-6  # of the sum of a symbol's probabilities
+_LARGEST_GROWTH = 1 - 2**-30  # no short decimal number, for which an equation of growth would be singular
 
 
 class Rule(NamedTuple):
@@ -66,13 +69,13 @@ class Grammar:
 
     @classmethod
     def from_file(cls, path: str | Path) -> "Grammar":
-        """Read a grammar from a text file.
+        """Read a grammar from a text file in UTF-8.
 
         Raises:
-            ValueError: If there is no such file, or it holds no sound grammar.
+            ValueError: If there is no such file, or it is not UTF-8 or holds no sound grammar.
         """
         try:
-            text = Path(path).read_text()
+            text = read_text(path)
         except OSError as error:
             raise ValueError(f"grammar {str(path)!r} cannot be read: {error.strerror}") from None
         return cls(text, str(path))
@@ -120,68 +123,59 @@ class Grammar:
     def _fail(self, line: int, message: str) -> None:
         raise ValueError(f"{self._source}, line {line}: {message}")
 
-    def _line_of(self, symbol: int) -> int:
-        return next(rule.line for rule in self.rules if rule.left == symbol)
-
     def _check(self) -> None:
-        n = len(self.nonterminals)
+        names, n = self.nonterminals, len(self.nonterminals)
         for rule in self.rules:
             if not rule.right:
-                self._fail(
-                    rule.line, f"each rule must yield a symbol, but one of {self.nonterminals[rule.left]} is empty"
-                )
+                self._fail(rule.line, f"each rule must yield a symbol, but one of {names[rule.left]} is empty")
             if not rule.probability > 0:
-                name = self.nonterminals[rule.left]
+                name = names[rule.left]
                 self._fail(rule.line, f"probabilities must be positive, but one of {name} is {rule.probability}")
-        for symbol, name in enumerate(self.nonterminals):
-            total = sum(rule.probability for rule in self.rules if rule.left == symbol)
+        lines = [0] * n  # first line of each symbol
+        totals = [0.0] * n
+        children: list[list[int]] = [[] for _ in range(n)]
+        for rule in self.rules:
+            lines[rule.left] = lines[rule.left] or rule.line
+            totals[rule.left] += rule.probability
+            children[rule.left] += [symbol for symbol in rule.right if symbol < n]
+        for name, line, total in zip(names, lines, totals, strict=True):
             if abs(total - 1) > _TOLERANCE:
-                line = self._line_of(symbol)
                 self._fail(line, f"the probabilities of {name} must sum to 1, but sum to {total:.6g}")
         reached, todo = {0}, [0]
         while todo:
-            symbol = todo.pop()
-            for rule in self.rules:
-                if rule.left == symbol:
-                    new = {s for s in rule.right if s < n} - reached
-                    reached |= new
-                    todo += new
-        for symbol, name in enumerate(self.nonterminals):
+            new = set(children[todo.pop()]) - reached
+            reached |= new
+            todo += new
+        for symbol, (name, line) in enumerate(zip(names, lines, strict=True)):
             if symbol not in reached:
-                line = self._line_of(symbol)
-                self._fail(line, f"{name} cannot be reached from the start symbol {self.nonterminals[0]}")
-        growth, symbol = self._growth()
-        if growth >= 1 - 1e-9:
+                self._fail(line, f"{name} cannot be reached from the start symbol {names[0]}")
+        growing = _growing_symbol(self.offspring)
+        if growing is not None:
+            symbol, growth = growing
             self._fail(
-                self._line_of(symbol),
-                f"sentences must have a finite expected length, but each {self.nonterminals[symbol]} leads to "
-                f"{growth:.4g} or more symbols that go on like it, on average",
+                lines[symbol],
+                f"sentences must have a finite expected length, but each {names[symbol]} leads to {growth:.4g} or more "
+                "symbols that go on like it, on average",
             )
-
-    def _growth(self) -> tuple[float, int]:
-        """The largest eigenvalue of the expected offspring, and a symbol of those that lead back to themselves so."""
-        (growth, leading), (_, following) = (_largest_eigenpair(m) for m in (self.offspring, self.offspring.T))
-        return growth, int(np.argmax(leading * following))  # what leads there need not follow from it
 
     # ------------------------------------------------------------------ expectations
 
     @cached_property
-    def offspring(self) -> NDArray[np.float64]:
-        """Expected number of each nonterminal among what a nonterminal is replaced by, `(n, n)`."""
+    def offspring(self) -> Any:
+        """Expected number of each nonterminal among what a nonterminal is replaced by, a sparse `(n, n)` array."""
+        from scipy.sparse import csr_array
+
         n = len(self.nonterminals)
-        found = np.zeros((n, n))
-        for rule in self.rules:
-            for symbol in rule.right:
-                if symbol < n:
-                    found[rule.left, symbol] += rule.probability
-        return found
+        found = [(rule.probability, rule.left, symbol) for rule in self.rules for symbol in rule.right if symbol < n]
+        probabilities, lefts, rights = zip(*found, strict=True) if found else ((), (), ())
+        return csr_array((probabilities, (lefts, rights)), shape=(n, n), dtype=np.float64)
 
     @cached_property
     def expected_counts(self) -> NDArray[np.float64]:
         """How often a derivation replaces each nonterminal, on average, `(n,)`."""
-        n = len(self.nonterminals)
-        start = np.eye(n)[0]
-        return np.linalg.solve(np.eye(n) - self.offspring.T, start)
+        start = np.zeros(len(self.nonterminals))
+        start[0] = 1
+        return _solve(1, self.offspring.T, start)
 
     @cached_property
     def expected_length(self) -> float:
@@ -219,7 +213,54 @@ class Grammar:
         return " ".join(self.words[i - N_SPECIAL] for i in tokens.tolist() if i >= N_SPECIAL)
 
 
-def _largest_eigenpair(matrix: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-    values, vectors = np.linalg.eig(matrix)
-    largest = int(np.argmax(values.real))
-    return float(values[largest].real), np.abs(vectors[:, largest])
+def _solve(diagonal: float, matrix: Any, right: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Solution `x` of `(diagonal * 1 - matrix) x = right`, with a sparse matrix."""
+    from scipy.sparse import eye_array
+    from scipy.sparse.linalg import spsolve
+
+    found: NDArray[np.float64] = spsolve((diagonal * eye_array(len(right)) - matrix).tocsc(), right)
+    return found
+
+
+def _growing_symbol(offspring: Any) -> tuple[int, float] | None:
+    """A symbol whose expected offspring of its own kind does not die out, with the number per generation; or None.
+
+    Symbols that lead to each other form a block; the largest eigenvalue of the offspring within it must be below 1.
+    It is below `t` exactly where `(t - offspring) x = 1` has a positive solution.
+
+    Source: Berman and Plemmons (1979), Nonnegative Matrices in the Mathematical Sciences, theorem 6.2.3.
+    """
+    from scipy.sparse.csgraph import connected_components
+
+    _, block = connected_components(offspring, connection="strong")
+    within = offspring.tocoo()
+    within.data = np.where(block[within.row] == block[within.col], within.data, 0.0)
+    within = within.tocsr()
+    shrinks = _solve(_LARGEST_GROWTH, within, np.ones(len(block))) > 0
+    if shrinks.all():
+        return None
+    symbol = int(np.argmin(shrinks))
+    members = np.flatnonzero(block == block[symbol])
+    return symbol, max(1.0, _largest_eigenvalue(within[members][:, members]))
+
+
+def _largest_eigenvalue(matrix: Any) -> float:
+    """That of a nonnegative matrix whose symbols all lead to each other, from below.
+
+    `min(matrix x / x) <= eigenvalue <= max(matrix x / x)` for every positive `x`; inverse iteration with the upper
+    bound as its shift closes the gap.
+
+    Source: Noda (1971), Numerische Mathematik 17.
+    """
+    x = np.ones(matrix.shape[0])
+    lower = 0.0
+    for _ in range(100):
+        ratios = matrix @ x / x
+        lower, upper = max(lower, float(ratios.min())), float(ratios.max())
+        if upper - lower <= 1e-9 * upper:
+            break
+        x = _solve(upper, matrix, x)
+        x /= x.max()
+        if not (x > 0).all():  # values too far apart for floating point
+            break
+    return lower

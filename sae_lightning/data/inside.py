@@ -31,24 +31,27 @@ class Inside:
     def __init__(self, grammar: Grammar) -> None:
         n, n_words = len(grammar.nonterminals), len(grammar.words)
         size = n + n_words + sum(max(0, len(rule.right) - 2) for rule in grammar.rules)
-        chains = np.zeros((size, size))
+        chains: list[tuple[float, int, int]] = []
         pairs: list[tuple[int, int, int, float]] = []
         free = n + n_words
         for rule in grammar.rules:
             left, right, probability = rule.left, list(rule.right), rule.probability
             if len(right) == 1:
-                chains[left, right[0]] += probability
+                chains.append((probability, left, right[0]))
                 continue
             while len(right) > 2:
                 pairs.append((left, right.pop(0), free, probability))
                 left, probability, free = free, 1.0, free + 1
             pairs.append((left, right[0], right[1], probability))
         self._n, self._n_words = n, n_words
-        closure = np.linalg.inv(np.eye(size) - chains)
+        closure = np.eye(size)  # words, and the symbols of long rules, stand for themselves
+        closure[:n, : n + n_words] = _closure(chains, n, n_words)
         self._closure = torch.from_numpy(closure)
         # each word counts as if it were this much more probable, so that no product of many becomes too small
         self._scale = grammar.derivation_entropy / grammar.expected_length
-        self._lefts, self._firsts, self._seconds = (torch.tensor([pair[i] for pair in pairs]) for i in range(3))
+        self._lefts, self._firsts, self._seconds = (
+            torch.tensor([pair[i] for pair in pairs], dtype=torch.int64) for i in range(3)
+        )
         weights = torch.tensor([pair[3] for pair in pairs], dtype=torch.float64)
         # from what pairs yield to what symbols yield: the pair's rule first, then chains above it
         self._lift = weights[:, None] * self._closure.T[self._lefts]
@@ -97,3 +100,20 @@ class Inside:
             products = found[1:length, self._firsts] * found[1:length, self._seconds].flip(0)
             found[length] = products.sum(0) @ self._lift
         return found[:, 0]
+
+
+def _closure(chains: list[tuple[float, int, int]], n: int, n_words: int) -> Array:
+    """What nonterminals become in all chains of rules with one symbol, `(n, n + n_words)`.
+
+    Args:
+        chains: Probability, nonterminal and yield of each such rule.
+        n: Number of nonterminals.
+        n_words: Number of words.
+    """
+    from scipy.sparse import csc_array, eye_array
+    from scipy.sparse.linalg import splu
+
+    probabilities, lefts, rights = zip(*chains, strict=True) if chains else ((), (), ())
+    one_step = csc_array((probabilities, (lefts, rights)), shape=(n, n + n_words), dtype=np.float64)
+    among: Array = splu((eye_array(n) - one_step[:, :n]).tocsc()).solve(np.eye(n))
+    return np.hstack([among, among @ one_step[:, n:]])

@@ -101,7 +101,7 @@ class WindowSteps(BatchSequence):
         for position in range(known, self.position + len(self)):
             window, batch = self._places[position]
             if batch >= self._batches.n_batches(window):
-                window, batch = self._batches.following(window + self._world_size * (batch > 0), self._world_size), 0
+                window, batch = self._batches.following(window + self._world_size, self._world_size), 0
             self._places[position + 1] = (window, batch + 1)
             if position >= self.position:
                 self._forget()
@@ -118,9 +118,9 @@ class WindowSteps(BatchSequence):
         return {**super().state_dict(), **place}
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Go on with the batch that came next; with other processes, behind all windows that one of them had begun.
+        """Resume at the next batch; with another number of processes, behind all windows that any process had begun.
 
-        (With another batch size a window goes on at the first batch of samples that are all new.)
+        With another batch size, a window resumes at the first of the new batches that holds unseen samples only.
         """
         self.position = state["position"]
         if "ranks" in state:

@@ -1,7 +1,7 @@
 """Batches in an order that every rank knows, and a loader that goes on where a checkpoint stood."""
 
 import signal
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -36,7 +36,7 @@ class ActivationDataset(Dataset[ActivationBatch]):
         return ActivationBatch(self.activations[index], self.concepts[index])
 
 
-class BatchSequence(DistributedSampler[Any]):
+class BatchSequence(DistributedSampler[Any], ABC):
     """The indices of a run's batches, one epoch at a time, and how far the run has come.
 
     It derives from DistributedSampler so that Lightning leaves it in place.

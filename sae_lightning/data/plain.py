@@ -26,7 +26,7 @@ def activation_size(data: pl.LightningDataModule) -> int:
         try:
             x = as_batch(batch).activations
         except TypeError as error:
-            raise ValueError(f"--data {name} cannot be read as activations: {error}") from error
+            raise ValueError(f"--data {name} cannot be read as activations: {error}") from None
         if x.ndim != 2:
             raise ValueError(
                 f"--data {name} must yield activations of shape (batch, d_in), but yields {tuple(x.shape)}"

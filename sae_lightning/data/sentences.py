@@ -13,6 +13,7 @@ from sae_lightning.data.grammar import BEGIN, END, PAD, Grammar
 from sae_lightning.data.loading import ActivationLoader, BatchIndices
 from sae_lightning.data.seeding import seeded_generator
 from sae_lightning.data.streaming import StreamSteps
+from sae_lightning.shipped import shipped_path
 
 
 class TokenBatch(NamedTuple):
@@ -100,8 +101,11 @@ class SentenceDataset(Dataset[TokenBatch]):
 class SentenceDataModule(SeededDataModule):
     """Sentences of a grammar: endless training batches, and held-out ones that are drawn once.
 
+    Splits are independent draws from one language, so they share probable sentences.
+
     Args:
-        grammar: Text file with the grammar, in nltk's notation.
+        grammar: Text file with the grammar, in nltk's notation; one of the package's configs may be named as
+            `configs/formal_language/grammars/english.pcfg` wherever the command runs.
         max_length: Words of the longest sentence; longer ones are drawn anew.
         n_train: Training sentences that count as an epoch, of all processes together.
         n_val: Held-out sentences for validation.
@@ -133,7 +137,7 @@ class SentenceDataModule(SeededDataModule):
         for name, value in {"n_train": n_train, "n_val": n_val, "n_test": n_test}.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, but is {value}")
-        self.grammar = Grammar.from_file(grammar)
+        self.grammar = Grammar.from_file(shipped_path(grammar))
         self.grammar_text = self.grammar.text
         self.sampler = SentenceSampler(self.grammar, max_length)
         self.max_length = max_length

@@ -141,6 +141,12 @@ def _checked_activations(x: Tensor, path: str) -> Tensor:
         raise ValueError(f"activations must hold at least two samples, but those in {path!r} hold {len(x)}")
     if x.dtype == torch.float64:
         x = x.float()
+    if x.shape[1] < 1:
+        raise ValueError(
+            f"activations must have at least one feature, but those in {path!r} have shape {tuple(x.shape)}"
+        )
+    if bool((x == x[:1]).all()):
+        raise ValueError(f"activations must differ between samples, but all {len(x)} in {path!r} are equal")
     bad = (~x.isfinite()).nonzero()
     if len(bad):
         row, feature = bad[0].tolist()

@@ -1,13 +1,16 @@
 """BaseSAE: one sparse autoencoder as a LightningModule, composed from its three parts."""
 
+import json
+import os
+from pathlib import Path
 from typing import Any, get_args
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
+from sae_lightning.files import replacing
 from sae_lightning.modules.module import Evaluation, Learned, SAEModule
-from sae_lightning.modules.optimizers import LRSchedulerCallable, OptimizerCallable, adam, clippable, make_scheduler
+from sae_lightning.modules.optimizers import LRSchedulerCallable, OptimizerCallable, adam
 from sae_lightning.nn import (
     Decoder,
     Encoder,
@@ -26,6 +29,7 @@ from sae_lightning.nn.initialization import (
     new_generator,
 )
 from sae_lightning.nn.parts import require_positive
+from sae_lightning.nn.raw_weights import raw_weights
 
 
 class BaseSAE(SAEModule):
@@ -142,6 +146,76 @@ class BaseSAE(SAEModule):
         """Return reconstructions in raw units: `(..., d_sae)` to `(..., d_in)`."""
         return self.sae.decode(codes)
 
+    # ------------------------------------------------------------------ weights in raw units
+
+    @property
+    def W_enc(self) -> Tensor:  # noqa: N802  (the field's name)
+        r"""The encoder's matrix in raw units, `(d_in, d_sae)`: codes are $\Pi_S(x W_{enc} + b_{enc})$.
+
+        Raises:
+            ValueError: If pre-codes are not affine in the inputs.
+        """
+        return self._affine("W_enc")
+
+    @property
+    def b_enc(self) -> Tensor:
+        """The encoder's bias in raw units, `(d_sae,)`.
+
+        Raises:
+            ValueError: If pre-codes are not affine in the inputs.
+        """
+        return self._affine("b_enc")
+
+    @property
+    def W_dec(self) -> Tensor:  # noqa: N802  (the field's name)
+        r"""The dictionary in raw units, `(d_sae, d_in)`: reconstructions are $z W_{dec} + b_{dec}$.
+
+        Row i is what latent i adds per unit of its code. (`sae.decoder.weight` holds neither the atoms' norms nor the
+        scale of the inputs.)
+        """
+        return raw_weights(self.sae).W_dec
+
+    @property
+    def b_dec(self) -> Tensor:
+        """The reconstruction where no latent fires, in raw units, `(d_in,)`."""
+        return raw_weights(self.sae).b_dec
+
+    @property
+    def threshold(self) -> Tensor | None:
+        """What each latent's pre-code must exceed for it to fire, `(d_sae,)`; None for SAEs without thresholds."""
+        found = self.sae.projection.thresholds()
+        return None if found is None else found.detach()
+
+    def _affine(self, name: str) -> Tensor:
+        found: Tensor | None = getattr(raw_weights(self.sae), name)
+        if found is None:
+            encoder, projection = type(self.sae.encoder).__name__, type(self.sae.projection).__name__
+            raise ValueError(
+                f"{name} needs pre-codes that are affine in the inputs, but {encoder} with {projection} has others"
+            )
+        return found
+
+    def save_safetensors(self, path: str | os.PathLike[str]) -> None:
+        """Write the weights in raw units, for other programs: W_enc, b_enc, W_dec, b_dec and threshold.
+
+        The metadata say what they are weights of (`describe`, as JSON under `sae_lightning`). Of SAEs
+        whose pre-codes are not affine there are no W_enc and b_enc, of those without thresholds no threshold.
+
+        Args:
+            path: The file; its folder must exist.
+
+        Raises:
+            OSError: If it cannot be written; an older file stays.
+        """
+        from safetensors.torch import save
+
+        tensors = {**raw_weights(self.sae)._asdict(), "threshold": self.threshold}
+        present = {name: value.cpu().contiguous() for name, value in tensors.items() if value is not None}
+        with replacing(Path(path)) as file:
+            file.write(save(present, {"sae_lightning": json.dumps(self.describe())}))
+
+    # ------------------------------------------------------------------ training
+
     def learn(self, x: Tensor) -> Learned:
         """Evaluate a training batch of raw inputs, and count which latents stayed silent in it.
 
@@ -182,8 +256,3 @@ class BaseSAE(SAEModule):
         if scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def make_optimizer(self) -> tuple[Optimizer, torch.optim.lr_scheduler.LRScheduler | None]:
-        """Build this SAE's own optimizer and schedule."""
-        optimizer = clippable(self._make_optimizer(self.parameters()))
-        return optimizer, make_scheduler(optimizer, self._lr_scheduler)

@@ -13,7 +13,8 @@ from sae_lightning.modules.base import BaseSAE
 from sae_lightning.modules.module import SAEModule
 from sae_lightning.modules.optimizers import OptimizerGroup, SchedulerGroup
 from sae_lightning.modules.processes import MemberProcesses, StepScalars
-from sae_lightning.nn.parts import require_positive
+from sae_lightning.modules.run import RunModule
+from sae_lightning.nn.parts import require_finite_positive, require_positive
 
 _PREFIX = "sae_"  # lets a member have the name of one of ModuleDict's methods
 
@@ -30,14 +31,26 @@ class Comparison(SAEModule):
         members: Makes each SAE from `d_in`, by name. Names become folders and log keys: letters, digits, `-`, `_`.
         processes: How many processes train the members side by side on a CPU, each on one thread: at most as many as
             it has cores. With 1, and wherever training is distributed or on an accelerator, they are trained in turn.
+        process_timeout: Seconds that such a process may take for its part of a step before it counts as hung, which
+            ends training.
 
     Raises:
-        ValueError: If there is no member, a name has other characters, or there are no processes.
+        ValueError: If there is no member, a name has other characters, there are no processes, or `process_timeout` is
+            not positive and finite.
     """
 
-    def __init__(self, d_in: int, members: dict[str, Callable[[int], BaseSAE]], processes: int = 1) -> None:
+    undescribed = frozenset({"process_timeout"})
+
+    def __init__(
+        self,
+        d_in: int,
+        members: dict[str, Callable[[int], BaseSAE]],
+        processes: int = 1,
+        process_timeout: float = 600.0,
+    ) -> None:
         super().__init__(d_in)
         require_positive("processes", processes)
+        require_finite_positive("process_timeout", process_timeout)
         if not members:
             raise ValueError("members must name at least one SAE, but is empty")
         for name in members:
@@ -48,10 +61,11 @@ class Comparison(SAEModule):
             if not isinstance(sae, BaseSAE):
                 raise ValueError(f"members must make SAEs (BaseSAE), but {name!r} makes a {type(sae).__name__}")
         self.processes = processes
+        self.process_timeout = process_timeout
         self._side_by_side: MemberProcesses | None = None
         self._losses: list[Tensor] = []
         self.init_args["members"] = {name: self._describe_member(sae) for name, sae in self.saes().items()}
-        self.save_hyperparameters(self.init_args)
+        self.save_hyperparameters(self.describe()["init_args"])
 
     @staticmethod
     def _describe_member(sae: BaseSAE) -> dict[str, Any]:
@@ -63,10 +77,15 @@ class Comparison(SAEModule):
         """The members by name."""
         return {name.removeprefix(_PREFIX): sae for name, sae in self.members.items()}  # type: ignore[misc]
 
+    def trained_parts(self) -> dict[str, RunModule]:
+        """The members: each has its own optimizer."""
+        return dict(self.saes())
+
     # ------------------------------------------------------------------ side by side
 
     def on_train_start(self) -> None:
         """Start the processes; they see the weights as they are now."""
+        super().on_train_start()
         self._stop_processes()  # where an earlier fit was interrupted
         n = min(self.processes, len(self.saes()))
         if n == 1:
@@ -78,11 +97,16 @@ class Comparison(SAEModule):
                 "on an accelerator, with a scaled loss, or on a system that cannot fork"
             )
             return
-        self._side_by_side = MemberProcesses(self.saes(), n)
+        self._side_by_side = MemberProcesses(self.saes(), n, self.process_timeout)
 
     def on_train_end(self) -> None:
         """End the processes."""
         self._stop_processes()
+
+    def on_sigterm(self) -> None:
+        """Wait for the processes little longer than steps have taken."""
+        if self._side_by_side is not None:
+            self._side_by_side.hurry()
 
     def _stop_processes(self) -> None:
         if self._side_by_side is not None:

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from sae_lightning.data.grammar import N_SPECIAL, PAD, Grammar
 from sae_lightning.data.sentences import TokenBatch
-from sae_lightning.modules.optimizers import LRSchedulerCallable, OptimizerCallable, clippable, make_scheduler
+from sae_lightning.modules.optimizers import LRSchedulerCallable, OptimizerCallable
 from sae_lightning.modules.run import RunModule
 from sae_lightning.nn.transformer import Transformer
 
@@ -118,8 +118,7 @@ class LanguageModel(RunModule):
 
     def configure_optimizers(self) -> Any:
         """Optimizer and, where there is one, schedule, which steps with every training step."""
-        optimizer = clippable(self._make_optimizer(self.parameters()))
-        scheduler = make_scheduler(optimizer, self._lr_scheduler)
+        optimizer, scheduler = self.make_optimizer()
         if scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

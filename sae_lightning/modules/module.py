@@ -1,6 +1,6 @@
 """The Lightning glue that one SAE and a comparison of several share."""
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -72,7 +72,7 @@ class Predictions(NamedTuple):
     concepts: Tensor
 
 
-class SAEModule(RunModule):
+class SAEModule(RunModule, ABC):
     """Trains, evaluates and describes one or several SAEs; knows no formula.
 
     Args:

@@ -1,7 +1,7 @@
 """Several optimizers and schedulers that step together, each with a state of its own."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
@@ -48,6 +48,98 @@ def make_scheduler(optimizer: Optimizer, factory: LRSchedulerCallable | None) ->
     if isinstance(scheduler, (ReduceLROnPlateau, torch.optim.lr_scheduler.ReduceLROnPlateau)):
         raise ValueError("lr_scheduler must step by training steps, which ReduceLROnPlateau cannot")
     return scheduler
+
+
+class OptimizerRecord(NamedTuple):
+    """How something is trained, in plain values: what a resumed run is compared with."""
+
+    optimizer: str
+    """Import path of its class."""
+    defaults: dict[str, Any]
+    """Its arguments, such as the learning rate."""
+    lr_scheduler: str | None
+    """Import path of the schedule's class; None without one."""
+    schedule: dict[str, Any]
+    """The schedule's numbers, the learning rate apart."""
+
+    @classmethod
+    def of(cls, optimizer: Optimizer, scheduler: LRScheduler | None) -> "OptimizerRecord":
+        """Describe an optimizer and its schedule, neither of which has made a step."""
+        schedule = {} if scheduler is None else _plain_values(vars(scheduler))
+        for changing in ("base_lrs", "last_epoch"):
+            schedule.pop(changing, None)
+        name = None if scheduler is None else _class_path(scheduler)
+        return cls(_class_path(optimizer), _plain_values(optimizer.defaults), name, schedule)
+
+    def changes(self, saved: "OptimizerRecord", name: str) -> dict[str, tuple[Any, Any]]:
+        """See whether a run that was trained as `saved` can be resumed like this.
+
+        Args:
+            saved: How it was trained.
+            name: The argument that both belong to, for messages.
+
+        Returns:
+            Arguments of the optimizer that have changed: before, and now.
+
+        Raises:
+            ValueError: If the class of the optimizer or the schedule, or a number of the schedule, has changed.
+        """
+        for kind in ("optimizer", "lr_scheduler"):
+            before, now = getattr(saved, kind), getattr(self, kind)
+            if before != now:
+                raise ValueError(
+                    f"{name}.{kind} must be that of the checkpoint, {before}, but is {now}: give it as it was, or "
+                    "start a new run"
+                )
+        for key, (before, now) in _changes(saved.schedule, self.schedule).items():
+            raise ValueError(
+                f"{name}.lr_scheduler must have {key} = {before}, as in the checkpoint, but has {now}: give it as it "
+                "was, or start a new run"
+            )
+        return _changes(saved.defaults, self.defaults)
+
+
+def change_arguments(
+    optimizer: Optimizer, scheduler: LRScheduler | None, changes: Mapping[str, tuple[Any, Any]]
+) -> None:
+    """Give an optimizer that was restored from a checkpoint other arguments.
+
+    A learning rate that a schedule has changed meanwhile is scaled, as are those that the schedule goes by.
+
+    Args:
+        optimizer: The optimizer.
+        scheduler: Its schedule, or None.
+        changes: What each argument was, and is now.
+    """
+    for key, (before, now) in changes.items():
+        for group in optimizer.param_groups:
+            group[key] = group[key] * now / before if key == "lr" else now
+            if key == "lr" and "initial_lr" in group:
+                group["initial_lr"] = group["initial_lr"] * now / before
+        if key == "lr":
+            for schedule in [] if scheduler is None else [scheduler, *getattr(scheduler, "_schedulers", ())]:
+                schedule.base_lrs = [lr * now / before for lr in schedule.base_lrs]
+
+
+def _class_path(value: object) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+_PLAIN = (bool, int, float, str, type(None))
+
+
+def _plain_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers, words and sequences of them; what a schedule keeps for itself is left out."""
+    found = {}
+    for key, value in values.items():
+        items = list(value) if isinstance(value, (tuple, list)) else [value]
+        if not key.startswith("_") and all(isinstance(item, _PLAIN) for item in items):
+            found[key] = items if isinstance(value, (tuple, list)) else value
+    return found
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    return {key: (before[key], now[key]) for key in before if key in now and before[key] != now[key]}
 
 
 class OptimizerGroup(Optimizer):
@@ -120,6 +212,27 @@ class OptimizerGroup(Optimizer):
 def own_optimizer(optimizer: Optimizer, name: str) -> Optimizer:
     """The optimizer of one SAE: its own within a group, else the only one there is."""
     return optimizer.optimizers[name] if isinstance(optimizer, OptimizerGroup) else optimizer
+
+
+def require_length(scheduler: LRScheduler | None, n_steps: float) -> None:
+    """Raise a ValueError where a schedule of a fixed length ends before training does.
+
+    Args:
+        scheduler: The schedule, or None.
+        n_steps: Steps of training, possibly infinite.
+    """
+    length = getattr(scheduler, "total_steps", None)
+    if length is not None and n_steps > length:
+        raise ValueError(
+            f"model.lr_scheduler {type(scheduler).__name__} must not end before training does, but its total_steps are "
+            f"{length}, and training takes {n_steps} steps (trainer.max_steps, or max_epochs)"
+        )
+
+
+def own_scheduler(scheduler: Any, name: str) -> LRScheduler | None:
+    """The schedule of one SAE: its own within a group, else the only one there is; None without one."""
+    found: LRScheduler | None = scheduler.schedulers.get(name) if isinstance(scheduler, SchedulerGroup) else scheduler
+    return found
 
 
 class SchedulerGroup(LRScheduler):

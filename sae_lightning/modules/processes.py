@@ -1,11 +1,16 @@
 """Processes that train the members of a comparison side by side on a CPU."""
 
 import contextlib
+import ctypes
 import mmap
 import multiprocessing
 import os
 import pickle
 import signal
+import socket
+import struct
+import sys
+import time
 import traceback
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,12 +21,18 @@ from multiprocessing.util import Finalize
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
+
+from sae_lightning.modules.run import SIGTERM_STATUS
 
 if TYPE_CHECKING:
     from sae_lightning.modules.base import BaseSAE
 
 _ALIGNMENT = 64  # bytes: what vector instructions like
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
 class StepScalars(NamedTuple):
@@ -33,23 +44,46 @@ class StepScalars(NamedTuple):
     """Mean number of latents that fire per sample, where it was asked for."""
 
 
+class _Other(NamedTuple):
+    """One of the processes that this one has forked."""
+
+    process: BaseProcess
+    connection: Connection
+    names: list[str]
+
+    def __str__(self) -> str:
+        return f"the process that trains {', '.join(self.names)} (pid {self.process.pid})"
+
+    def limit(self, seconds: float) -> None:
+        """Let no reading from and writing to the pipe wait longer; a pipe that has waited raises BlockingIOError."""
+        seconds = min(seconds, 1e9)
+        value = struct.pack("ll", int(seconds), max(1, int(seconds % 1 * 1e6)))  # zero would be no limit
+        with socket.socket(fileno=os.dup(self.connection.fileno())) as pipe:
+            pipe.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
+            pipe.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
+
+
 class MemberProcesses:
     """Computes losses and gradients of several SAEs in several processes, of which this one is the first.
 
     The others are forked. They see this process's weights and buffers, since these lie in shared memory until `close`,
     and leave gradients where this process sees them; batches and losses go through pipes. Each process runs on one
-    thread: operations of small SAEs are too short to be split among threads.
+    thread: operations of small SAEs are too short to be split among threads. The others end with this process, however
+    it ends; where the system is not Linux, one that is stopped ends when it is continued.
 
     Args:
         saes: The SAEs by name; they are dealt to the processes in turn. What training changes in them must lie in
             their parameters and buffers.
         n: Number of processes, from 2 to the number of SAEs.
+        timeout: Seconds that a process may take for its part of a step.
 
     Raises:
         ValueError: If `n` is out of range.
+        ChildProcessError: If a process is gone before it is ready.
+        TimeoutError: If a process is not ready in time.
     """
 
-    def __init__(self, saes: "dict[str, BaseSAE]", n: int) -> None:
+    def __init__(self, saes: "dict[str, BaseSAE]", n: int, timeout: float) -> None:
         if not 2 <= n <= len(saes):
             raise ValueError(f"n must lie between 2 and the number of SAEs, {len(saes)}, but is {n}")
         names = list(saes)
@@ -62,32 +96,42 @@ class MemberProcesses:
         self._parameters = {name: list(sae.parameters()) for name, sae in saes.items()}  # to find them takes its time
         self._places = {name: [torch.zeros_like(p) for p in self._parameters[name]] for name in names}
         _share(chain.from_iterable(self._places[name] for name in names if name not in self._own))
-        self._others: list[tuple[BaseProcess, Connection]] = []
-        Finalize(self, _hang_up, (self._others,), exitpriority=0)  # else the end of the program would wait for them
+        self._timeout = timeout
+        self._hurried = False
+        self._usual = 0.0  # seconds that steps have taken of late
+        self._others: list[_Other] = []
+        Finalize(self, _end, (self._others,), exitpriority=0)  # else the end of the program would wait for them
         context = multiprocessing.get_context("fork")
         for i in range(1, n):
             shares = {name: (saes[name], self._parameters[name], self._places[name]) for name in names[i::n]}
             ours, theirs = context.Pipe()
-            inherited = [ours, *(connection for _, connection in self._others)]
-            process = context.Process(target=_serve, args=(theirs, inherited, shares), daemon=True)
+            inherited = [ours, *(other.connection for other in self._others)]
+            process = context.Process(target=_serve, args=(os.getpid(), theirs, inherited, shares), daemon=True)
             with warnings.catch_warnings():  # Python warns of locks that other threads may hold: nobody takes any here
                 warnings.simplefilter("ignore", DeprecationWarning)
                 process.start()
             theirs.close()
-            self._others.append((process, ours))
+            self._others.append(_Other(process, ours, names[i::n]))
+            self._others[-1].limit(timeout)
+        for other in self._others:  # from when they are ready, they end with this process
+            with self._answered(other):
+                other.connection.recv_bytes()
 
     def learn(self, x: Tensor, with_l0: bool) -> dict[str, StepScalars]:
         """Losses of a training batch of raw inputs `(n, d_in)`, in the order of the SAEs; keeps their gradients.
 
         Raises:
             Exception: What a member raised, in whatever process.
-            RuntimeError: If a process is gone.
+            ChildProcessError: If a process is gone.
+            TimeoutError: If a process has not answered in time.
+            SIGTERMException: The same after `hurry`.
         """
+        began = time.monotonic()
         autocast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
-        for process, connection in self._others:
-            with _answered(process):
-                connection.send((tuple(x.shape), x.dtype, autocast, with_l0))
-                connection.send_bytes(x.flatten().view(torch.uint8).numpy().data)
+        for other in self._others:
+            with self._answered(other):
+                other.connection.send((tuple(x.shape), x.dtype, autocast, with_l0))
+                other.connection.send_bytes(x.flatten().view(torch.uint8).numpy().data)
         scalars: dict[str, StepScalars] = {}
         failure: Exception | None = None
         try:
@@ -95,9 +139,9 @@ class MemberProcesses:
                 scalars[name], self._found[name] = _learn(self._saes[name], self._parameters[name], x, with_l0)
         except Exception as error:  # the other answers are to be read all the same
             failure = error
-        for process, connection in self._others:
-            with _answered(process):
-                answer = connection.recv()
+        for other in self._others:
+            with self._answered(other):
+                answer = other.connection.recv()
             if isinstance(answer, Exception):
                 failure = failure or answer
                 continue
@@ -106,7 +150,39 @@ class MemberProcesses:
                 self._found[name] = [g if u else None for g, u in zip(self._places[name], used, strict=True)]
         if failure is not None:
             raise failure
+        self._usual = max(time.monotonic() - began, 0.7 * self._usual)
         return {name: scalars[name] for name in self._saes}
+
+    def hurry(self) -> None:
+        """Wait from now on little longer than steps have taken, also where this process is waiting already.
+
+        A signal's handler may call it.
+        """
+        self._hurried = True
+        self._timeout = min(self._timeout, 1 + 2 * self._usual)
+        for other in list(self._others):
+            with contextlib.suppress(OSError):  # its pipe is closed
+                other.limit(self._timeout)
+
+    @contextlib.contextmanager
+    def _answered(self, other: _Other) -> Iterator[None]:
+        """Say which process is gone where a pipe breaks, or hangs where it takes too long."""
+        try:
+            yield
+        except BlockingIOError as error:
+            if self._hurried:
+                rank_zero_warn(f"SIGTERM: {other} does not answer, so the step at hand is lost")
+                raise SIGTERMException(SIGTERM_STATUS) from error
+            raise TimeoutError(
+                f"{other} has not answered for {self._timeout:g} s: it is stopped, or hangs. Where a step takes so "
+                "long, raise process_timeout; processes = 1 needs no other process"
+            ) from error
+        except (EOFError, OSError) as error:
+            other.process.join(1)
+            raise ChildProcessError(
+                f"{other} is gone (exit code {other.process.exitcode}; -9 is how a system without memory left ends "
+                "it): train fewer members at a time, or with processes = 1"
+            ) from error
 
     def backward(self, factors: Sequence[float]) -> None:
         """Add the gradients of the last losses, each multiplied by a factor, to those of the parameters."""
@@ -120,12 +196,7 @@ class MemberProcesses:
 
     def close(self) -> None:
         """End the other processes, and give the SAEs memory of their own."""
-        for process, connection in self._others:
-            connection.close()
-            process.join(10)
-            if process.is_alive():
-                process.kill()
-        self._others.clear()
+        _end(self._others)
         for sae in self._saes.values():
             for tensor in _tensors(sae):
                 tensor.data = tensor.data.clone()
@@ -133,10 +204,14 @@ class MemberProcesses:
         torch.set_num_threads(self._threads)
 
 
-def _hang_up(others: "list[tuple[BaseProcess, Connection]]") -> None:
-    """Close the pipes, at which the processes end."""
-    for _, connection in others:
-        connection.close()
+def _end(others: list[_Other]) -> None:
+    """End the processes, also those that are stopped or hang: what they leave is in shared memory by now."""
+    for other in others:
+        other.connection.close()
+        other.process.kill()
+    for other in others:
+        other.process.join(10)
+    others.clear()
 
 
 def _tensors(sae: "BaseSAE") -> Iterator[Tensor]:
@@ -169,6 +244,7 @@ def _learn(
 
 
 def _serve(
+    parent: int,
     connection: Connection,
     inherited: Sequence[Connection],
     shares: "dict[str, tuple[BaseSAE, Sequence[Tensor], Sequence[Tensor]]]",
@@ -178,8 +254,13 @@ def _serve(
         other.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process decides what these mean
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # a stopped process would not see the pipe's end
+    if os.getppid() != parent:  # which has died before that
+        os._exit(1)
     torch.set_num_threads(1)  # the threads of the first process are not here, and GNU's OpenMP would wait for them
     with contextlib.suppress(EOFError, OSError):
+        connection.send_bytes(b"ready")
         while True:
             shape, dtype, autocast, with_l0 = connection.recv()
             x = torch.frombuffer(bytearray(connection.recv_bytes()), dtype=torch.uint8).view(dtype).view(shape)
@@ -222,16 +303,3 @@ def _picklable(error: Exception) -> Exception:
     except Exception:
         return RuntimeError("".join(traceback.format_exception(error)))
     return error
-
-
-@contextlib.contextmanager
-def _answered(process: BaseProcess) -> Iterator[None]:
-    """Say which process is gone where a pipe breaks."""
-    try:
-        yield
-    except (EOFError, OSError) as error:
-        process.join(1)
-        raise RuntimeError(
-            f"a process that trains members of the comparison is gone (exit code {process.exitcode}; -9 is how a "
-            "system without memory left ends it): train fewer members at a time, or with processes = 1"
-        ) from error

@@ -1,16 +1,34 @@
 """What every module that the command line trains has in common."""
 
+import signal
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from sae_lightning.checkpoint import CHECKPOINT_KEY
 from sae_lightning.data.ranks import data_group, data_ranks
 from sae_lightning.modules.means import SampleMean
-from sae_lightning.modules.optimizers import LRSchedulerCallable, OptimizerCallable
+from sae_lightning.modules.optimizers import (
+    LRSchedulerCallable,
+    OptimizerCallable,
+    OptimizerRecord,
+    change_arguments,
+    clippable,
+    make_scheduler,
+    own_optimizer,
+    own_scheduler,
+    require_length,
+)
 from sae_lightning.nn.parts import Recorded
+
+SIGTERM_STATUS = 128 + signal.SIGTERM
+"""Exit status of a run that SIGTERM ended, 143, as shells and schedulers know it."""
 
 
 class NonfiniteError(ValueError):
@@ -43,6 +61,8 @@ class RunModule(Recorded, pl.LightningModule):
         super().__init__()
         self.samples_seen = 0
         self.losses: dict[str, Tensor] = {}
+        self._records: dict[str, OptimizerRecord] | None = None
+        self._changed: dict[str, dict[str, tuple[Any, Any]]] = {}  # arguments of optimizers, since the checkpoint
         self._means = nn.ModuleDict()  # of what is logged in evaluation, by key
 
     def train_with(
@@ -57,6 +77,54 @@ class RunModule(Recorded, pl.LightningModule):
         if optimizer is not None:
             self._make_optimizer = optimizer
         self._lr_scheduler = lr_scheduler
+        self._records = None
+
+    def trained_parts(self) -> "dict[str, RunModule]":
+        """What has an optimizer of its own, by name; a module that is one thing has the empty name."""
+        return {"": self}
+
+    def make_optimizer(self) -> tuple[Optimizer, LRScheduler | None]:
+        """Build the optimizer and the schedule of a module that is one thing.
+
+        Raises:
+            ValueError: If one of their arguments is out of range.
+        """
+        try:
+            optimizer = clippable(self._make_optimizer(self.parameters()))
+        except ValueError as error:
+            raise ValueError(f"model.optimizer cannot be made: {error}") from None
+        try:
+            return optimizer, make_scheduler(optimizer, self._lr_scheduler)
+        except ValueError as error:
+            raise ValueError(f"model.lr_scheduler cannot be made: {error}") from None
+
+    def optimizer_records(self) -> dict[str, OptimizerRecord]:
+        """How each part is trained.
+
+        Raises:
+            ValueError: If an optimizer or a schedule cannot be made.
+        """
+        if self._records is None:
+            self._records = {
+                name: OptimizerRecord.of(*part.make_optimizer()) for name, part in self.trained_parts().items()
+            }
+        return self._records
+
+    def on_train_start(self) -> None:
+        """Apply changed arguments of optimizers to what a checkpoint has restored; see that schedules are long enough.
+
+        Raises:
+            ValueError: If a schedule ends before training does.
+        """
+        for name, changes in self._changed.items():
+            scheduler = self.lr_schedulers()
+            part = own_optimizer(self.trainer.optimizers[0], name)
+            change_arguments(part, own_scheduler(scheduler, name), changes)
+            told = ", ".join(f"{key} = {now} instead of {before}" for key, (before, now) in changes.items())
+            rank_zero_warn(f"training goes on with {told} in the optimizer{f' of {name}' if name else ''}")
+        self._changed = {}
+        for name in self.trained_parts():
+            require_length(own_scheduler(self.lr_schedulers(), name), self.trainer.estimated_stepping_batches)
 
     def is_logging_step(self) -> bool:
         """Whether the current training step is one at which the trainer logs."""
@@ -104,18 +172,52 @@ class RunModule(Recorded, pl.LightningModule):
         assert isinstance(gathered, Tensor)
         return gathered.transpose(0, 1).flatten(0, 1)[: int(counts.sum())]  # what was filled in is last
 
+    def on_sigterm(self) -> None:
+        """Bound what the step at hand waits for: SIGTERM has come, and this is called within its handler."""
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store how to build this module, and how many samples it has seen."""
-        checkpoint[CHECKPOINT_KEY] = {**self.describe(), "samples_seen": self.samples_seen}
+        """Store how to build this module, how it is trained, and how many samples it has seen."""
+        optimizers = {name: record._asdict() for name, record in self.optimizer_records().items()}
+        checkpoint[CHECKPOINT_KEY] = {**self.describe(), "samples_seen": self.samples_seen, "optimizers": optimizers}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another class, and restore the count of samples.
+        """Refuse a checkpoint of another class or, in training, of another optimizer; restore the count of samples.
 
         Raises:
-            ValueError: If the checkpoint was made by another class.
+            ValueError: If the checkpoint was made by another class, or training cannot be resumed from it as it is
+                configured now.
         """
         saved = checkpoint.get(CHECKPOINT_KEY, {})
         own = self.describe()["class_path"]
         if saved.get("class_path", own) != own:
             raise ValueError(f"the checkpoint is of class {saved['class_path']}, but the model is of class {own}")
         self.samples_seen = int(saved.get("samples_seen", 0))
+        if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            self._changed = self.optimizer_changes(saved.get("optimizers"))
+
+    def optimizer_changes(self, saved: Any) -> dict[str, dict[str, tuple[Any, Any]]]:
+        """Arguments of optimizers that are not those of a checkpoint, by part and name: before, and now.
+
+        Args:
+            saved: What the checkpoint says of its optimizers; None for those of earlier versions.
+
+        Raises:
+            ValueError: If training cannot be resumed like this, or `saved` is no such description.
+        """
+        if saved is None:
+            return {}
+        records = self.optimizer_records()
+        if not isinstance(saved, dict) or saved.keys() != records.keys():
+            raise ValueError(
+                f"the checkpoint must say how {', '.join(records) or 'the module'} was trained, but does not"
+            )
+        found = {}
+        for name, record in records.items():
+            try:
+                before = OptimizerRecord(**saved[name])
+            except TypeError as error:
+                raise ValueError(f"the checkpoint does not say how the module was trained: {error}") from error
+            changes = record.changes(before, f"model.{name}" if name else "model")
+            if changes:
+                found[name] = changes
+        return found

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 from sae_lightning.checkpoint import CHECKPOINT_KEY
 from sae_lightning.data.views import ImageBatch, ViewBatch
 from sae_lightning.modules.allocator import keep_freed_memory
-from sae_lightning.modules.optimizers import LRSchedulerCallable, OptimizerCallable, clippable, make_scheduler
+from sae_lightning.modules.optimizers import LRSchedulerCallable, OptimizerCallable
 from sae_lightning.modules.run import RunModule
 from sae_lightning.nn.contrastive import ProjectionHead, contrastive_loss, random_subsets
 from sae_lightning.nn.parts import require_positive
@@ -202,8 +202,7 @@ class VisionModel(RunModule):
 
     def configure_optimizers(self) -> Any:
         """Optimizer and, where there is one, schedule, which steps with every training step."""
-        optimizer = clippable(self._make_optimizer(self.parameters()))
-        scheduler = make_scheduler(optimizer, self._lr_scheduler)
+        optimizer, scheduler = self.make_optimizer()
         if scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -1,6 +1,7 @@
 """Encoders: from an input to one pre-code per latent."""
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from sae_lightning.nn.sparse import Pattern, affine_at, distance_at
 _LEAST_COSINE = 0.1  # between a row and an input on which it is to fire
 
 
-class Encoder(Part, nn.Module):
+class Encoder(Part, nn.Module, ABC):
     """Base of all encoders: `weight` is latent-major, row i belongs to latent i.
 
     A subclass whose `at` costs only what it touches says so with `sparse = True`; without it training is dense.
@@ -40,7 +41,7 @@ class Encoder(Part, nn.Module):
         changed = "forward" in cls.__dict__ and "sparse" not in cls.__dict__  # looked at first: the base sets `sparse`
         super().__init_subclass__(**kwargs)
         if changed:
-            for name in {"at", "among", "takes_centre"} - cls.__dict__.keys():
+            for name in {"at", "among", "affine_form", "takes_centre"} - cls.__dict__.keys():
                 setattr(cls, name, getattr(Encoder, name))
         if "forward" in cls.__dict__ and "receptive_field" not in cls.__dict__:
             setattr(cls, "receptive_field", Encoder.receptive_field)  # noqa: B010  (mypy forbids the assignment)
@@ -52,6 +53,10 @@ class Encoder(Part, nn.Module):
         self.d_in = d_in
         self.d_sae = d_sae
         self.weight = nn.Parameter(torch.zeros(d_sae, d_in))
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """Return pre-codes of inputs `(..., d_in)`, `(..., d_sae)`."""
 
     def at(self, x: Tensor, pattern: Pattern, values: Tensor, centre: Tensor | None = None) -> Tensor:
         """Pre-codes at some positions, `(nnz,)`, with their gradient.
@@ -115,6 +120,14 @@ class Encoder(Part, nn.Module):
 
     def receptive_field(self, firing: Firing) -> ReceptiveField | None:
         """Shape of the set on which a latent fires, where a projection looks at `firing`; None where nobody said."""
+        return None
+
+    def affine_form(self, up_to_a_shift: bool) -> tuple[Tensor, Tensor] | None:
+        r"""Matrix $A$ `(d_sae, d_in)` and offset $a$ `(d_sae,)` with $v = A x + a$; None where there are none.
+
+        Args:
+            up_to_a_shift: Whether $v$ may differ by a number that all latents share, which the projection ignores.
+        """
         return None
 
     def dynamics(self) -> dict[str, Tensor]:
@@ -192,6 +205,11 @@ class Affine(Encoder):
         rows = whole(self.weight.detach())[latents] * strengths.clamp_min(1)[:, None]
         set_rows(self.weight, latents, rows.to(self.weight.dtype))
 
+    def affine_form(self, up_to_a_shift: bool) -> tuple[Tensor, Tensor]:
+        """The scaled weight and bias."""
+        bias = self.weight.new_zeros(self.d_sae) if self._bias is None else self._bias
+        return self.pre_code_scale * local(self.weight), self.pre_code_scale * bias
+
     def receptive_field(self, firing: Firing) -> ReceptiveField | None:
         """Half-spaces by level; cones among the largest, unless biases move their borders; cells by differences."""
         cone = Cone() if self.bias is None else None
@@ -256,6 +274,10 @@ class SquaredDistance(Encoder):
     def set_lambda(self, value: float) -> None:
         r"""Set $\lambda$ to `value` (the inverse of softplus, exact for tiny and huge values)."""
         require_finite_positive("lambda_init", value)
+        if value > torch.finfo(torch.float32).max:
+            raise ValueError(
+                f"lambda must be a number of float32, but is {value:.3g}: are there inputs of very different sizes?"
+            )
         raw = value + math.log(-math.expm1(-value))
         self.raw_lambda.fill_(raw)
 
@@ -298,6 +320,14 @@ class SquaredDistance(Encoder):
         if self.offset is not None:
             offset = whole(self.offset.detach())[latents] + strengths
             set_rows(self.offset, latents, offset.to(self.offset.dtype))
+
+    def affine_form(self, up_to_a_shift: bool) -> tuple[Tensor, Tensor] | None:
+        r"""Up to $-\lambda \|x\|^2$, which all latents share: $2 \lambda w_i \cdot x + b_i - \lambda \|w_i\|^2$."""
+        if not up_to_a_shift:
+            return None
+        rows, scale = local(self.weight).double(), self.scale.double()
+        offset = -scale * rows.square().sum(-1)
+        return 2 * scale * rows, offset if self._offset is None else offset + self._offset
 
     def receptive_field(self, firing: Firing) -> ReceptiveField | None:
         """Balls by level, cells by differences (which are affine) and among the largest: there balls cut by others."""

@@ -1,6 +1,7 @@
 """Projections: from pre-codes to the nearest sparse codes in the set that an architecture allows."""
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +15,7 @@ from sae_lightning.nn.sparse import Pattern, SparseCodes
 from sae_lightning.nn.support import above, largest, simplex_support
 
 
-class Projection(Part, nn.Module):
+class Projection(Part, nn.Module, ABC):
     """Base of all projections: `forward` gives dense codes, `support` and `at` give the same codes sparsely.
 
     A subclass that has `support` and `at` says so with `sparse = True`; without them training is dense.
@@ -46,6 +47,10 @@ class Projection(Part, nn.Module):
         require_positive("d_sae", d_sae)
         self.d_sae = d_sae
 
+    @abstractmethod
+    def forward(self, pre_codes: Tensor) -> Tensor:
+        """Return the codes of pre-codes `(..., d_sae)`, of the same shape."""
+
     def support(self, pre_codes: Tensor) -> Pattern:
         """Where codes, or what trains them, can differ from zero, for pre-codes `(n, d_sae)`; no gradient."""
         raise NotImplementedError(f"{type(self).__name__} has no sparse form")
@@ -67,6 +72,10 @@ class Projection(Part, nn.Module):
 
     def restart(self, latents: Tensor) -> None:
         """Set what this projection trains of some latents, int64 `(n,)`, to initial values."""
+
+    def thresholds(self) -> Tensor | None:
+        """What each latent's pre-code must exceed for it to fire, `(d_sae,)`; None where that is not a number."""
+        return None
 
     def dynamics(self) -> dict[str, Tensor]:
         """Scalars worth watching during training, by name."""
@@ -131,6 +140,10 @@ class Jump(Projection):
     def threshold(self) -> Tensor:
         """The current thresholds, `(d_sae,)`, or those of this process's own latents."""
         return functional.at_least_float32(local(self.log_threshold)).exp()
+
+    def thresholds(self) -> Tensor:
+        """The trained thresholds."""
+        return self.threshold
 
     def forward(self, pre_codes: Tensor) -> Tensor:
         """Return the codes."""

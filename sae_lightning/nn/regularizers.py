@@ -1,5 +1,6 @@
 """Regularizers: what an architecture pays for its codes, one value per sample."""
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from sae_lightning.nn.autoencoder import SAEOutput, SparseAutoencoder, SparseOutput
 
 
-class Regularizer(Part, nn.Module):
+class Regularizer(Part, nn.Module, ABC):
     """Base of all regularizers: called as `regularizer(sae, x, out)`, returns one value per sample, `(batch,)`.
 
     A subclass that can read a SparseOutput too says so with `sparse = True`; without it training is dense.
@@ -34,6 +35,10 @@ class Regularizer(Part, nn.Module):
         super().__init__()
         require_positive("d_sae", d_sae)
         self.d_sae = d_sae
+
+    @abstractmethod
+    def forward(self, sae: "SparseAutoencoder", x: Tensor, out: "SAEOutput | SparseOutput") -> Tensor:
+        """Return what each sample pays, `(batch,)`, for standardised inputs `x`."""
 
     def check(self, sae: "SparseAutoencoder") -> None:
         """Raise a ValueError where this regularizer cannot work with the parts of `sae`."""

@@ -5,6 +5,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+_MOST = 0.95
+_SMALLEST = 1e-4  # spread of most standardised inputs: below it, float32 has hardly three digits left for them
+
 
 class Standardizer(nn.Module):
     r"""Shift and scale inputs so that their mean is zero and their mean squared norm is `d_in`.
@@ -34,7 +37,8 @@ class Standardizer(nn.Module):
         """Take mean and scale from a sample of inputs, `(n, d_in)`; does nothing where it is switched off.
 
         Raises:
-            ValueError: If the sample holds fewer than two inputs, or only copies of one.
+            ValueError: If the sample holds fewer than two inputs, only copies of one, or one so much larger than the
+                others that these would be lost in rounding.
         """
         if not self.enabled:
             return
@@ -47,6 +51,14 @@ class Standardizer(nn.Module):
         x = x.double()
         mean = x.mean(0)
         scale = math.sqrt((x - mean).square().sum(-1).mean().item() / x.shape[-1])
+        sizes = (x - x.median(0).values).square().mean(-1).sqrt().sort().values
+        most = float(sizes[int(_MOST * (len(sizes) - 1))])
+        if most < _SMALLEST * scale:
+            raise ValueError(
+                f"standardisation needs training samples of comparable size, but {_MOST:.0%} of them lie within "
+                f"{most:.3g} (root mean square) of their median, and one {float(sizes[-1]):.3g} away: remove such "
+                "outliers, or give standardize = False"
+            )
         self.input_mean.copy_(mean)
         self.input_scale.fill_(scale)
 

@@ -3,12 +3,14 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sae_lightning.files import replacing
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 def save_png(figure: "Figure", path: str | Path, dpi: int = 130) -> Path:
-    """Write a figure as PNG on a white ground; missing folders are made.
+    """Write a figure as PNG on a white ground, as a whole or not at all; missing folders are made.
 
     Args:
         figure: Any matplotlib figure.
@@ -27,5 +29,6 @@ def save_png(figure: "Figure", path: str | Path, dpi: int = 130) -> Path:
     if dpi <= 0:
         raise ValueError(f"`dpi` must be positive, got {dpi}.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=dpi, format="png", facecolor="white")
+    with replacing(path) as file:
+        figure.savefig(file, dpi=dpi, format="png", facecolor="white")
     return path

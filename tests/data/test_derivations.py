@@ -117,3 +117,33 @@ def test_sentences_that_are_all_too_long_are_refused():
     grammar = Grammar("S -> 'a' 'b' 'c' [1.0]")
     with pytest.raises(ValueError, match="max_length = 2 is too short"):
         SentenceSampler(grammar, 2).draw(4, generator())
+
+
+def test_a_chain_of_rules_without_a_choice_needs_no_draws(monkeypatch):
+    chain = [f"S{i} -> S{i + 1} [1.0]" for i in range(500)]
+    grammar = Grammar("\n".join([*chain, "S500 -> 'a' [0.5] | 'b' S0 [0.5]"]))
+    draws, rand = [], torch.rand
+    monkeypatch.setattr(torch, "rand", lambda *args, **kwargs: draws.append(args) or rand(*args, **kwargs))
+    drawn = SentenceSampler(grammar, 10).draw(64, generator())
+    assert len(draws) < 40
+    assert set(drawn.parents.tolist()) == {500}
+    lengths = torch.bincount(drawn.lengths(), minlength=11)[1:]
+    assert lengths[0] > lengths[3:].sum() > 0
+
+
+def test_counted_symbols_within_a_chain_are_counted():
+    grammar = Grammar("S -> A [1.0]\nA -> B [1.0]\nB -> C [1.0]\nC -> D [1.0]\nD -> 'd' S [0.5] | 'd' [0.5]")
+    plain, counted = (SentenceSampler(grammar, 20, names).draw(50, generator()) for names in ([], ["B", "D"]))
+    assert plain.depths.unique().tolist() == [0]
+    assert torch.equal(counted.depths, 2 * (counted.positions() + 1))
+    assert counted.parents.unique().tolist() == [4]
+
+
+def test_the_largest_draw_takes_a_symbols_last_rule(monkeypatch):
+    """The number behind it belongs to the next symbol, and is what they sum to in floating point."""
+    grammar = Grammar("\n".join([*(f"S{i} -> 'a' [0.5] | S{i + 1} [0.5]" for i in range(99)), "S99 -> 'z' [1.0]"]))
+    largest = torch.tensor(1.0, dtype=torch.float64).nextafter(torch.tensor(0.0, dtype=torch.float64))
+    assert 98 + largest == 99
+    monkeypatch.setattr(torch, "rand", lambda n, **kwargs: largest.expand(n))
+    drawn = SentenceSampler(grammar, 5).draw(3, generator())
+    assert grammar.decode(drawn.tokens) == "z z z"

@@ -1,13 +1,18 @@
 """Activations of a language model with what its grammar knows of each word."""
 
+import re
+
 import pytest
 import torch
 
-from sae_lightning.data import ActivationBatch, FormalLanguageDataModule, Grammar
+from sae_lightning.data import ActivationBatch, FormalLanguageDataModule, Grammar, SentenceDataModule
+from sae_lightning.data.derivations import SentenceSampler
 from sae_lightning.data.formal_language import Concepts, read_language_model
 from sae_lightning.data.grammar import BEGIN, N_SPECIAL
+from sae_lightning.data.inside import Inside
 from sae_lightning.modules import LanguageModel, SpaDE
-from tests.data.test_grammar import FOLDER
+from tests.conftest import ROOT
+from tests.data.test_grammar import FOLDER, SHIPPED
 
 TINY = {"width": 8, "n_layers": 2, "n_heads": 2, "n_positions": 32}
 PARTS = {"noun": ["N", "Pro"], "verb": ["V"], "adverb": ["Adv"], "adjective": ["Adj"], "conjunction": ["Conj"]}
@@ -198,3 +203,80 @@ def test_a_file_that_is_no_language_model_is_refused(tmp_path):
 def test_concepts_without_labels_are_refused_by_their_kind():
     with pytest.raises(ValueError, match="concepts must be a mapping, 'parent', 'depth' or 'position', but is 'shape'"):
         Concepts(Grammar.from_file(FOLDER / "english.pcfg"), "shape", [], 3)
+
+
+# -- which sentences splits have in common ---------------------------------------------------------------------------
+
+
+def repeated(grammar, sentences, max_length, n_drawn):
+    """Probability of each sentence to occur among `n_drawn` that are drawn independently, by the inside algorithm."""
+    inside = Inside(grammar)
+    fitting = inside.length_probabilities(max_length).sum()
+    short = [len(sentence) <= 24 for sentence in sentences]  # longer ones hardly come twice, and take long to sum
+    found = torch.zeros(len(sentences), dtype=torch.float64)
+    chosen = [torch.tensor(sentence) for sentence, is_short in zip(sentences, short, strict=True) if is_short]
+    found[torch.tensor(short)] = inside.log_probabilities(chosen).exp() / fitting
+    return 1 - (1 - found).pow(n_drawn)
+
+
+def sentences_of(batches):
+    """The sentences of batches of tokens, read off their rows."""
+    found = []
+    for batch in batches:
+        for tokens, owners in zip(*(rows.tolist() for rows in batch), strict=True):
+            words = {owner: [] for owner in owners if owner >= 0}
+            for token, owner in zip(tokens, owners, strict=True):
+                if owner >= 0:
+                    words[owner].append(token)
+            found += [tuple(sentence[1:]) for sentence in words.values()]  # without its begin
+    return found
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_sentences_of_splits_and_of_fidelity_are_independent_draws(path, tmp_path, monkeypatch):
+    """As many occur twice as probability says: neither none, as if splits were disjoint, nor more."""
+    drawn, draw = [], SentenceSampler.draw
+
+    def recorded(self, n, generator):
+        found = draw(self, n, generator)
+        drawn.extend(tuple(tokens.tolist()) for tokens in found.tokens.split(found.lengths().tolist()))
+        return found
+
+    sizes = {"max_length": 31, "seed": 1, "n_val": 4_000, "n_test": 4_000}
+    module = data(checkpoint(tmp_path, path.stem), n_fidelity=500, batch_size=2048, **{**sizes, "n_train": 20_480})
+    monkeypatch.setattr(SentenceSampler, "draw", recorded)
+    splits = {}
+    for name, make in (
+        ("train", lambda: list(module.train_dataloader())),
+        ("val", lambda: module.split("val")),
+        ("test", lambda: module.split("test")),
+    ):
+        drawn.clear()
+        make()
+        splits[name] = list(drawn)
+    monkeypatch.undo()
+    fidelity = sentences_of((batch.inputs[0], batch.inputs[2]) for batch in module.host().batches)
+    assert len(fidelity) == 500
+    trained_on = SentenceDataModule(str(path), batch_size=500, **{**sizes, "n_train": 5_000})
+    splits["language model's"] = sentences_of((b.tokens, b.segments) for b in trained_on.train_dataloader())
+    assert len(splits["language model's"]) == 5_000
+    for name, known in splits.items():
+        wanted = repeated(module.grammar, fidelity, 31, len(known))
+        spread = (wanted * (1 - wanted)).sum().sqrt() / len(fidelity)
+        held = set(known)
+        shared = sum(sentence in held for sentence in fidelity) / len(fidelity)
+        assert abs(shared - wanted.mean()) < 4 * spread, (name, shared, wanted.mean())
+        assert 0 < shared < 1
+
+
+def test_the_readme_says_how_many_held_out_sentences_occur_in_training():
+    table = re.search(r"of the sentences \|(.*)\|\n\| of their words \|(.*)\|", (ROOT / "README.md").read_text())
+    told = [[float(share) / 100 for share in re.findall(r"(\d+) %", row)] for row in table.groups()]
+    for column, name in enumerate(("english", "dyck", "expressions")):
+        grammar = Grammar.from_file(FOLDER / f"{name}.pcfg")
+        drawn = SentenceSampler(grammar, 63).draw(10_000, torch.Generator().manual_seed(0))
+        lengths = drawn.lengths()
+        sentences = [tokens.tolist() for tokens in drawn.tokens.split(lengths.tolist())]
+        shares = repeated(grammar, sentences, 63, 128_000)
+        assert shares.mean() == pytest.approx(told[0][column], abs=0.025), name
+        assert (shares * lengths).sum() / lengths.sum() == pytest.approx(told[1][column], abs=0.025), name

@@ -86,3 +86,11 @@ def test_what_is_no_sentence_has_no_probability():
     sentences = [grammar.encode("sees he"), torch.tensor([], dtype=torch.int64)]
     sentences += [torch.tensor([token]) for token in (PAD, BEGIN, END)]
     assert Inside(grammar).log_probabilities(sentences).tolist() == [-float("inf")] * 5
+
+
+def test_a_language_of_single_words():
+    grammar = Grammar("S -> 'a' [0.25] | A [0.75]\nA -> 'a' [0.5] | 'b' [0.5]")
+    inside = Inside(grammar)
+    found = inside.log_probabilities([grammar.encode(sentence) for sentence in ("a", "b", "a b")]).exp()
+    torch.testing.assert_close(found, torch.tensor([0.625, 0.375, 0.0], dtype=torch.float64))
+    assert inside.length_probabilities(2).tolist() == pytest.approx([0, 1, 0])

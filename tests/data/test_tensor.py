@@ -270,7 +270,7 @@ def with_label(row: int, value: int, dtype: torch.dtype = torch.int64) -> torch.
 @pytest.mark.parametrize("value", [50, 5000, 2**40, 2**62])
 def test_one_label_does_not_decide_how_many_concepts_there_are(save: Any, value: int) -> None:
     """A stray label would cost time and memory that grow with it."""
-    message = f"labels must be below the number of samples, 50, but '.*y.pt' holds {value} at row 7; .* n_concepts = {value + 1}"
+    message = rf"below the number of samples, 50, but '.*y.pt' holds {value} at row 7; .* n_concepts = {value + 1}"
     with pytest.raises(ValueError, match=message):
         TensorDataModule(save(X), save(with_label(7, value), "y.pt"))
     with pytest.raises(ValueError, match=rf"below the number of concepts, 4 .*, but '.*y.pt' holds {value} at row 7"):
@@ -294,7 +294,7 @@ def test_many_concepts_are_accepted_where_they_are_meant(save: Any) -> None:
     assert data.concept_names[::100] == ["C0", "C100"]
     many = torch.zeros(50, 60, dtype=torch.bool)
     with pytest.raises(
-        ValueError, match="at most as many concepts as samples, 50, but '.*y.pt' holds 60; .* n_concepts = 60"
+        ValueError, match=r"at most as many concepts as samples, 50, but '.*y.pt' holds 60; .* n_concepts = 60"
     ):
         TensorDataModule(save(X), save(many, "y.pt"))
     assert TensorDataModule(save(X), save(many, "y.pt"), n_concepts=60).n_concepts == 60

@@ -134,7 +134,7 @@ def test_gradients_are_weighted() -> None:
     expected = {name: [2.5 * p.grad for p in sae.parameters()] for name, sae in saes.items()}
     for sae in saes.values():
         sae.zero_grad()
-    processes = MemberProcesses(saes, 2)
+    processes = MemberProcesses(saes, 2, 60.0)
     for factor in (2.0, 0.5):  # accumulated
         processes.learn(x, with_l0=False)
         processes.backward([factor, factor])
@@ -148,7 +148,20 @@ def test_gradients_are_weighted() -> None:
 @pytest.mark.parametrize("n", [0, 1, 3])
 def test_bad_numbers_of_processes(n: int) -> None:
     with pytest.raises(ValueError, match=f"n must lie between 2 and the number of SAEs, 2, but is {n}"):
-        MemberProcesses({"a": make("relu"), "b": make("relu")}, n)
+        MemberProcesses({"a": make("relu"), "b": make("relu")}, n, 60.0)
+
+
+@pytest.mark.parametrize("timeout", [0.0, -1.0, float("nan"), float("inf")])
+def test_bad_limits(timeout: float) -> None:
+    with pytest.raises(ValueError, match=f"process_timeout must be positive and finite, but is {timeout}"):
+        Comparison(D_IN, {"a": PRESETS["relu"]}, 2, timeout)
+
+
+def test_a_checkpoint_does_not_hold_the_limit() -> None:
+    module = Comparison(D_IN, {"a": PRESETS["relu"]}, 2, 5.0)
+    assert module.process_timeout == 5
+    assert "process_timeout" not in module.describe()["init_args"]
+    assert "process_timeout" not in module.hparams
 
 
 @pytest.mark.parametrize("processes", [0, -2])
@@ -210,24 +223,84 @@ def test_a_process_that_is_killed_is_told() -> None:
                 process.join()
 
     module = compare(2, ["relu", "topk"])
-    with pytest.raises(RuntimeError, match=r"is gone \(exit code -9.*processes = 1"):
+    with pytest.raises(
+        ChildProcessError, match=r"the process that trains topk \(pid \d+\) is gone \(exit code -9.*processes = 1"
+    ):
         fit(module, 3, callbacks=[Kill()])
     assert multiprocessing.active_children() == []
 
 
-def test_processes_end_with_the_first_one() -> None:
-    code = """
-import multiprocessing, os, signal
+class Stop(pl.Callback):
+    """Stops the other processes once."""
+
+    pids: tuple[int, ...] = ()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        if not self.pids:
+            self.pids = tuple(process.pid or 0 for process in multiprocessing.active_children())
+            for pid in self.pids:
+                os.kill(pid, signal.SIGSTOP)
+
+
+@pytest.mark.parametrize("batch_size", [BATCH, 50_000])
+def test_a_process_that_is_stopped_is_told_and_ended_in_time(batch_size: int) -> None:
+    """Whether this process waits for an answer, or for a batch to be taken that fills the pipe."""
+    module, stop = compare(2, ["relu", "topk"]), Stop()
+    module.process_timeout = 0.7
+    began = time.monotonic()
+    with pytest.raises(TimeoutError) as caught:
+        fit(module, 3, Clusters(batch_size=batch_size), callbacks=[stop])
+    assert 0.7 < time.monotonic() - began < 20
+    (pid,) = stop.pids
+    assert str(caught.value).startswith(f"the process that trains topk (pid {pid}) has not answered for 0.7 s")
+    assert "process_timeout" in str(caught.value)
+    assert not is_running(str(pid))
+    assert module._side_by_side is None
+    for name, parameter in module.named_parameters():
+        assert parameter.isfinite().all(), name
+    fit(module, 2, Clusters())  # and may be trained again
+
+
+def test_a_slow_step_within_the_limit_is_waited_for() -> None:
+    class Continue(Stop):
+        def on_train_batch_end(self, *_: Any) -> None:
+            super().on_train_batch_end()
+            subprocess.Popen(["sh", "-c", f"sleep 1; kill -CONT {self.pids[0]}"])
+
+    module = compare(2, ["relu", "topk"])
+    fit(module, 3, callbacks=[Continue()])
+    expected = compare(1, ["relu", "topk"])
+    fit(expected, 3)
+    assert_same(dict(module.state_dict()), dict(expected.state_dict()))
+
+
+MAKE = """
+import multiprocessing, os, signal, sys
 from sae_lightning.modules.processes import MemberProcesses
 from tests.modules.helpers import make
-processes = MemberProcesses({name: make("relu") for name in "abcd"}, 4)
-print(*(process.pid for process in multiprocessing.active_children()), flush=True)
-os.kill(os.getpid(), signal.SIGKILL)
+processes = MemberProcesses({name: make("relu") for name in "abcd"}, 4, 60.0)
+pids = [process.pid for process in multiprocessing.active_children()]
+print(*pids, flush=True)
 """
+ENDS = {
+    "killed": ("os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL),
+    "an error": ("raise KeyError", 1),
+}
+
+
+@pytest.mark.parametrize(("end", "stopped"), [("killed", False), ("killed", True), ("an error", True)])
+def test_processes_end_with_the_first_one(end: str, stopped: bool) -> None:
+    """However it ends, and also where they are stopped, so that the system tells them nothing else."""
+    stop = "for pid in pids: os.kill(pid, signal.SIGSTOP)\n" if stopped else ""
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2]
+        [sys.executable, "-c", MAKE + stop + ENDS[end][0]],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[2],
+        timeout=60,
     )  # returns when nobody holds its output any more
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert done.returncode == ENDS[end][1], done.stderr
     pids = done.stdout.split()
     assert len(pids) == 3
     deadline = time.monotonic() + 20

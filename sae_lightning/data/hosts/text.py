@@ -2,17 +2,23 @@
 
 import re
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sae_lightning.data.hosts.base import Host, Piece, Rows
 from sae_lightning.data.hosts.pretrained import load_pretrained
 from sae_lightning.data.sources.base import TextExample
 
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
 _PADDING = {"attention_mask": 0, "token_type_ids": 0}
+_SPACES = " ▁Ġ"  # how vocabularies write a space
 _MOST = 100_000  # tokenizers without a limit of their own say a huge number
 
 
@@ -27,8 +33,8 @@ class TextHost(Host[TextExample]):
         tokens: Which activations are wanted. `words`: one for each word (of a labelled text, its labelled words;
             otherwise what stands between white space); `text`: all tokens but special ones; `all`: special ones too;
             `cls`: the first token; `mean`: the mean over all tokens.
-        piece: Which token of a word of several tokens: the first, or the last, which is the one that has seen all of
-            it in a causal model.
+        piece: Which token of a word of several tokens: the first or the last that holds a part of the word, be it one
+            byte of a character. In a causal model the last one has seen all of the word.
         max_length: Most tokens that are read in one go; None takes what the model can.
         long_texts: Whether longer texts are read in several pieces (`split`) or without their rest (`cut`).
         dtype: Type in which the model runs.
@@ -68,11 +74,13 @@ class TextHost(Host[TextExample]):
         most = min(self.tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None) or _MOST)
         if max_length is not None and not 1 <= max_length <= most:
             raise ValueError(f"max_length must be between 1 and {most} for {name!r}, but is {max_length}")
+        self.tokenizer.truncation_side = "right"  # pieces come in the order of the text, and `cut` leaves its begin
         self.max_length = max_length or (most if most < _MOST else None)
         self.tokens = tokens
         self.piece = piece
         self.long_texts = long_texts
         pad = self.tokenizer.pad_token_id
+        self._spaces = [i for token, i in self.tokenizer.get_vocab().items() if not token.strip(_SPACES)]
         self._padding = {**_PADDING, "input_ids": 0 if pad is None else pad}
 
     def pieces(self, examples: Sequence[TextExample]) -> list[Piece]:
@@ -83,7 +91,7 @@ class TextHost(Host[TextExample]):
             [example.text for example in examples],
             truncation=self.max_length is not None,
             max_length=self.max_length,
-            return_overflowing_tokens=self.long_texts == "split" and self.max_length is not None,
+            return_overflowing_tokens=self.max_length is not None,
             return_offsets_mapping=True,
             return_special_tokens_mask=True,
             return_attention_mask=True,
@@ -93,15 +101,16 @@ class TextHost(Host[TextExample]):
         names = [name for name in self.tokenizer.model_input_names if name in found]
         pieces = []
         aligned = 0
-        for i, owner in enumerate(owners):
-            if not found["input_ids"][i]:
-                continue
-            inputs = {name: torch.tensor(found[name][i]) for name in names}
-            offsets = np.array(found["offset_mapping"][i])
-            special = np.array(found["special_tokens_mask"][i], dtype=bool)
-            rows = self._rows(examples[owner], offsets, special)
-            aligned += len(rows.concepts) if examples[owner].spans else 0
-            pieces.append(Piece(owner, inputs, len(offsets), rows))
+        for owner, group in groupby(range(len(owners)), key=lambda i: owners[i]):
+            parts = [i for i in group if found["input_ids"][i]]
+            example = examples[owner]
+            rows = self._rows(example, found, parts)
+            if self.long_texts == "cut":
+                parts, rows = parts[:1], rows[:1]
+            for i, wanted in zip(parts, rows, strict=True):
+                aligned += len(wanted.concepts) if example.spans else 0
+                inputs = {name: torch.tensor(found[name][i]) for name in names}
+                pieces.append(Piece(owner, inputs, len(found["input_ids"][i]), wanted))
         if self.tokens == "words" and self.long_texts == "split":  # a text that was cut lacks words anyway
             labelled = sum(len(example.spans) for example in examples)
             self.unaligned += labelled - aligned
@@ -112,37 +121,52 @@ class TextHost(Host[TextExample]):
                 )
         return pieces
 
-    def _rows(self, example: TextExample, offsets: np.ndarray[Any, Any], special: np.ndarray[Any, Any]) -> Rows:
-        """The wanted tokens of a piece of a text."""
-        n = len(offsets)
+    def _rows(self, example: TextExample, found: Any, parts: list[int]) -> list[Rows]:
+        """The wanted tokens of each part of a text.
+
+        A word is sought among the tokens of all parts, since a part may end within a word, or even within a character.
+
+        Args:
+            example: The text.
+            found: What the tokenizer returned.
+            parts: Which of its entries are parts of the text.
+        """
+        lengths = [len(found["input_ids"][i]) for i in parts]
         if self.tokens in ("cls", "mean"):
-            places = torch.zeros(1, dtype=torch.long) if self.tokens == "cls" else torch.arange(n)[None]
             whole = torch.tensor([-1], dtype=torch.int32)
-            return Rows(places, torch.tensor([example.concept]), whole, whole)
-        spans = np.array(example.spans or _words(example.text), dtype=np.int64).reshape(-1, 2)
-        labels = np.array(example.concepts or [example.concept] * len(spans), dtype=np.int64)
-        content = np.flatnonzero(~special)
-        starts, ends = offsets[content, 0], offsets[content, 1]
+            places = [
+                torch.zeros(1, dtype=torch.long) if self.tokens == "cls" else torch.arange(n)[None] for n in lengths
+            ]
+            return [Rows(place, torch.tensor([example.concept]), whole, whole) for place in places]
+        if not parts:
+            return []
+        ids, offsets, special = (
+            np.concatenate([found[name][i] for i in parts])
+            for name in ("input_ids", "offset_mapping", "special_tokens_mask")
+        )
+        words = np.array(example.spans or _words(example.text), dtype=np.int64).reshape(-1, 2)
+        labels = np.array(example.concepts or [example.concept] * len(words), dtype=np.int64)
+        content = np.flatnonzero(special == 0)
+        holds = np.zeros(len(ids), dtype=bool)
+        holds[content] = ~self._is_added(ids[content], offsets[content])
         if self.tokens == "words":
-            if not len(content):
-                kept, chosen = np.zeros(len(spans), dtype=bool), np.zeros(0, dtype=np.int64)
-            elif self.piece == "last":
-                at = np.minimum(np.searchsorted(ends, spans[:, 1]), len(content) - 1)
-                kept = (starts[at] < spans[:, 1]) & (spans[:, 1] <= ends[at])
-                chosen = content[at[kept]]
-            else:
-                at = np.maximum(np.searchsorted(starts, spans[:, 0], side="right") - 1, 0)
-                kept = (starts[at] <= spans[:, 0]) & (spans[:, 0] < ends[at])
-                chosen = content[at[kept]]
-            return _as_rows(chosen, labels[kept], spans[kept, 0], spans[kept, 1])
-        chosen = np.arange(n) if self.tokens == "all" else content
-        starts, ends = offsets[chosen, 0], offsets[chosen, 1]
+            tokens = np.flatnonzero(holds)
+            at, kept = _overlapping(words, offsets[tokens], self.piece)
+            return _by_part(tokens[at], labels[kept], words[kept], lengths)
+        chosen = np.arange(len(ids)) if self.tokens == "all" else content
         concepts = np.full(len(chosen), example.concept)
-        if example.spans:  # the word that a token's last character lies in
-            at = np.minimum(np.searchsorted(spans[:, 1], ends), len(spans) - 1)
-            inside = (spans[at, 0] < ends) & (ends <= spans[at, 1]) & ~special[chosen]
-            concepts = np.where(inside, labels[at], -1)
-        return _as_rows(chosen, concepts, starts, ends)
+        if example.spans:
+            at, inside = _overlapping(offsets[chosen], words, "last")
+            concepts = np.full(len(chosen), -1)
+            concepts[inside] = labels[at]
+            concepts[~holds[chosen]] = -1
+        return _by_part(chosen, concepts, offsets[chosen], lengths)
+
+    def _is_added(self, ids: Ints, offsets: Ints) -> Bools:
+        """Which tokens are a space that the text lacks, put in front of a word: they claim the next token's place."""
+        begins, ends = offsets.T
+        added: Bools = np.isin(ids, self._spaces) & (begins < ends) & (begins == np.append(begins[1:], -1))
+        return added
 
     def collate(self, pieces: Sequence[Piece]) -> dict[str, Tensor]:
         """Fill shorter pieces up on their right."""
@@ -160,15 +184,39 @@ def _words(text: str) -> list[tuple[int, int]]:
     return [match.span() for match in re.finditer(r"\S+", text)]
 
 
-def _as_rows(
-    places: np.ndarray[Any, Any],
-    concepts: np.ndarray[Any, Any],
-    starts: np.ndarray[Any, Any],
-    ends: np.ndarray[Any, Any],
-) -> Rows:
-    return Rows(
-        torch.from_numpy(places.astype(np.int64)),
-        torch.from_numpy(concepts.astype(np.int64)),
-        torch.from_numpy(starts.astype(np.int32)),
-        torch.from_numpy(ends.astype(np.int32)),
-    )
+def _overlapping(spans: Ints, others: Ints, which: Literal["first", "last"]) -> tuple[Ints, Bools]:
+    """For each span, the first or last of the others that shares a character with it.
+
+    Several others may share one character, as the tokens of the three bytes of '日' do.
+
+    Args:
+        spans: Begin and end of each, in the order of the text, `(n_spans, 2)`.
+        others: Begin and end of each, in the order of the text, `(n_others, 2)`.
+        which: The first or the last.
+
+    Returns:
+        Number of the other, `(n_found,)`, and which spans have one, `(n_spans,)`.
+    """
+    (begins, ends), (other_begins, other_ends) = spans.T, others.T
+    if which == "last":
+        at = np.searchsorted(other_begins, ends, side="left") - 1
+    else:
+        at = np.searchsorted(other_ends, begins, side="right")
+    found = (at >= 0) & (at < len(others))
+    found[found] = (other_begins[at[found]] < ends[found]) & (begins[found] < other_ends[at[found]])
+    return at[found], found
+
+
+def _by_part(tokens: Ints, concepts: Ints, spans: Ints, lengths: list[int]) -> list[Rows]:
+    """Rows of each part of a text, from those of the whole text, whose tokens are numbered through."""
+    begins = np.cumsum([0, *lengths])
+    bounds = np.searchsorted(tokens, begins)
+    return [
+        Rows(
+            torch.from_numpy(tokens[low:high] - begin),
+            torch.from_numpy(concepts[low:high]),
+            torch.from_numpy(spans[low:high, 0].astype(np.int32)),
+            torch.from_numpy(spans[low:high, 1].astype(np.int32)),
+        )
+        for low, high, begin in zip(bounds[:-1], bounds[1:], begins[:-1], strict=True)
+    ]

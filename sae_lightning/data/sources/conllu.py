@@ -8,6 +8,7 @@ from sae_lightning.data.sources.base import Source, TextExample, UnreadableError
 from sae_lightning.data.sources.blocks import BlockIndex
 from sae_lightning.data.sources.concepts import concept_of_tag
 from sae_lightning.data.sources.paths import find_files
+from sae_lightning.files import EncodingError, decode_text
 
 UPOS = [
     *("NOUN", "PROPN", "VERB", "AUX", "ADJ", "ADV", "PRON", "DET", "ADP", "NUM"),
@@ -83,12 +84,12 @@ class ConlluFiles(Source[TextExample]):
         index = range(len(self))[index]
         file, block = self._sentences[index]
         try:
-            text, words = read_sentence(block.data.decode("utf-8"), block.line, _COLUMNS[self._field])
+            lines = decode_text(block.data, file.name, begin=block.begin, line=block.line)
+            text, words = read_sentence(lines, block.line, _COLUMNS[self._field])
             if self._field == "upos":
                 _check_upos(words)
-        except UnicodeDecodeError as error:
-            reason = f"{file.name}, byte {block.begin + error.start}: it is not valid UTF-8"
-            raise UnreadableError(self._documents[index], reason) from None
+        except EncodingError as error:
+            raise UnreadableError(self._documents[index], str(error)) from None
         except ValueError as error:
             raise UnreadableError(self._documents[index], f"{file.name}, {error}") from None
         spans = tuple((word.begin, word.end) for word in words)

@@ -1,13 +1,19 @@
 """Texts of a dataset in the form of Hugging Face's `datasets`, from a folder or a hub."""
 
+import glob
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from itertools import count
 from typing import Any
 
 from sae_lightning.data.sources.base import Source, StreamedSource, TextExample, UnreadableError
 from sae_lightning.data.sources.concepts import concept_of_label
+from sae_lightning.files import EncodingError, read_text
 
 DataFiles = str | list[str] | dict[str, str | list[str]]
+
+_TEXT_FILES = (".txt", ".csv", ".tsv", ".json", ".jsonl")
 
 
 class HuggingFaceText(Source[TextExample]):
@@ -46,6 +52,7 @@ class HuggingFaceText(Source[TextExample]):
     ) -> None:
         dataset = _load(name, config, split, revision, data_files, cache_dir, streaming=False)
         self._rows = _Rows(name, text_column, label_column, document_column)
+        self._data_files = data_files
         self._rows.check_columns(dataset.column_names)
         self.concept_names = self._rows.names(dataset.features, concept_names)
         self._dataset = dataset.select_columns(self._rows.columns)
@@ -57,7 +64,11 @@ class HuggingFaceText(Source[TextExample]):
     def __getitem__(self, index: int) -> TextExample:
         """The text of one row."""
         index = range(len(self))[index]
-        return self._rows.example(self._dataset[index], index, self.concept_names)
+        try:
+            row = self._dataset[index]
+        except UnicodeDecodeError as error:  # of a file in JSON, found when the row is read
+            raise UnreadableError(f"row {index}", _reason(error, self._rows.name, self._data_files)) from None
+        return self._rows.example(row, index, self.concept_names)
 
 
 class HuggingFaceTextStream(StreamedSource[TextExample]):
@@ -96,8 +107,9 @@ class HuggingFaceTextStream(StreamedSource[TextExample]):
     ) -> None:
         self._dataset = _load(name, config, split, revision, data_files, cache_dir, streaming=True)
         self._rows = _Rows(name, text_column, label_column, document_column)
+        self._data_files = data_files
         # a stream may learn its columns from its first row only
-        columns = self._dataset.column_names or list(_first_row(self._dataset, name))
+        columns = self._dataset.column_names or list(_next_row(iter(self._dataset), name, data_files) or {})
         self._rows.check_columns(columns)
         self.concept_names = self._rows.names(self._dataset.features or {}, concept_names)
 
@@ -105,8 +117,11 @@ class HuggingFaceTextStream(StreamedSource[TextExample]):
         """The texts of all rows from number `start` on, or the error of one that cannot be read."""
         if start < 0:
             raise ValueError(f"start must be at least 0, but is {start}")
-        columns = self._dataset.select_columns(self._rows.columns)
-        for number, row in enumerate(columns.skip(start), start):
+        rows = iter(self._dataset.select_columns(self._rows.columns).skip(start))
+        for number in count(start):
+            row = _next_row(rows, self._rows.name, self._data_files)
+            if row is None:
+                return
             try:
                 yield self._rows.example(row, number, self.concept_names)
             except UnreadableError as error:
@@ -164,12 +179,38 @@ class _Rows:
         return TextExample(str(document), text, concept=concept)
 
 
-def _first_row(dataset: Any, name: str) -> Mapping[str, Any]:
+def _next_row(rows: Iterator[Any], name: str, data_files: DataFiles | None) -> Mapping[str, Any] | None:
+    """The next row of a stream; None behind the last."""
     try:
-        row: Mapping[str, Any] = next(iter(dataset), {})
+        row: Mapping[str, Any] | None = next(rows, None)
     except Exception as error:  # a hub, a builder and a file each have their own
-        raise ValueError(f"dataset {name!r} must be one that can be read, but is not: {error}") from None
+        reason = _reason(error, name, data_files)
+        raise ValueError(f"dataset {name!r} must be one that can be read, but is not: {reason}") from None
     return row
+
+
+def _reason(error: BaseException, name: str, data_files: DataFiles | None) -> str:
+    """Why a dataset cannot be read: its first cause, which for a file that is not UTF-8 lacks the file's name."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, UnicodeDecodeError):
+        try:
+            for path in _text_files(name, data_files):
+                with suppress(OSError):
+                    read_text(path)
+        except EncodingError as found:
+            return str(found)
+    return str(error)
+
+
+def _text_files(name: str, data_files: DataFiles | None) -> Iterator[str]:
+    """Files on the disk that a dataset is made of, where they hold text."""
+    folder = os.path.expanduser(name)
+    given = data_files.values() if isinstance(data_files, dict) else [data_files or "**"]
+    patterns = [pattern for some in given for pattern in ([some] if isinstance(some, str) else some)]
+    for pattern in patterns:
+        whole = os.path.join(glob.escape(folder), pattern) if os.path.isdir(folder) else pattern
+        yield from (path for path in sorted(glob.glob(whole, recursive=True)) if path.endswith(_TEXT_FILES))
 
 
 def _load(
@@ -199,7 +240,8 @@ def _load(
                 streaming=streaming,
             )
         except Exception as error:  # a hub, a builder and a file each have their own
-            raise ValueError(f"dataset {name!r} must be one that can be loaded, but is not: {error}") from None
+            reason = _reason(error, name, data_files)
+            raise ValueError(f"dataset {name!r} must be one that can be loaded, but is not: {reason}") from None
     for argument, value in {"config": config, "revision": revision, "data_files": data_files}.items():
         if value is not None:
             raise ValueError(f"{argument} must be None for {name!r}, which was saved to disk, but is {value!r}")

@@ -11,6 +11,7 @@ from typing import Any
 from sae_lightning.data.sources.base import Source, TextExample
 from sae_lightning.data.sources.concepts import concept_of_tag
 from sae_lightning.data.sources.tags import UNIVERSAL, Tagset, check_tagset, universal_tag
+from sae_lightning.files import EncodingError, decode_text
 
 _TRACE = "-NONE-"  # Penn's tag of an empty place in the parse, which is no word of the text
 
@@ -140,7 +141,10 @@ def _file_ids(reader: Any, corpus: str, categories: list[str] | None) -> list[st
         return list(reader.fileids())
     if not hasattr(reader, "categories"):
         raise ValueError(f"categories must be None for a corpus without them, {corpus!r}, but is {categories}")
-    known = list(reader.categories())
+    try:
+        known = list(reader.categories())
+    except (OSError, ValueError) as error:
+        raise _unreadable(reader, corpus, reader._file, error) from None
     if not categories or not set(categories) <= set(known):
         raise ValueError(f"categories must name some of those of {corpus!r}, {known}, but is {categories}")
     return list(reader.fileids(categories=categories))
@@ -154,4 +158,16 @@ def _sentences(reader: Any, corpus: str, document: str) -> Iterator[list[tuple[s
             if sentence:
                 yield sentence
     except (OSError, ValueError) as error:
-        raise ValueError(f"corpus must be readable, but {document!r} of {corpus!r} is not: {error}") from None
+        raise _unreadable(reader, corpus, document, error) from None
+
+
+def _unreadable(reader: Any, corpus: str, file: str, error: Exception) -> ValueError:
+    """The error that a file of a corpus cannot be read."""
+    if isinstance(error, UnicodeDecodeError):  # which knows no more than the place in what was read at a time
+        path = reader.abspath(file)
+        try:
+            with path.open() as opened:
+                decode_text(opened.read(), str(path), error.encoding)
+        except EncodingError as found:
+            error = found
+    return ValueError(f"corpus must be readable, but {file!r} of {corpus!r} is not: {error}")

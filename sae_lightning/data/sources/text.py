@@ -8,6 +8,7 @@ from sae_lightning.data.sources.base import Source, TextExample, UnreadableError
 from sae_lightning.data.sources.blocks import UNITS, BlockIndex, Unit
 from sae_lightning.data.sources.concepts import concept_of_label
 from sae_lightning.data.sources.paths import find_files
+from sae_lightning.files import EncodingError, decode_text
 
 
 class TextFiles(Source[TextExample]):
@@ -45,10 +46,9 @@ class TextFiles(Source[TextExample]):
         """One text."""
         file, block = self._texts[range(len(self))[index]]
         try:
-            text = block.data.decode(self._encoding)
-        except UnicodeDecodeError as error:
-            reason = f"byte {block.begin + error.start} is not valid in the encoding {self._encoding!r}"
-            raise UnreadableError(file.name, reason) from None
+            text = decode_text(block.data, file.name, self._encoding, block.begin, block.line)
+        except EncodingError as error:
+            raise UnreadableError(file.name, str(error)) from None
         text = text.replace("\r\n", "\n")
         return TextExample(file.name, text if self._unit == "file" else text.rstrip("\n"))
 
@@ -100,7 +100,7 @@ class JsonLines(Source[TextExample]):
         file, block = self._lines[range(len(self))[index]]
         place = f"{file.name}:{block.line}"
         try:
-            row = json.loads(block.data.decode("utf-8"))
+            row = json.loads(decode_text(block.data, file.name, begin=block.begin, line=block.line))
             text = _value(row, self._key)
             if not isinstance(text, str):
                 raise ValueError(f"{self._key!r} must be a text, but is {text!r:.200}")

@@ -1,6 +1,7 @@
 """Which activations of a language model are read, held against the model's own hidden states."""
 
 import json
+import random
 
 import pytest
 import torch
@@ -214,3 +215,171 @@ def test_labels_that_do_not_align_are_refused_or_counted(folder):
     host = TextHost(folder)
     host.pieces([TextExample("d", "the cat sat", ((0, 3), (4, 7), (20, 23)), (0, 1, 2))])
     assert host.unaligned == 1
+
+
+# -- words of characters that several tokens share ------------------------------------------------------------------
+
+FOREIGN = ["日本", "café", "の", "e\u0301", "👩\u200d👩\u200d👧", "क्षि", "\u200bcat", "ﬁ", "Ġ", "▁", "cat", "x"]
+BREAKS = [" ", " ", "  ", "\n", "", "", "\u3000"]
+TAUGHT = ["日本日本の本 の日", "caféの caféx", "👩👧👩 👧", "the catx", "のxの", "xकxक"]
+
+
+def foreign(seed, n_words=12):
+    """A text of foreign words, some with nothing between, and where each is; some are two with a break."""
+    rng = random.Random(seed)
+    text, spans = rng.choice(["", " "]), []
+    for word in rng.choices(FOREIGN, k=n_words):
+        if rng.random() < 0.2:
+            word += rng.choice(BREAKS) + "x"  # noqa: PLW2901
+        spans.append((len(text), len(text) + len(word)))
+        text += word + rng.choice(BREAKS)
+    return TextExample("d", text, tuple(spans), tuple(range(n_words)))
+
+
+def bytes_of(tokens):
+    """The bytes that each token of a byte-level vocabulary stands for: those that print badly have other letters."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    strange = [byte for byte in range(256) if byte not in plain]
+    alphabet = {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(strange)}
+    return [bytes(alphabet[letter] for letter in token) for token in tokens]
+
+
+def tokens_by_bytes(tokenizer, example):
+    """All tokens that hold a byte of each word, counted along the bytes of the text."""
+    tokens = bytes_of(tokenizer.convert_ids_to_tokens(tokenizer(example.text)["input_ids"]))
+    at = len(example.text.encode()) - len(b"".join(tokens))  # -1 where a space was put in front
+    assert b"".join(tokens)[-at:] == example.text.encode()
+    places = []
+    for token in tokens:
+        places.append(range(at, at + len(token)))
+        at += len(token)
+    found = []
+    for begin, end in example.spans:
+        word = set(range(len(example.text[:begin].encode()), len(example.text[:end].encode())))
+        found.append([i for i, place in enumerate(places) if word & set(place)])
+    return found
+
+
+def places_in_text(pieces):
+    """Place of each row's token among all tokens of a text, and its concept."""
+    begins = [sum(piece.length for piece in pieces[:i]) for i in range(len(pieces))]
+    rows = [(begin, piece.rows) for begin, piece in zip(begins, pieces, strict=True)]
+    return [
+        (begin + int(place), int(concept))
+        for begin, row in rows
+        for place, concept in zip(row.places, row.concepts, strict=True)
+    ]
+
+
+@pytest.fixture(scope="module", params=[(a, b) for a in (False, True) for b in (False, True)], ids=str)
+def foreign_folder(request, tmp_path_factory):
+    prefix, trim = request.param
+    tokenizer = tiny.byte_level(TAUGHT, 290, add_prefix_space=prefix, trim_offsets=trim)
+    return tiny.neox(tmp_path_factory.mktemp("foreign"), tokenizer)
+
+
+@pytest.mark.parametrize("piece", ["first", "last"])
+def test_a_word_is_read_at_the_token_with_its_first_or_last_byte(foreign_folder, piece):
+    host = TextHost(foreign_folder, piece=piece)
+    n_shared = 0
+    for seed in range(100):
+        example = foreign(seed)
+        tokens = tokens_by_bytes(host.tokenizer, example)
+        n_shared += len({i for word in tokens for i in word}) < sum(len(word) for word in tokens)
+        wanted = [(word[0 if piece == "first" else -1], i) for i, word in enumerate(tokens)]
+        assert places_in_text(host.pieces([example])) == wanted, example.text
+    assert n_shared > 5  # texts with a token that holds parts of two words
+    assert host.unaligned == 0
+
+
+@pytest.mark.parametrize("piece", ["first", "last"])
+def test_a_word_whose_character_is_torn_between_pieces_is_read_once(foreign_folder, piece):
+    most = 7
+    split = TextHost(foreign_folder, piece=piece, max_length=most)
+    cut = TextHost(foreign_folder, piece=piece, max_length=most, long_texts="cut")
+    for seed in range(50):
+        example = foreign(seed)
+        tokens = tokens_by_bytes(split.tokenizer, example)
+        wanted = [(word[0 if piece == "first" else -1], i) for i, word in enumerate(tokens)]
+        assert places_in_text(split.pieces([example])) == wanted, example.text
+        pieces = cut.pieces([example])
+        assert [piece.length for piece in pieces] == [most]
+        assert places_in_text(pieces) == [(place, i) for place, i in wanted if place < most], example.text
+
+
+def test_every_token_has_the_concept_of_the_last_word_of_which_it_holds_a_byte(foreign_folder):
+    host = TextHost(foreign_folder, tokens="text")
+    for seed in range(50):
+        example = foreign(seed)
+        tokens = tokens_by_bytes(host.tokenizer, example)
+        n = len(host.tokenizer(example.text)["input_ids"])
+        wanted = [max((word for word, held in enumerate(tokens) if i in held), default=-1) for i in range(n)]
+        assert places_in_text(host.pieces([example])) == list(enumerate(wanted)), example.text
+
+
+@pytest.mark.parametrize("piece", ["first", "last"])
+def test_bytes_of_unknown_characters_and_marks_of_spaces(piece, tmp_path):
+    """Against the words that transformers is given one by one; the mark in front of one is not yet the word."""
+    host = TextHost(tiny.neox(tmp_path, tiny.byte_fallback()), piece=piece)
+    words = ["日本", "cat", "café", "👩\u200d👧", "mat", "e\u0301"]
+    found = host.tokenizer([words], is_split_into_words=True)
+    tokens, owners = found.tokens(0), found.word_ids(0)
+    held = [[i for i, own in enumerate(owners) if own == word and tokens[i] != "▁"] for word in range(len(words))]
+    wanted = [(places[0 if piece == "first" else -1], word) for word, places in enumerate(held)]
+    named = [tokens[place] for place, _ in wanted]
+    assert named[:2] == (["<0xE6>", "▁cat"] if piece == "first" else ["<0xAC>", "▁cat"])
+    assert places_in_text(host.pieces([labelled(words)])) == wanted
+
+
+def test_a_space_in_front_is_not_the_word_where_a_piece_ends_behind_it(tmp_path):
+    """Each word has a mark of its own here."""
+    tokenizers = pytest.importorskip("tokenizers")
+    made = tiny.byte_fallback()
+    split = [tokenizers.pre_tokenizers.WhitespaceSplit(), tokenizers.pre_tokenizers.Metaspace()]
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(split)
+    made.post_processor = tokenizers.processors.TemplateProcessing("<unk> $A <unk>", special_tokens=[("<unk>", 0)])
+    host = TextHost(tiny.neox(tmp_path, made), piece="first", max_length=4)
+    pieces = host.pieces([labelled(["cat", "日"])])
+    tokens = [host.tokenizer.convert_ids_to_tokens(piece.inputs["input_ids"])[1:-1] for piece in pieces]
+    assert tokens == [["▁cat", "▁"], ["<0xE6>", "<0x97>"], ["<0xA5>"]]
+    assert [piece.rows.places.tolist() for piece in pieces] == [[1], [1], []]
+
+
+def test_a_character_that_is_rewritten_as_several_has_a_first_and_a_last_token(tmp_path):
+    """NFKC makes two letters of 'ﬁ', which share its place."""
+    tokenizers = pytest.importorskip("tokenizers")
+    letters = tokenizers.Tokenizer(tokenizers.models.WordPiece({"[UNK]": 0, "f": 1, "##i": 2, "cat": 3}))
+    letters.normalizer = tokenizers.normalizers.NFKC()
+    letters.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    path = tiny.neox(tmp_path, letters)
+    for piece, token in (("first", 1), ("last", 2)):
+        (found,) = TextHost(path, piece=piece).pieces([labelled(["cat", "ﬁ", "cat"])])
+        assert found.inputs["input_ids"][found.rows.places].tolist() == [3, token, 3]
+
+
+def test_words_that_begin_or_end_where_no_token_does_are_read_at_the_tokens_that_they_have(folder):
+    """BERT drops characters without width, which no token holds."""
+    text = "\u200bcat \u200bsat\u200b mat"
+    spans = ((0, 4), (5, 6), (6, 10), (11, 14))
+    for piece in ("first", "last"):
+        host = TextHost(folder, piece=piece)
+        (found,) = host.pieces([TextExample("d", text, spans, (0, 1, 2, 3))])
+        tokens = host.tokenizer.convert_ids_to_tokens(found.inputs["input_ids"])
+        assert [tokens[place] for place in found.rows.places] == ["cat", "sat", "mat"]
+        assert found.rows.concepts.tolist() == [0, 2, 3]
+        places = zip(found.rows.starts.tolist(), found.rows.ends.tolist(), strict=True)
+        assert list(places) == [(0, 4), (6, 10), (11, 14)]
+        assert host.unaligned == 1
+        (nothing,) = host.pieces([TextExample("d", "\u200b")])
+        assert nothing.rows.places.tolist() == []
+
+
+def test_long_texts_lose_their_end_whatever_side_the_tokenizer_would_cut(folder, tmp_path):
+    tiny.bert(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "truncation_side": "left"}))
+    example = labelled(["cat", "sat", "dog", "mat"] * 5)
+    for long_texts in ("split", "cut"):
+        one, other = (TextHost(where, max_length=8, long_texts=long_texts) for where in (folder, str(tmp_path)))
+        assert other.tokenizer.init_kwargs["truncation_side"] == "left"
+        assert read(one, [example]).concepts.tolist() == read(other, [example]).concepts.tolist()

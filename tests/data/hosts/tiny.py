@@ -1,5 +1,7 @@
 """Tiny pretrained models with random weights, in folders as a hub has them."""
 
+import json
+
 import pytest
 import torch
 
@@ -23,22 +25,41 @@ def bert(folder, **changes):
     return str(folder)
 
 
-def neox(folder):
-    """A causal language model of the Pythia kind, with a byte-level tokenizer and no token for filling."""
-    transformers = pytest.importorskip("transformers")
-    from tokenizers import ByteLevelBPETokenizer
+def byte_level(texts=TEXTS, vocab_size=300, **arguments):
+    """A byte-level tokenizer."""
+    tokenizers = pytest.importorskip("tokenizers")
+    trained = tokenizers.ByteLevelBPETokenizer(**arguments)
+    trained.train_from_iterator(texts * 5, vocab_size, special_tokens=["<|endoftext|>"], show_progress=False)
+    return trained
 
+
+def byte_fallback(texts=TEXTS):
+    """A tokenizer of the Llama kind: a mark for each space, one in front, and bytes for unknown characters."""
+    tokenizers = pytest.importorskip("tokenizers")
+    names = [f"<0x{byte:02X}>" for byte in range(256)]
+    trained = tokenizers.Tokenizer(tokenizers.models.BPE())
+    trained.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    trainer = tokenizers.trainers.BpeTrainer(special_tokens=["<unk>", *names], vocab_size=330, show_progress=False)
+    trained.train_from_iterator(texts * 5, trainer)
+    made = json.loads(trained.to_str())
+    made["model"] |= {"byte_fallback": True, "unk_token": "<unk>"}
+    made["added_tokens"] = made["added_tokens"][:1]  # no text is a byte's name
+    return tokenizers.Tokenizer.from_str(json.dumps(made))
+
+
+def neox(folder, tokenizer=None):
+    """A causal language model of the Pythia kind, by default with a byte-level tokenizer; no token is for filling."""
+    transformers = pytest.importorskip("transformers")
     folder.mkdir(parents=True, exist_ok=True)
-    trained = ByteLevelBPETokenizer()
-    trained.train_from_iterator(TEXTS * 5, vocab_size=300, special_tokens=["<|endoftext|>"], show_progress=False)
-    trained.save(str(folder / "bpe.json"))
+    tokenizer = byte_level() if tokenizer is None else tokenizer
+    tokenizer.save(str(folder / "bpe.json"))
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_file=str(folder / "bpe.json"), eos_token="<|endoftext|>", model_max_length=64
     )
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
     config = transformers.GPTNeoXConfig(
-        vocab_size=320,
+        vocab_size=400,
         hidden_size=16,
         num_hidden_layers=3,
         num_attention_heads=2,

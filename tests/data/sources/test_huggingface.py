@@ -181,3 +181,28 @@ def test_rows_that_cannot_be_read(kind: Any, tmp_path: Path) -> None:
     assert labelled[1] == TextExample("1", "y", concept=1)
     named = read(kind(path, text_column="words", document_column="doc"))
     assert named == ["'row 0' cannot be read: 'doc' must name its document, but is None", TextExample("a", "y")]
+
+
+@BOTH
+@pytest.mark.parametrize("form", ["text", "csv", "json"])
+@pytest.mark.parametrize("found", ["by name", "in a folder", "by a pattern"])
+def test_a_file_that_is_not_utf8_is_named(kind: Any, form: str, found: str, tmp_path: Path) -> None:
+    folder, cache = tmp_path / "files", str(tmp_path / "cache")
+    folder.mkdir()
+    line = '{"text": "%s"}\n' if form == "json" else "%s\n"
+    lines = [("" if form == "json" else "text\n"), line % "first", line % "caf\xe9"]
+    path = folder / f"bad.{ {'text': 'txt', 'csv': 'csv', 'json': 'jsonl'}[form] }"
+    path.write_text("".join(lines), encoding="latin-1")
+    (folder / f"also{path.suffix}").write_text(lines[0] + line % "good \xe9", encoding="utf-8")
+    place = "".join(lines).index("\xe9")
+    source = {"by name": (form, str(path)), "in a folder": (str(folder), None), "by a pattern": (form, f"{folder}/b*")}
+    name, data_files = source[found]
+    with pytest.raises(ValueError, match=rf"'{path}' must be UTF-8, but its byte {place} \(in line [23]\) is not"):
+        raise_first(kind(name, data_files=data_files, cache_dir=cache))
+
+
+def raise_first(source: HuggingFaceText | HuggingFaceTextStream) -> None:
+    """Read all rows, and raise the error of the first that cannot be read."""
+    for row in source.read(0) if isinstance(source, HuggingFaceTextStream) else (source[i] for i in range(len(source))):
+        if isinstance(row, UnreadableError):
+            raise row

@@ -85,6 +85,17 @@ def test_penn_tags() -> None:
     assert {tag: universal_tag(tag, "penn") for tag in expected} == expected
 
 
+def test_the_first_of_several_tags_decides() -> None:
+    """Penn's annotators left a choice in some places; Brown writes words that are one with a tag each."""
+    choices = {"JJ|NN": "ADJ", "NN|JJ": "NOUN", "VBG|NN": "VERB", "NN|VBG": "NOUN", "IN|RB": "ADP", "RB|IN": "ADV"}
+    choices |= {"RB|RP|IN": "ADV", "PRP$|NN": "PRON", "NN|?": "NOUN"}
+    assert {tag: universal_tag(tag, "penn") for tag in choices} == choices
+    fused = {"NN+BEZ": "NOUN", "PPSS+BEM": "PRON", "VB+PPO": "VERB", "WRB+DOD*": "ADV", "JJR+CS": "ADJ"}
+    assert {tag: universal_tag(tag, "brown") for tag in fused} == fused
+    for tag, tagset in (("?|NN", "penn"), ("|NN", "penn"), ("NN|VBG", "brown"), ("NN+VBG", "penn"), ("?+NN", "brown")):
+        assert universal_tag(tag, tagset) is None
+
+
 @pytest.mark.parametrize(
     ("tag", "tagset"),
     [
@@ -145,6 +156,14 @@ def test_penn_without_traces(root: str) -> None:
     named = [NAMES[c] for c in source[0].concepts]
     assert named[:5] == ["determiner", "noun", "particle", "verb", "verb"]
     assert named[5:] == ["punctuation", "adverb", "pronoun", "particle", "verb", "punctuation"]
+
+
+def test_a_penn_sentence_with_tags_that_leave_a_choice(root: str) -> None:
+    path = Path(root, "corpora", "treebank", "combined", "wsj_0001.mrg")
+    path.write_text("( (S (NP (JJ|NN chief) (NN|JJ executive)) (VBG|NN trading) (RB|IN about) (-NONE- 0) (IN|RB on)))")
+    (source,) = [TaggedCorpus("treebank", root, tagset="penn")]
+    assert source[0].text == "chief executive trading about on"
+    assert [NAMES[c] for c in source[0].concepts] == ["adjective", "noun", "verb", "adverb", "adposition"]
 
 
 def test_universal_tags_of_a_corpus(tmp_path: Path) -> None:
@@ -224,9 +243,14 @@ def test_a_corpus_without_sentences(root: str) -> None:
 
 
 def test_bytes_that_are_no_text(root: str) -> None:
-    Path(root, "corpora", "brown", "cb01").write_bytes(b"fine/jj \xff\xfe/nn\n")
-    with pytest.raises(ValueError, match="corpus must be readable, but 'cb01' of 'brown' is not"):
+    path = Path(root, "corpora", "brown", "cb01")
+    path.write_bytes(b"fine/jj ./.\n" * 2000 + b"fine/jj \xff\xfe/nn\n")
+    message = f"'cb01' of 'brown' is not: '{path}' must be ASCII, but its byte 24008 \\(in line 2001\\) is not"
+    with pytest.raises(ValueError, match=f"corpus must be readable, but {message}"):
         TaggedCorpus(root=root)
+    path.with_name("cats.txt").write_bytes(b"ca01 news\ncb01 n\xe9ws\n")
+    with pytest.raises(ValueError, match=r"'cats.txt' of 'brown' is not: '.*' must be ASCII, but its byte 16 "):
+        TaggedCorpus(root=root, categories=["news"])
 
 
 # -- the corpus itself ----------------------------------------------------------------------------------------------

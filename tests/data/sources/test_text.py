@@ -106,12 +106,14 @@ def test_bytes_that_are_no_text(save: Save, start: bytes) -> None:
     source = TextFiles(save({"a/b.txt": data}))
     assert len(source) == 3
     for _ in range(2):
-        message = f"'a/b.txt' cannot be read: byte {data.index(0xFF)} is not valid in the encoding 'utf-8'"
+        message = f"'a/b.txt' must be UTF-8, but its byte {data.index(0xFF)} \\(in line 3\\) is not"
         with pytest.raises(UnreadableError, match=message):
             source[1]
     assert source[2].text == "also good"
-    with pytest.raises(UnreadableError, match=f"byte {data.index(0xFF)} is"):
+    with pytest.raises(UnreadableError, match=f"'a/b.txt' must be UTF-8, but its byte {data.index(0xFF)} "):
         TextFiles(save({}), "file")[0]
+    with pytest.raises(UnreadableError, match=f"'a/b.txt' must be ASCII, but its byte {data.index(0xFF)} "):
+        TextFiles(save({}), encoding="ascii")[1]
 
 
 def test_files_that_change(save: Save) -> None:
@@ -186,7 +188,10 @@ def test_json_lines_with_concepts(save: Save) -> None:
     ("line", "message"),
     [
         (b'{"text": "a"', r"'a\.jsonl:2' cannot be read: Expecting"),
-        (b'{"text": "\xff"}', r"'a\.jsonl:2' cannot be read: 'utf-8' codec can't decode byte 0xff"),
+        (
+            b'{"text": "\xff"}',
+            r"'a\.jsonl:2' cannot be read: 'a\.jsonl' must be UTF-8, but its byte \d+ \(in line 2\) is not",
+        ),
         (b'{"text": "\\ud800"}', r"'a\.jsonl:2' cannot be read: .*surrogates not allowed"),
         (b"[1]", r"it must hold 'text', but holds \[1\]"),
         (b'"text"', "it must hold 'text', but holds 'text'"),

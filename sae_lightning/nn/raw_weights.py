@@ -1,0 +1,58 @@
+"""The weights of an SAE in raw units: standardisation, norms and scales folded into plain matrices."""
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from sae_lightning.nn.autoencoder import SparseAutoencoder
+
+
+class RawWeights(NamedTuple):
+    r"""What an SAE computes, in raw units and the field's names and shapes.
+
+    $$ z = \Pi_S(x W_{enc} + b_{enc}), \qquad \hat x = z W_{dec} + b_{dec} $$
+
+    The encoder's are None where pre-codes are not affine in the inputs (distances, unless the projection ignores what
+    all latents share).
+    """
+
+    W_enc: Tensor | None
+    """`(d_in, d_sae)`: column i belongs to latent i."""
+    b_enc: Tensor | None
+    """`(d_sae,)`."""
+    W_dec: Tensor
+    """The dictionary, `(d_sae, d_in)`: row i is the direction that latent i adds per unit of its code."""
+    b_dec: Tensor
+    """`(d_in,)`: the reconstruction where no latent fires."""
+
+
+@torch.no_grad()
+def raw_weights(sae: "SparseAutoencoder") -> RawWeights:
+    r"""Fold standardisation, scales, norms and biases of an SAE into four tensors, computed in float64.
+
+    With $\tilde x = (x - \mu) / s$, pre-codes $v = \tilde x A + a$ and atoms $D$:
+    $W_{enc} = A / s$, $b_{enc} = a - \mu A / s$, $W_{dec} = s D$, $b_{dec} = s b + \mu$.
+
+    Args:
+        sae: The SAE; its own weights stay as they are.
+
+    Returns:
+        Tensors in float32 (float64 where the SAE is).
+
+    Raises:
+        ValueError: If the latents of the SAE lie on several processes.
+    """
+    if sae.sharding is not None:
+        raise ValueError("weights in raw units need an SAE on one process: load its checkpoint instead (load_sae)")
+    mean, scale = sae.standardizer.input_mean.double(), sae.standardizer.input_scale.double()
+    bias = torch.zeros_like(mean) if sae.decoder.bias is None else sae.decoder.bias.double()
+    dtype = torch.float64 if sae.decoder.weight.dtype == torch.float64 else torch.float32
+    w_enc = b_enc = None
+    form = sae.encoder.affine_form(sae.projection.shift_invariant)
+    if form is not None:
+        matrix, offset = form[0].double(), form[1].double()
+        centre = mean / scale + (bias if sae.subtract_decoder_bias else 0)
+        w_enc, b_enc = (matrix / scale).T.to(dtype).contiguous(), (offset - matrix @ centre).to(dtype)
+    return RawWeights(w_enc, b_enc, (scale * sae.decoder.atoms.double()).to(dtype), (scale * bias + mean).to(dtype))
