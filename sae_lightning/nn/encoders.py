@@ -14,7 +14,7 @@ from sae_lightning.nn.receptive_fields import Ball, Cone, ConvexCell, Firing, Ha
 from sae_lightning.nn.sharding import local, mean_of_live, set_rows, whole
 from sae_lightning.nn.sparse import Pattern, affine_at, distance_at
 
-_LEAST_COSINE = 0.1  # between a row and an input on which it is to fire
+_LEAST_COSINE = 0.1  # between a new row and its sample
 
 
 class Encoder(Part, nn.Module, ABC):
@@ -79,43 +79,22 @@ class Encoder(Part, nn.Module, ABC):
         pre_codes: Tensor = self(x) if centre is None else self(x, centre)
         return pre_codes.index_select(-1, latents)
 
-    def point(
-        self, latents: Tensor, inputs: Tensor, directions: Tensor, levels: Tensor, alive: Tensor, share: float
-    ) -> None:
-        """Give some latents new rows, each of which answers to one sample; `strengthen` then makes them fire.
+    def restart(self, latents: Tensor, inputs: Tensor, residuals: Tensor, alive: Tensor, share: float) -> None:
+        """Put each of some latents at a sample, for `ResampleDeadLatents`; classes with `resamplable = True` have it.
 
         Args:
             latents: Which latents, int64 `(n,)`.
-            inputs: What the encoder sees of one sample for each (without the decoder's bias where that is subtracted),
-                `(n, d_in)`.
-            directions: Unit vectors along which the samples are explained badly, `(n, d_in)`.
-            levels: What the latent's pre-code must exceed at its sample for it to fire, `(n,)`.
+            inputs: What the encoder sees of a sample for each latent (less the decoder's bias where that is
+                subtracted), `(n, d_in)`.
+            residuals: What the SAE leaves unexplained of these samples, `(n, d_in)`.
             alive: Latents that serve as examples, bool `(d_sae,)`; where there are none, initial values do.
-            share: Norm of the new rows as a share of the mean of those that serve as examples.
+            share: Norm of a new row as a share of the mean of those that serve as examples.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not say how a latent is given a new start")
+        raise NotImplementedError(f"{type(self).__name__} does not say how a dead latent is resampled")
 
-    def strength_for(self, latents: Tensor, pre_codes: Tensor, levels: Tensor) -> Tensor:
-        """Which strength, for `strengthen`, brings the pre-codes of some latents to given levels.
-
-        Args:
-            latents: Which latents, int64 `(n,)`.
-            pre_codes: Their pre-codes, `(n_samples, n)`.
-            levels: The wanted ones, `(n_samples, n)`.
-
-        Returns:
-            Strengths, `(n_samples, n)`, infinite where none of a usual size does.
-        """
-        raise NotImplementedError(f"{type(self).__name__} does not say how a latent is given a new start")
-
-    def strengthen(self, latents: Tensor, strengths: Tensor) -> None:
-        """Raise the pre-codes of some latents.
-
-        Args:
-            latents: Which latents, int64 `(n,)`.
-            strengths: Finite strengths in the sense of `strength_for`, `(n,)`.
-        """
-        raise NotImplementedError(f"{type(self).__name__} does not say how a latent is given a new start")
+    def strengthen(self, latents: Tensor, factor: float) -> None:
+        """Raise the pre-codes of some latents at the samples that they were put at, by a factor above 1."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how a dead latent is resampled")
 
     def receptive_field(self, firing: Firing) -> ReceptiveField | None:
         """Shape of the set on which a latent fires, where a projection looks at `firing`; None where nobody said."""
@@ -177,32 +156,21 @@ class Affine(Encoder):
         bias = None if self._bias is None else self._bias.index_select(0, latents)
         return affine(x, centre, local(self.weight).index_select(0, latents), bias, self.pre_code_scale)
 
-    def point(
-        self, latents: Tensor, inputs: Tensor, directions: Tensor, levels: Tensor, alive: Tensor, share: float
-    ) -> None:
-        """Point rows in the directions, or in those of the inputs where the directions point away from these.
+    def restart(self, latents: Tensor, inputs: Tensor, residuals: Tensor, alive: Tensor, share: float) -> None:
+        """Point rows along the residuals, or to the samples where a residual points away from its own sample.
 
-        Biases become zero, or the level where it is negative (on the simplex, which looks at differences).
+        A bias becomes the mean of the live ones, but not positive.
         """
-        normalize = torch.nn.functional.normalize
-        away = (directions * inputs).sum(-1, keepdim=True) < _LEAST_COSINE * inputs.norm(dim=-1, keepdim=True)
-        rows = torch.where(away, normalize(inputs, dim=-1), directions)
+        rows, towards = F.normalize(residuals, dim=-1), F.normalize(inputs, dim=-1)
+        rows = torch.where((rows * towards).sum(-1, keepdim=True) < _LEAST_COSINE, towards, rows)
         norm = share * mean_of_live(self.weight.detach().norm(dim=-1), alive, 1.0)
         set_rows(self.weight, latents, (norm * rows).to(self.weight.dtype))
         if self.bias is not None:
-            set_rows(self.bias, latents, (levels / self.pre_code_scale).clamp_max(0).to(self.bias.dtype))
+            set_rows(self.bias, latents, float(mean_of_live(self.bias.detach(), alive, 0.0).clamp_max(0)))
 
-    def strength_for(self, latents: Tensor, pre_codes: Tensor, levels: Tensor) -> Tensor:
-        """By which factor the rows must be longer; infinite where an input is nearly at right angles to its row."""
-        base = 0.0 if self.bias is None else self.pre_code_scale * whole(self.bias.detach())[latents]
-        along = pre_codes - base
-        reachable = along > _LEAST_COSINE * along.square().mean(0).sqrt()
-        return torch.where(reachable, (levels - base) / along, torch.inf)
-
-    def strengthen(self, latents: Tensor, strengths: Tensor) -> None:
-        """Make rows longer by factors; those below 1 change nothing."""
-        rows = whole(self.weight.detach())[latents] * strengths.clamp_min(1)[:, None]
-        set_rows(self.weight, latents, rows.to(self.weight.dtype))
+    def strengthen(self, latents: Tensor, factor: float) -> None:
+        """Make rows longer."""
+        set_rows(self.weight, latents, factor * whole(self.weight.detach())[latents])
 
     def affine_form(self, up_to_a_shift: bool) -> tuple[Tensor, Tensor]:
         """The scaled weight and bias."""
@@ -304,21 +272,21 @@ class SquaredDistance(Encoder):
             return pre_codes
         return pre_codes - (self._offset if latents is None else self._offset.index_select(0, latents))
 
-    def point(
-        self, latents: Tensor, inputs: Tensor, directions: Tensor, levels: Tensor, alive: Tensor, share: float
-    ) -> None:
-        """Put prototypes at the inputs. Without offsets their pre-code there is zero, which is the largest there is."""
+    def restart(self, latents: Tensor, inputs: Tensor, residuals: Tensor, alive: Tensor, share: float) -> None:
+        """Put prototypes at the samples, with the mean offset of the live ones."""
         set_rows(self.weight, latents, inputs.to(self.weight.dtype))
+        if self.offset is not None and self.offset_init is not None:
+            set_rows(self.offset, latents, float(mean_of_live(self.offset.detach(), alive, self.offset_init)))
 
-    def strength_for(self, latents: Tensor, pre_codes: Tensor, levels: Tensor) -> Tensor:
-        """How far the offsets must rise (or may fall)."""
-        return levels - pre_codes
-
-    def strengthen(self, latents: Tensor, strengths: Tensor) -> None:
-        """Move offsets, where there are any."""
+    def strengthen(self, latents: Tensor, factor: float) -> None:
+        """Raise offsets. Without them a prototype at its sample has the largest pre-code there is."""
         if self.offset is not None:
-            offset = whole(self.offset.detach())[latents] + strengths
-            set_rows(self.offset, latents, offset.to(self.offset.dtype))
+            offset = whole(self.offset.detach())[latents]
+            unit = (
+                F.softplus(at_least_float32(whole(self.raw_lambda.detach())))
+                * whole(self.weight.detach())[latents].square().sum(-1).mean()
+            )
+            set_rows(self.offset, latents, offset + (factor - 1) * (offset.abs() + unit))
 
     def affine_form(self, up_to_a_shift: bool) -> tuple[Tensor, Tensor] | None:
         r"""Up to $-\lambda \|x\|^2$, which all latents share: $2 \lambda w_i \cdot x + b_i - \lambda \|w_i\|^2$."""

@@ -59,8 +59,8 @@ class Part(Recorded):
     `sparse`, has none, whatever its parent has: it is then trained by its dense form. The same holds for
     `rows_of_latents`, which says that the class works where latents lie on several processes (`sharding` tells which):
     it names those of its parameters of which each process then holds the rows of its own latents. And it holds for
-    `resamplable`, which says that the class knows how to give a dead latent a new start: in `rows_of_latents` and the
-    methods `point`, `strength_for` and `strengthen` (encoders) or `levels` and `restart` (projections).
+    `resamplable`, which says that the class knows how to resample a dead latent: by `rows_of_latents`, and `restart`
+    and `strengthen` (encoders) or, where it trains something for each latent, `restart` (projections).
     """
 
     sparse: ClassVar[bool] = False
@@ -232,7 +232,7 @@ def require_shardable(*parts: Part) -> None:
 
 
 def require_resamplable(*parts: Part) -> None:
-    """Raise a ValueError unless each part knows how to give a dead latent a new start."""
+    """Raise a ValueError unless each part knows how to resample a dead latent."""
     for part in parts:
         if not part.resamplable or part.rows_of_latents is None:
             raise ValueError(

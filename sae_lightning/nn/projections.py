@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sae_lightning.nn import functional
 from sae_lightning.nn.parts import Part, require_finite_positive, require_positive
 from sae_lightning.nn.receptive_fields import Firing
-from sae_lightning.nn.sharding import k_sparse_over, local, set_rows, sparsemax_over, whole
+from sae_lightning.nn.sharding import k_sparse_over, local, set_rows, sparsemax_over
 from sae_lightning.nn.sparse import Pattern, SparseCodes
 from sae_lightning.nn.support import above, largest, simplex_support
 
@@ -32,7 +32,6 @@ class Projection(Part, nn.Module, ABC):
 
     undescribed = frozenset({"d_in", "d_sae"})
     shift_invariant: bool = False  # True where adding a constant to all pre-codes of a row changes nothing
-    averages: bool = False  # True where codes are the weights of an average of atoms: they sum to one
     firing: ClassVar[Firing | None] = None
     """What decides which latents fire, and with the encoder their receptive fields; None where nobody said."""
 
@@ -58,17 +57,6 @@ class Projection(Part, nn.Module, ABC):
     def at(self, pre_codes: Tensor, pattern: Pattern) -> Tensor:
         """Codes at the positions of `support`, from the pre-codes there; both `(nnz,)`."""
         raise NotImplementedError(f"{type(self).__name__} has no sparse form")
-
-    def levels(self, pre_codes: Tensor) -> Tensor:
-        """What a latent's pre-code must exceed for it to fire, given those of all latents.
-
-        Args:
-            pre_codes: Those of all latents, also where these are sharded, `(n, d_sae)`.
-
-        Returns:
-            Levels that broadcast to `(n, d_sae)`.
-        """
-        raise NotImplementedError(f"{type(self).__name__} does not say when a latent fires")
 
     def restart(self, latents: Tensor) -> None:
         """Set what this projection trains of some latents, int64 `(n,)`, to initial values."""
@@ -96,10 +84,6 @@ class Orthant(Projection):
     def forward(self, pre_codes: Tensor) -> Tensor:
         """Return the codes."""
         return functional.at_least_float32(pre_codes).relu()
-
-    def levels(self, pre_codes: Tensor) -> Tensor:
-        """Zero."""
-        return pre_codes.new_zeros(1, 1)
 
     def support(self, pre_codes: Tensor) -> Pattern:
         """Where pre-codes are positive."""
@@ -148,10 +132,6 @@ class Jump(Projection):
     def forward(self, pre_codes: Tensor) -> Tensor:
         """Return the codes."""
         return functional.jump(pre_codes, self.threshold, self.bandwidth)
-
-    def levels(self, pre_codes: Tensor) -> Tensor:
-        """The thresholds of all latents, `(1, d_sae)`."""
-        return functional.at_least_float32(whole(self.log_threshold.detach())).exp()[None]
 
     def restart(self, latents: Tensor) -> None:
         """Set thresholds to the initial one."""
@@ -207,10 +187,6 @@ class KSparse(Projection):
             return k_sparse_over(functional.at_least_float32(pre_codes), self.k, self.sharding)
         return functional.k_sparse(pre_codes, self.k)
 
-    def levels(self, pre_codes: Tensor) -> Tensor:
-        """The k-th largest pre-code of each sample, at least zero, `(n, 1)`."""
-        return pre_codes.topk(self.k, dim=-1).values[:, -1:].clamp_min(0)
-
     def support(self, pre_codes: Tensor) -> Pattern:
         """The k largest pre-codes of each sample, where positive."""
         return largest(pre_codes, self.k)
@@ -231,7 +207,6 @@ class Simplex(Projection):
     """
 
     shift_invariant = True
-    averages = True
     sparse = True
     rows_of_latents = frozenset()
     resamplable = True
@@ -242,10 +217,6 @@ class Simplex(Projection):
         if self.sharding is not None:
             return sparsemax_over(functional.at_least_float32(pre_codes), self.sharding)
         return functional.sparsemax(pre_codes)
-
-    def levels(self, pre_codes: Tensor) -> Tensor:
-        """The threshold of each sample, by which codes are less than pre-codes, `(n, 1)`."""
-        return pre_codes.amax(-1, keepdim=True) - functional.sparsemax(pre_codes).amax(-1, keepdim=True)
 
     def support(self, pre_codes: Tensor) -> Pattern:
         """Where codes are positive."""
