@@ -282,11 +282,9 @@ class SquaredDistance(Encoder):
         """Raise offsets. Without them a prototype at its sample has the largest pre-code there is."""
         if self.offset is not None:
             offset = whole(self.offset.detach())[latents]
-            unit = (
-                F.softplus(at_least_float32(whole(self.raw_lambda.detach())))
-                * whole(self.weight.detach())[latents].square().sum(-1).mean()
-            )
-            set_rows(self.offset, latents, offset + (factor - 1) * (offset.abs() + unit))
+            scale = F.softplus(at_least_float32(whole(self.raw_lambda.detach())))
+            unit = scale * whole(self.weight.detach())[latents].square().sum(-1).mean()
+            set_rows(self.offset, latents, (offset + (factor - 1) * (offset.abs() + unit)).to(offset.dtype))
 
     def affine_form(self, up_to_a_shift: bool) -> tuple[Tensor, Tensor] | None:
         r"""Up to $-\lambda \|x\|^2$, which all latents share: $2 \lambda w_i \cdot x + b_i - \lambda \|w_i\|^2$."""
