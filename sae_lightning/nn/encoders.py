@@ -14,7 +14,7 @@ from sae_lightning.nn.receptive_fields import Ball, Cone, ConvexCell, Firing, Ha
 from sae_lightning.nn.sharding import local, mean_of_live, set_rows, whole
 from sae_lightning.nn.sparse import Pattern, affine_at, distance_at
 
-_LEAST_COSINE = 0.1  # between a new row and its sample
+_LEAST_COSINE = 0.3  # between a new row and its sample
 
 
 class Encoder(Part, nn.Module, ABC):

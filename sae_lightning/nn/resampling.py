@@ -11,7 +11,7 @@ from sae_lightning.nn.firing import fires
 from sae_lightning.nn.sharding import mean_of_live, set_rows, whole
 
 _FACTOR = 1.25  # by which an encoder is strengthened at a time
-_ROUNDS = 60  # at most, until a latent fires on its own sample
+_ROUNDS = 16  # at most: where latents compete, rows would grow without limit
 _RATE, _ROUNDS_FOR_RATE = 0.2, 4  # how often it is to fire, as a share of the mean live latent, and rounds spent on it
 _LEAST_SCALE = 0.05  # of new atoms
 

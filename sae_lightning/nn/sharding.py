@@ -176,7 +176,7 @@ class _Replicate(Function):
 class _KSparse(Function):
     @staticmethod
     def forward(ctx: Any, v: Tensor, k: int, width: int, sharding: Sharding) -> Tensor:
-        rows = v.reshape(-1, v.shape[-1])
+        rows = v.reshape(v.shape[:-1].numel(), v.shape[-1])  # a process may hold none of some latents
         values, latents = rows.topk(min(width, rows.shape[-1]), dim=-1)
         n, found = values.shape
         candidates = values

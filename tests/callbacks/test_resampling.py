@@ -152,6 +152,7 @@ def test_offsets_become_the_mean_of_the_live_ones_where_that_makes_latents_fire(
     ResampleDeadLatents().resample(sae, x, 8, optimizer)  # with none alive: the initial offset
     assert bool((sae.sae.encoder.offset == 0.125).all())
     sae.sae.batches_silent[DEAD] = 100
+    sae.sae.encoder.set_lambda(0.1)
     with torch.no_grad():
         sae.sae.encoder.offset.fill_(-3.0)
     ResampleDeadLatents().resample(sae, x, 9, optimizer)  # at the mean they would be silent
