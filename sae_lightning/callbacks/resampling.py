@@ -11,24 +11,35 @@ from sae_lightning.modules.base import BaseSAE
 from sae_lightning.modules.module import SAEModule, log_key
 from sae_lightning.modules.optimizers import own_optimizer
 from sae_lightning.modules.sharding import let_go
-from sae_lightning.nn import SquaredDistance
-from sae_lightning.nn.sharding import set_rows, whole
+from sae_lightning.nn import Decoder, Encoder, Projection, SAEOutput
+from sae_lightning.nn.parts import require_resamplable
+from sae_lightning.nn.resampling import resample
+from sae_lightning.nn.sharding import set_rows
 
 
 class ResampleDeadLatents(pl.Callback):
-    r"""Gives dead latents a new start at samples that the SAE explains badly.
+    r"""Puts dead latents at samples that the SAE explains badly, so that they fire.
 
-    Every `every_n_steps` steps, each latent that has not fired for `dead_after` batches is put at a sample of the
-    current batch that is drawn with a probability proportional to its squared error: a prototype and its atom at the
-    sample itself, an affine latent (with `encoder_norm` times the mean norm of the live ones) and its atom in the
-    direction of the sample's residual. Its bias is zeroed, a prototype's offset set to the mean of those of the live
-    ones (the initial one where none lives), and the optimizer's memory of it zeroed. Works for every SAE.
+    Every `every_n_steps` steps, each latent that has not fired for `dead_after` batches takes a sample of the current
+    batch, drawn with a probability proportional to the square of its squared error. A prototype moves to the sample;
+    an affine row points along the sample's residual, with `encoder_norm` times the mean norm of the live ones. The
+    encoder is then strengthened until the latent fires on its sample, and the atom explains what is missing there
+    (`sae_lightning.nn.resampling.resample` has the rules). Biases and offsets start from the mean of the live ones,
+    thresholds from their initial value, and the optimizer's moments of all these from zero.
+
+    No two latents take equal samples, since they would stay alike: where more are dead than the batch has different
+    samples, those that were silent for longest go first, and the others wait for the next round.
+
+    A resampled latent that fires counts as having fired in this batch: aux-k does not train it until it is silent for
+    aux-k's own `dead_after` batches again. One that cannot be made to fire keeps its count, so that aux-k goes on
+    training it and the next round takes it again.
 
     Args:
         every_n_steps: Steps between two rounds, at least 1.
         dead_after: Training batches without firing after which a latent is dead, at least 1.
         until_step: Last step of a round; None for all of training.
-        encoder_norm: Norm of a resampled affine encoder row, as a share of the mean of the live ones, positive.
+        encoder_norm: Norm of a resampled affine row before it is strengthened, as a share of the mean of the live ones,
+            positive.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -51,12 +62,17 @@ class ResampleDeadLatents(pl.Callback):
         self._last_round = 0
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse a strategy that cuts parameters up where they cannot be written by latent.
+        """Reject parts without a way of resampling, and a strategy whose parameters cannot be written by latent.
 
         Raises:
-            ValueError: With FSDPStrategy.
+            ValueError: If a part of an SAE does not say how its latents are resampled, or with FSDPStrategy.
         """
-        if stage == "fit" and isinstance(trainer.strategy, FSDPStrategy):
+        if stage != "fit":
+            return
+        assert isinstance(pl_module, SAEModule)
+        for sae in pl_module.saes().values():
+            require_resamplable(*_parts(sae))
+        if isinstance(trainer.strategy, FSDPStrategy):
             raise ValueError(
                 "ResampleDeadLatents cannot work with FSDPStrategy, which holds no rows of latents: use "
                 "ModelParallelStrategy with tensor_parallel_size = 1, which shards by FSDP too"
@@ -89,40 +105,45 @@ class ResampleDeadLatents(pl.Callback):
 
     @torch.no_grad()
     def resample(self, sae: BaseSAE, x: Tensor, step: int, optimizer: torch.optim.Optimizer) -> int:
-        """Resample the dead latents of one SAE from raw inputs `(n, d_in)`; returns how many there were."""
+        """Resample the dead latents of one SAE from raw inputs `(n, d_in)`; returns how many there were.
+
+        Raises:
+            ValueError: If a part of the SAE does not say how its latents are given a new start.
+        """
         core = sae.sae
-        dead = (core.batches_silent >= self.dead_after).nonzero().squeeze(-1)
-        if len(dead) == 0:
-            return 0
-        x, out, _ = sae.evaluate(x)
-        let_go(sae)
-        residual = x - out.x_hat
-        error = residual.square().sum(-1).double().cpu()
-        generator = torch.Generator().manual_seed((torch.initial_seed() + step) % 2**64)
-        chosen = torch.multinomial(error + 1e-30, len(dead), replacement=True, generator=generator).to(x.device)
+        parts = _parts(sae)
+        require_resamplable(*parts)
         alive = core.batches_silent < self.dead_after
-        reset = [core.encoder.weight, core.decoder.weight]
-        if isinstance(core.encoder, SquaredDistance):
-            rows = atoms = x[chosen]
-            offset = core.encoder.offset
-            if offset is not None:
-                live = whole(offset)[alive]
-                initial = core.encoder.offset_init
-                set_rows(offset, dead, float(live.mean()) if len(live) or initial is None else initial)
-                reset.append(offset)
-        else:
-            atoms = torch.nn.functional.normalize(residual[chosen], dim=-1)
-            norms = whole(core.encoder.weight.norm(dim=-1))
-            rows = atoms * self.encoder_norm * (norms[alive].mean() if alive.any() else norms.mean())
-        set_rows(core.encoder.weight, dead, rows.to(core.encoder.weight.dtype))
-        set_rows(core.decoder.weight, dead, atoms.to(core.decoder.weight.dtype))
-        bias = getattr(core.encoder, "bias", None)
-        if bias is not None:
-            set_rows(bias, dead, 0.0)
-            reset.append(bias)
-        for parameter in reset:
-            for state in optimizer.state.get(parameter, {}).values():
-                if isinstance(state, Tensor) and state.shape == parameter.shape:
-                    set_rows(state, dead, 0.0)
-        core.batches_silent[dead] = 0
+        n_dead = int((~alive).sum())
+        if n_dead == 0:
+            return 0
+        distinct, counts = torch.unique(x, dim=0, return_counts=True)
+        longest = core.batches_silent.argsort(descending=True, stable=True)
+        dead = longest[: min(n_dead, len(distinct))].sort().values
+
+        def evaluate() -> SAEOutput:
+            out = sae.evaluate(distinct).out
+            let_go(sae)
+            return out
+
+        generator = torch.Generator().manual_seed((torch.initial_seed() + step) % 2**64)
+        fired = resample(core, dead, alive, core.standardize(distinct), counts, evaluate, self.encoder_norm, generator)
+        for part in parts:
+            parameters = dict(part.named_parameters())
+            for name in part.rows_of_latents or ():
+                _forget(optimizer, parameters.get(name), dead)
+        core.batches_silent[dead[fired]] = 0
         return len(dead)
+
+
+def _parts(sae: BaseSAE) -> tuple[Encoder, Projection, Decoder]:
+    return sae.sae.encoder, sae.sae.projection, sae.sae.decoder
+
+
+def _forget(optimizer: torch.optim.Optimizer, parameter: Tensor | None, latents: Tensor) -> None:
+    """Zero what an optimizer remembers of some latents' rows of a parameter."""
+    if parameter is None:
+        return
+    for state in optimizer.state.get(parameter, {}).values():
+        if isinstance(state, Tensor) and state.shape == parameter.shape:
+            set_rows(state, latents, 0.0)

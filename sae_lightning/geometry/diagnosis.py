@@ -126,8 +126,10 @@ def diagnose(
     )
     differences = heterogeneity([concept.dimension.headline.value for concept in table])
     verdicts = tuple(_verdict(a, labels, table, found_above) for a in architectures)
-    needed, shares = [concept.k for concept in table], [concept.share for concept in table]
-    recommendation = recommend(architectures, verdicts, needed, shares, differences)
+    needed = [concept.k for concept in table]
+    recommendation = recommend(
+        architectures, verdicts, needed, _needed_by_sample(concepts, needed, x.shape[1]), differences
+    )
     return Diagnosis(table, verdicts, differences, recommendation, found_above, confidence, clustered, tuple(notes))
 
 
@@ -148,6 +150,18 @@ def _verdict(
         tuple(name for name, bound in known.items() if bound.high >= found_above),
         tuple(name for name, bound in known.items() if bound.high < found_above),
     )
+
+
+def _needed_by_sample(concepts: Tensor, needed: Sequence[int | None], d_in: int) -> list[int]:
+    """Latents that each sample with a concept of known dimension needs, for all its concepts together.
+
+    At most `d_in + 1`: concepts may share directions, and a sample has no more.
+    """
+    sums = torch.zeros(len(concepts), dtype=torch.int64, device=concepts.device)
+    for concept, n in enumerate(needed):
+        sums += (n or 0) * members(concepts, concept)
+    found: list[int] = sums[sums > 0].clamp_max(d_in + 1).tolist()
+    return found
 
 
 def _labels(fields: Sequence[ReceptiveField], architectures: Sequence[Architecture]) -> dict[ReceptiveField, str]:

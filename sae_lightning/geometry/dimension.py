@@ -15,6 +15,8 @@ MIN_SAMPLES = 30
 """Fewest samples from which a dimension is estimated."""
 SAMPLES_PER_DIMENSION = 3
 """Fewest samples per dimension that an estimate counts."""
+VACUOUS = 0.9
+"""Share of the possible range, 1 to d_in, from which on an interval that covers it says nothing."""
 
 
 class Dimension(NamedTuple):
@@ -69,6 +71,8 @@ def dimension(x: Tensor, n_queries: int = 2_000, confidence: float = 0.95, seed:
 
     An estimate from n samples is given where n is at least 30 and at least three times the estimate itself, since a
     spectrum that is cut short by the number of samples says how many they are; otherwise it is NaN, and a note says so.
+    No estimate exceeds `d_in`. An estimate whose interval covers at least 90 % of the range from 1 to `d_in` says
+    nothing, and is NaN too: heavy tails give such intervals.
 
     Args:
         x: Samples of the concept, float `(n, d_in)`.
@@ -84,7 +88,7 @@ def dimension(x: Tensor, n_queries: int = 2_000, confidence: float = 0.95, seed:
     if n_queries < MIN_SAMPLES:
         raise ValueError(f"n_queries must be at least {MIN_SAMPLES}, but is {n_queries}")
     width = deviations(confidence)
-    n = len(x)
+    n, d_in = x.shape
     if n < MIN_SAMPLES:
         return _unknown(n, f"{n} samples are fewer than the {MIN_SAMPLES} that any estimate needs")
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).to(x.device)
@@ -107,10 +111,10 @@ def dimension(x: Tensor, n_queries: int = 2_000, confidence: float = 0.95, seed:
     neighbours = two_nn(distinct, width) if len(distinct) >= MIN_SAMPLES else None
     return Dimension(
         n,
-        _supported(participation_ratio(x, width), n, "participation ratio", notes),
-        _supported(components[0], n, "components for 90 % of the energy", notes),
-        _supported(components[1], n, "components for 99 % of the energy", notes),
-        _supported(neighbours, n, "two nearest neighbours", notes),
+        _supported(participation_ratio(x, width), n, d_in, "participation ratio", notes),
+        _supported(components[0], n, d_in, "components for 90 % of the energy", notes),
+        _supported(components[1], n, d_in, "components for 99 % of the energy", notes),
+        _supported(neighbours, n, d_in, "two nearest neighbours", notes),
         tuple(notes),
     )
 
@@ -148,13 +152,18 @@ def _unknown(n: int, note: str) -> Dimension:
     return Dimension(n, UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN, (note,))
 
 
-def _supported(estimate: Estimate | None, n: int, what: str, notes: list[str]) -> Estimate:
-    """An estimate that the samples suffice for; otherwise none, and a note."""
-    if estimate is None:
+def _supported(estimate: Estimate | None, n: int, d_in: int, what: str, notes: list[str]) -> Estimate:
+    """The estimate, at most `d_in`, if the samples suffice for it; otherwise none, and a note."""
+    if estimate is None or not estimate.value > 0:
         notes.append(f"{what}: {n:,} samples do not suffice")
         return UNKNOWN
-    if n < SAMPLES_PER_DIMENSION * estimate.value or not estimate.value > 0:
-        needed = math.ceil(SAMPLES_PER_DIMENSION * abs(estimate.value))
+    estimate = Estimate(*(min(number, float(d_in)) for number in estimate))
+    if n < SAMPLES_PER_DIMENSION * estimate.value:
+        needed = math.ceil(SAMPLES_PER_DIMENSION * estimate.value)
         notes.append(f"{what}: {n:,} samples are too few, it would take {needed:,} or more")
+        return UNKNOWN
+    if d_in > 1 and not estimate.high - max(1.0, estimate.low) < VACUOUS * (d_in - 1):
+        ends = f"{estimate.low:.3g} to {estimate.high:.3g}"
+        notes.append(f"{what}: the interval from {ends} says nothing where at most {d_in} are possible")
         return UNKNOWN
     return estimate

@@ -59,7 +59,7 @@ def recommend(
     architectures: Sequence[Architecture],
     verdicts: Sequence[Verdict],
     needed: Sequence[int | None],
-    shares: Sequence[float],
+    needed_by_sample: Sequence[int],
     heterogeneity: Heterogeneity,
 ) -> Recommendation:
     """Choose by rules that bounds and dimensions give reasons for.
@@ -78,8 +78,8 @@ def recommend(
     Numbers:
 
     4. A sample of a concept takes about a latent for each direction in which the concept varies, and one for its
-       centre: its dimension plus 1. That is the k which a fixed number of codes needs for this concept; for all
-       concepts it is the largest. Where the number adapts, the L0 to ask for is the mean over the samples.
+       centre: its dimension plus 1. A sample of several concepts takes the sum. The largest over the samples is the k
+       that a fixed number of codes needs; where the number adapts, the L0 to ask for is the mean over the samples.
     5. Codes are never negative, so that a direction takes two latents, one for either side. The width is twice the sum
        of what all concepts need, as if they shared no latent, rounded up to a power of 2.
 
@@ -87,7 +87,7 @@ def recommend(
         architectures: Those to choose from, in order of preference where nothing else decides.
         verdicts: What was found of each.
         needed: Latents that a sample of each concept needs; None where its dimension is not known.
-        shares: Share of the samples that each concept has.
+        needed_by_sample: Latents that each sample needs, over those with a concept whose dimension is known.
         heterogeneity: How much the concepts' dimensions differ.
     """
     known = [i for i, verdict in enumerate(verdicts) if not math.isnan(verdict.mean_bound)]
@@ -97,24 +97,24 @@ def recommend(
         chosen = architectures[_choose(known, architectures, verdicts, heterogeneity, reasons)]
     else:
         reasons.append("No architecture is named, since no bound is known.")
-    sizes = [(n, share) for n, share in zip(needed, shares, strict=True) if n is not None and share > 0]
-    if not sizes:
+    sizes = [n for n in needed if n is not None]
+    if not needed_by_sample:
         reasons.append("Width and sparsity are not named, since no concept's dimension is known.")
         return Recommendation(chosen and chosen.name, None, None, None, tuple(reasons))
-    total = sum(n for n, _ in sizes)
-    largest, smallest = max(n for n, _ in sizes), min(n for n, _ in sizes)
-    l0 = sum(n * share for n, share in sizes) / sum(share for _, share in sizes)
+    total = sum(sizes)
+    largest, smallest = max(needed_by_sample), min(needed_by_sample)
+    l0 = sum(needed_by_sample) / len(needed_by_sample)
     d_sae = 2 ** math.ceil(math.log2(2 * total))
     fixed = chosen is not None and chosen.k is not None
     if fixed:
         reasons.append(
-            f"k = {largest}: the concept of the largest dimension needs that many (its dimension, and one for its "
-            f"centre), and the one of the smallest {smallest}."
+            f"k = {largest}: the most that a sample needs (for each of its concepts the dimension, and one for the "
+            f"centre); the least is {smallest}."
         )
     else:
         reasons.append(
-            f"L0 of about {l0:.0f}: the samples' mean of their concept's dimension and one latent for its centre "
-            f"({smallest} to {largest})."
+            f"L0 of about {l0:.0f}: the mean over samples ({smallest} to {largest}); a sample needs, for each of its "
+            "concepts, the dimension, and one latent for the centre."
         )
     reasons.append(
         f"d_sae = {d_sae}: all concepts together need {total}, twice that for either sign of every direction, "

@@ -28,6 +28,7 @@ class Decoder(Part, nn.Module):
 
     sparse = True
     rows_of_latents = frozenset({"weight"})
+    resamplable = True
     dense_form = frozenset({"forward", "combine", "atoms"})
 
     def __init__(self, d_in: int, d_sae: int, bias: bool = True, unit_norm: bool = False) -> None:

@@ -11,8 +11,10 @@ from torch.nn import functional as F  # noqa: N812  (the usual name)
 from sae_lightning.nn.functional import affine, at_least_float32, negative_squared_distance
 from sae_lightning.nn.parts import Part, require_finite_positive, require_positive
 from sae_lightning.nn.receptive_fields import Ball, Cone, ConvexCell, Firing, HalfSpace, ReceptiveField
-from sae_lightning.nn.sharding import local, whole
+from sae_lightning.nn.sharding import local, mean_of_live, set_rows, whole
 from sae_lightning.nn.sparse import Pattern, affine_at, distance_at
+
+_LEAST_COSINE = 0.3  # between a new row and its sample
 
 
 class Encoder(Part, nn.Module, ABC):
@@ -77,6 +79,23 @@ class Encoder(Part, nn.Module, ABC):
         pre_codes: Tensor = self(x) if centre is None else self(x, centre)
         return pre_codes.index_select(-1, latents)
 
+    def restart(self, latents: Tensor, inputs: Tensor, residuals: Tensor, alive: Tensor, share: float) -> None:
+        """Put each of some latents at a sample, for `ResampleDeadLatents`; classes with `resamplable = True` have it.
+
+        Args:
+            latents: Which latents, int64 `(n,)`.
+            inputs: What the encoder sees of a sample for each latent (less the decoder's bias where that is
+                subtracted), `(n, d_in)`.
+            residuals: What the SAE leaves unexplained of these samples, `(n, d_in)`.
+            alive: Latents that serve as examples, bool `(d_sae,)`; where there are none, initial values do.
+            share: Norm of a new row as a share of the mean of those that serve as examples.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say how a dead latent is resampled")
+
+    def strengthen(self, latents: Tensor, factor: float) -> None:
+        """Raise the pre-codes of some latents at the samples that they were put at, by a factor above 1."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how a dead latent is resampled")
+
     def receptive_field(self, firing: Firing) -> ReceptiveField | None:
         """Shape of the set on which a latent fires, where a projection looks at `firing`; None where nobody said."""
         return None
@@ -111,6 +130,7 @@ class Affine(Encoder):
 
     sparse = True
     rows_of_latents = frozenset({"weight", "bias"})
+    resamplable = True
     takes_centre = True
 
     def __init__(self, d_in: int, d_sae: int, bias: bool = True, pre_code_scale: float = 1.0) -> None:
@@ -135,6 +155,22 @@ class Affine(Encoder):
         """Pre-codes of some latents only, `(n, n_latents)`."""
         bias = None if self._bias is None else self._bias.index_select(0, latents)
         return affine(x, centre, local(self.weight).index_select(0, latents), bias, self.pre_code_scale)
+
+    def restart(self, latents: Tensor, inputs: Tensor, residuals: Tensor, alive: Tensor, share: float) -> None:
+        """Point rows along the residuals, or to the samples where a residual points away from its own sample.
+
+        A bias becomes the mean of the live ones, but not positive.
+        """
+        rows, towards = F.normalize(residuals, dim=-1), F.normalize(inputs, dim=-1)
+        rows = torch.where((rows * towards).sum(-1, keepdim=True) < _LEAST_COSINE, towards, rows)
+        norm = share * mean_of_live(self.weight.detach().norm(dim=-1), alive, 1.0)
+        set_rows(self.weight, latents, (norm * rows).to(self.weight.dtype))
+        if self.bias is not None:
+            set_rows(self.bias, latents, float(mean_of_live(self.bias.detach(), alive, 0.0).clamp_max(0)))
+
+    def strengthen(self, latents: Tensor, factor: float) -> None:
+        """Make rows longer."""
+        set_rows(self.weight, latents, factor * whole(self.weight.detach())[latents])
 
     def affine_form(self, up_to_a_shift: bool) -> tuple[Tensor, Tensor]:
         """The scaled weight and bias."""
@@ -175,6 +211,7 @@ class SquaredDistance(Encoder):
 
     sparse = True
     rows_of_latents = frozenset({"weight", "offset"})
+    resamplable = True
 
     def __init__(self, d_in: int, d_sae: int, lambda_init: float = 1.0, offset_init: float | None = None) -> None:
         super().__init__(d_in, d_sae)
@@ -234,6 +271,20 @@ class SquaredDistance(Encoder):
         if self._offset is None:
             return pre_codes
         return pre_codes - (self._offset if latents is None else self._offset.index_select(0, latents))
+
+    def restart(self, latents: Tensor, inputs: Tensor, residuals: Tensor, alive: Tensor, share: float) -> None:
+        """Put prototypes at the samples, with the mean offset of the live ones."""
+        set_rows(self.weight, latents, inputs.to(self.weight.dtype))
+        if self.offset is not None and self.offset_init is not None:
+            set_rows(self.offset, latents, float(mean_of_live(self.offset.detach(), alive, self.offset_init)))
+
+    def strengthen(self, latents: Tensor, factor: float) -> None:
+        """Raise offsets. Without them a prototype at its sample has the largest pre-code there is."""
+        if self.offset is not None:
+            offset = whole(self.offset.detach())[latents]
+            scale = F.softplus(at_least_float32(whole(self.raw_lambda.detach())))
+            unit = scale * whole(self.weight.detach())[latents].square().sum(-1).mean()
+            set_rows(self.offset, latents, (offset + (factor - 1) * (offset.abs() + unit)).to(offset.dtype))
 
     def affine_form(self, up_to_a_shift: bool) -> tuple[Tensor, Tensor] | None:
         r"""Up to $-\lambda \|x\|^2$, which all latents share: $2 \lambda w_i \cdot x + b_i - \lambda \|w_i\|^2$."""

@@ -78,9 +78,14 @@ def _with_terms(matrix: Tensor, term: Tensor | None, begin: int) -> Tensor:
     return whole
 
 
+def _rows(x: Tensor) -> Tensor:
+    """A matrix with the last dimension of x, which may be 0: a process may hold none of the dead latents."""
+    return x.reshape(x.shape[:-1].numel(), x.shape[-1])
+
+
 def _to_rows(grad: Tensor, x: Tensor) -> Tensor:
     """Its gradient for the rows, G^T X, `(d_sae, d_in)`."""
-    grad, x = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
+    grad, x = _rows(grad), _rows(x)
     grad = grad.to(x.dtype)
     return grad.T @ x if x.shape[-1] > _NARROW else (x.T @ grad).T
 
@@ -107,7 +112,7 @@ class _Affine(Function):
         if needs_x:
             to_x = decode(grad, weight if lowered is None else lowered).to(grad.dtype) * ctx.scale
         if needs_centre or needs_bias:
-            by_latent = grad.reshape(-1, grad.shape[-1]).sum(0) * ctx.scale
+            by_latent = _rows(grad).sum(0) * ctx.scale
         return (
             to_x,
             # summed over the batch first: one product fewer than through the gradient of every input
@@ -166,8 +171,8 @@ class _NegativeSquaredDistance(Function):
             to_x = at_least_float32(decode(pull, lowered)) - x * exact.sum(-1, keepdim=True)
         if needs_weight:
             to_weight = at_least_float32(_to_rows(pull, x))
-            to_weight -= lowered * exact.reshape(-1, exact.shape[-1]).sum(0)[:, None]
-        by_latent = None if offset is None else grad.reshape(-1, grad.shape[-1]).sum(0)
+            to_weight -= lowered * _rows(exact).sum(0)[:, None]
+        by_latent = None if offset is None else _rows(grad).sum(0)
         to_scale = None
         if needs_scale:
             along = torch.dot(grad.flatten(), v.flatten())

@@ -58,11 +58,14 @@ class Part(Recorded):
     A class says that it has one with `sparse = True`. A subclass that changes what `dense_form` names, but not
     `sparse`, has none, whatever its parent has: it is then trained by its dense form. The same holds for
     `rows_of_latents`, which says that the class works where latents lie on several processes (`sharding` tells which):
-    it names those of its parameters of which each process then holds the rows of its own latents.
+    it names those of its parameters of which each process then holds the rows of its own latents. And it holds for
+    `resamplable`, which says that the class knows how to resample a dead latent: by `rows_of_latents`, and `restart`
+    and `strengthen` (encoders) or, where it trains something for each latent, `restart` (projections).
     """
 
     sparse: ClassVar[bool] = False
     rows_of_latents: ClassVar[frozenset[str] | None] = None
+    resamplable: ClassVar[bool] = False
     dense_form: ClassVar[frozenset[str]] = frozenset({"forward"})
     sharding: "Sharding | None" = None
 
@@ -70,7 +73,7 @@ class Part(Recorded):
         """See whether the inherited sparse form still says the same as the dense one."""
         super().__init_subclass__(**kwargs)
         if cls.dense_form & cls.__dict__.keys():
-            for form, none in {"sparse": False, "rows_of_latents": None}.items():
+            for form, none in {"sparse": False, "rows_of_latents": None, "resamplable": False}.items():
                 if form not in cls.__dict__:
                     setattr(cls, form, none)
 
@@ -225,4 +228,14 @@ def require_shardable(*parts: Part) -> None:
             raise ValueError(
                 f"latents can be sharded only where every part says how (rows_of_latents), but {type(part).__name__} "
                 "does not: train with another strategy, or with tensor_parallel_size = 1"
+            )
+
+
+def require_resamplable(*parts: Part) -> None:
+    """Raise a ValueError unless each part knows how to resample a dead latent."""
+    for part in parts:
+        if not part.resamplable or part.rows_of_latents is None:
+            raise ValueError(
+                f"dead latents can be resampled only where every part says how (resamplable = True, and the names of "
+                f"its parameters by latent in rows_of_latents), but {type(part).__name__} does not"
             )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sae_lightning.nn import functional
 from sae_lightning.nn.parts import Part, require_finite_positive, require_positive
 from sae_lightning.nn.receptive_fields import Firing
-from sae_lightning.nn.sharding import k_sparse_over, local, sparsemax_over
+from sae_lightning.nn.sharding import k_sparse_over, local, set_rows, sparsemax_over
 from sae_lightning.nn.sparse import Pattern, SparseCodes
 from sae_lightning.nn.support import above, largest, simplex_support
 
@@ -58,6 +58,9 @@ class Projection(Part, nn.Module, ABC):
         """Codes at the positions of `support`, from the pre-codes there; both `(nnz,)`."""
         raise NotImplementedError(f"{type(self).__name__} has no sparse form")
 
+    def restart(self, latents: Tensor) -> None:
+        """Set what this projection trains of some latents, int64 `(n,)`, to initial values."""
+
     def thresholds(self) -> Tensor | None:
         """What each latent's pre-code must exceed for it to fire, `(d_sae,)`; None where that is not a number."""
         return None
@@ -75,6 +78,7 @@ class Orthant(Projection):
 
     sparse = True
     rows_of_latents = frozenset()
+    resamplable = True
     firing = "level"
 
     def forward(self, pre_codes: Tensor) -> Tensor:
@@ -105,12 +109,14 @@ class Jump(Projection):
 
     sparse = True
     rows_of_latents = frozenset({"log_threshold"})
+    resamplable = True
     firing = "level"
 
     def __init__(self, d_sae: int, threshold_init: float = 1e-3, bandwidth: float = 1e-3) -> None:
         super().__init__(d_sae)
         require_finite_positive("threshold_init", threshold_init)
         require_finite_positive("bandwidth", bandwidth)
+        self.threshold_init = threshold_init
         self.bandwidth = bandwidth
         self.log_threshold = nn.Parameter(torch.full((d_sae,), math.log(threshold_init)))
 
@@ -126,6 +132,10 @@ class Jump(Projection):
     def forward(self, pre_codes: Tensor) -> Tensor:
         """Return the codes."""
         return functional.jump(pre_codes, self.threshold, self.bandwidth)
+
+    def restart(self, latents: Tensor) -> None:
+        """Set thresholds to the initial one."""
+        set_rows(self.log_threshold, latents, math.log(self.threshold_init))
 
     def support(self, pre_codes: Tensor) -> Pattern:
         """Where pre-codes exceed their threshold, or lie so close below it that they train it."""
@@ -162,6 +172,7 @@ class KSparse(Projection):
 
     sparse = True
     rows_of_latents = frozenset()
+    resamplable = True
     firing = "largest"
 
     def __init__(self, d_sae: int, k: int) -> None:
@@ -198,6 +209,7 @@ class Simplex(Projection):
     shift_invariant = True
     sparse = True
     rows_of_latents = frozenset()
+    resamplable = True
     firing = "differences"
 
     def forward(self, pre_codes: Tensor) -> Tensor:

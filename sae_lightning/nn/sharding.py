@@ -58,6 +58,18 @@ def set_rows(tensor: Tensor, index: Tensor, rows: Tensor | float) -> None:
     local(tensor)[index[here] - own.start] = values
 
 
+def mean_of_live(values: Tensor, alive: Tensor, initial: float) -> Tensor:
+    """Mean of a value of each latent over those that are alive, or `initial` where none is.
+
+    Args:
+        values: `(d_sae,)`, a DTensor or not.
+        alive: Bool `(d_sae,)`.
+        initial: What stands for the mean where no latent is alive.
+    """
+    live = whole(values)[alive]
+    return live.mean() if len(live) else live.new_tensor(initial)
+
+
 @torch.no_grad()
 def fill(tensor: Tensor, values: Tensor) -> None:
     """Do `tensor.copy_(values)` on the rows that this process holds; `values` are those of all rows."""
@@ -164,7 +176,7 @@ class _Replicate(Function):
 class _KSparse(Function):
     @staticmethod
     def forward(ctx: Any, v: Tensor, k: int, width: int, sharding: Sharding) -> Tensor:
-        rows = v.reshape(-1, v.shape[-1])
+        rows = v.reshape(v.shape[:-1].numel(), v.shape[-1])  # a process may hold none of some latents
         values, latents = rows.topk(min(width, rows.shape[-1]), dim=-1)
         n, found = values.shape
         candidates = values

@@ -1,5 +1,9 @@
+import copy
+import math
+from functools import partial
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.loggers.logger import DummyLogger
@@ -7,7 +11,9 @@ from torch import Tensor
 from torch.optim import SGD, Adam
 
 from sae_lightning.callbacks import ResampleDeadLatents
-from sae_lightning.modules import BaseSAE, Comparison
+from sae_lightning.modules import BaseSAE, Comparison, ComposedSAE, JumpReLUSAE, ReLUSAE, SpaDE, TopKSAE
+from sae_lightning.nn import L1, Affine, Jump, KSparse, Orthant, Projection, Simplex, SquaredDistance
+from sae_lightning.nn.firing import fires
 
 from ..modules.helpers import D_IN, D_SAE, PRESETS, Clusters, make, make_trainer, stream
 
@@ -47,13 +53,25 @@ def moments(sae: BaseSAE, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]
     }
 
 
-def test_prototypes_and_atoms_move_to_badly_explained_samples() -> None:
-    sae, optimizer, x = prepared("spade", Adam)
-    sample = sae.sae.standardize(x)[OUTLIER]
+@pytest.mark.parametrize(
+    ("name", "centred"),
+    [("spade", False), *((name, c) for name in ("composed-distance", "composed-ball") for c in (False, True))],
+)
+def test_prototypes_move_to_badly_explained_samples_as_the_encoder_sees_them(name: str, centred: bool) -> None:
+    sae, optimizer, x = prepared(name, Adam, **({"subtract_decoder_bias": True} if centred else {}))
+    core = sae.sae
+    if core.decoder.bias is not None:
+        with torch.no_grad():
+            core.decoder.bias += 3.0
+    seen = core.standardize(x) - (core.decoder.bias if centred else 0)
+    before = (x - sae(x).x_hat).norm()
     assert ResampleDeadLatents().resample(sae, x, 7, optimizer) == 3
-    assert torch.equal(sae.sae.encoder.weight[DEAD], sample.expand(3, -1))
-    assert torch.equal(sae.sae.decoder.weight[DEAD], sample.expand(3, -1))
-    assert bool((sae.encode(x)[OUTLIER, DEAD] > 0).all())  # and they fire there
+    at = [int((seen - row).square().sum(1).argmin()) for row in core.encoder.weight[DEAD]]
+    assert OUTLIER in at
+    assert len(set(at)) == 3
+    torch.testing.assert_close(core.encoder.weight[DEAD], seen[at])
+    assert bool((sae.encode(x)[at, DEAD] > 0).all())  # and they fire there
+    assert (x - sae(x).x_hat).norm() < (before if name == "composed-ball" else 0.05 * before)
 
 
 @pytest.mark.parametrize("encoder_norm", [0.2, 1.5])
@@ -61,12 +79,26 @@ def test_prototypes_and_atoms_move_to_badly_explained_samples() -> None:
 def test_affine_latents_point_along_the_residual(name: str, encoder_norm: float) -> None:
     sae, optimizer, x = prepared(name, Adam)
     core = sae.sae
+    dead = DEAD[:1]
+    core.batches_silent[DEAD[1:]] = 0
+    alive = core.batches_silent < 100
     residual = core.standardize(x) - core.autoencode(core.standardize(x)).x_hat
     direction = (residual / residual.norm(dim=1, keepdim=True))[OUTLIER]
-    norm = encoder_norm * core.encoder.weight[ALIVE].norm(dim=1).mean()
+    seen = core.standardize(x)[OUTLIER] - (core.decoder.bias if core.subtract_decoder_bias else 0)
+    overshot = float(direction @ seen) < 0.1 * float(seen.norm())  # a row along that residual would not fire there
+    expected = seen / seen.norm() if overshot else direction
+    norm = encoder_norm * core.encoder.weight[alive].norm(dim=1).mean()
     ResampleDeadLatents(encoder_norm=encoder_norm).resample(sae, x, 7, optimizer)
-    torch.testing.assert_close(core.decoder.weight[DEAD], direction.expand(3, -1))
-    torch.testing.assert_close(core.encoder.weight[DEAD], (norm * direction).expand(3, -1))
+    row, atom = core.encoder.weight[dead[0]], core.decoder.atoms[dead[0]]
+    torch.testing.assert_close(row / row.norm(), expected)
+    codes = sae.encode(x)[OUTLIER].clone()
+    assert codes[dead] > 0
+    codes[dead] = 0
+    missing = core.standardize(x)[OUTLIER] - core.decoder(codes)
+    torch.testing.assert_close(atom / atom.norm(), missing / missing.norm(), rtol=0, atol=1e-3)
+    rounds = math.log(float(row.norm() / norm)) / math.log(1.25)
+    assert rounds == pytest.approx(round(rounds), abs=1e-3)
+    assert rounds >= -1e-3
 
 
 @pytest.mark.parametrize(
@@ -81,10 +113,14 @@ def test_only_dead_latents_are_touched(name: str, optimizer: Any) -> None:
     before, before_moments = weights(sae), moments(sae, made)
     ResampleDeadLatents().resample(sae, x, 7, made)
     rows = {"sae.encoder.weight", "sae.decoder.weight", "sae.encoder.bias", "sae.encoder.offset"}
+    rows.add("sae.projection.log_threshold")
 
     for key, value in weights(sae).items():
-        if key in rows:
+        if key == "sae.projection.log_threshold":
+            assert bool((value[DEAD] == math.log(0.1)).all())
+        elif key in rows:
             assert not torch.equal(value[DEAD], before[key][DEAD]), key
+        if key in rows:
             assert torch.equal(value[ALIVE], before[key][ALIVE]), key
         else:
             assert torch.equal(value, before[key]), key
@@ -102,8 +138,9 @@ def test_only_dead_latents_are_touched(name: str, optimizer: Any) -> None:
     assert bool((sae.sae.batches_silent[ALIVE] == 3).all())
 
 
-def test_offsets_become_the_mean_of_the_live_ones() -> None:
+def test_offsets_become_the_mean_of_the_live_ones_where_that_makes_latents_fire() -> None:
     sae, optimizer, x = prepared("composed-ball", Adam)
+    sae.sae.encoder.set_lambda(1e-12)  # pre-codes are the offsets
     with torch.no_grad():
         sae.sae.encoder.offset.copy_(torch.linspace(0.1, 2.0, D_SAE))
     mean = sae.sae.encoder.offset[ALIVE].mean()
@@ -114,20 +151,49 @@ def test_offsets_become_the_mean_of_the_live_ones() -> None:
         sae.sae.encoder.offset.fill_(-3.0)
     ResampleDeadLatents().resample(sae, x, 8, optimizer)  # with none alive: the initial offset
     assert bool((sae.sae.encoder.offset == 0.125).all())
+    sae.sae.batches_silent[DEAD] = 100
+    sae.sae.encoder.set_lambda(0.1)
+    with torch.no_grad():
+        sae.sae.encoder.offset.fill_(-3.0)
+    ResampleDeadLatents().resample(sae, x, 9, optimizer)  # at the mean they would be silent
+    assert bool((sae.sae.encoder.offset[DEAD] > 0).all())
+    assert bool((sae.sae.encoder.offset[ALIVE] == -3).all())
 
 
-def test_samples_are_drawn_by_their_error() -> None:
-    sae, optimizer, x = prepared("spade", Adam, d_sae=3000)
-    x = x[:4].clone()
+def test_samples_are_drawn_by_their_squared_loss() -> None:
+    sae, optimizer, x = prepared("spade", Adam)
+    x = torch.cat([x[:4], x[3:4]])  # one of them twice
+    x[0] = 1.5 * x[0] - 0.5 * x[1:3].mean(0)
     core = sae.sae
-    core.batches_silent.fill_(0)
-    core.batches_silent[10:] = 1000
     standardized = core.standardize(x)
-    error = (standardized - core.autoencode(standardized).x_hat).square().sum(1)
-    ResampleDeadLatents().resample(sae, x, 7, optimizer)
-    shares = (core.encoder.weight[10:, None] == standardized).all(-1).double().mean(0)
-    torch.testing.assert_close(shares, (error / error.sum()).double().detach(), rtol=0, atol=0.03)
-    assert shares.sum() == 1
+    loss = (standardized - core.autoencode(standardized).x_hat).square().sum(1).double().detach()
+    drawn, before = torch.zeros(5, dtype=torch.float64), copy.deepcopy(sae.state_dict())
+    for step in range(500):
+        sae.load_state_dict(before)
+        core.batches_silent.fill_(0)
+        core.batches_silent[7] = 1000
+        ResampleDeadLatents().resample(sae, x, step, optimizer)
+        drawn += (core.encoder.weight[7] == standardized).all(-1)
+    expected = loss.square() / loss.square().sum()
+    expected[3:] = expected[3:].sum()
+    assert drawn[:4].sum() == 500
+    torch.testing.assert_close(drawn / 500, expected, rtol=0, atol=0.07)
+    plain = loss / loss.sum()
+    assert (plain[:3] - expected[:3]).abs().max() > 0.14  # the loss itself would be told from that
+
+
+def test_no_two_latents_take_equal_samples_and_the_longest_silent_go_first() -> None:
+    sae, optimizer, x = prepared("spade", Adam)
+    core = sae.sae
+    core.batches_silent[ALIVE] = 200
+    x = x[:2].repeat(5, 1)
+    before = weights(sae)
+    assert ResampleDeadLatents().resample(sae, x, 7, optimizer) == 2
+    moved = (core.encoder.weight != before["sae.encoder.weight"]).any(1)
+    assert int(moved.sum()) == 2
+    assert moved[DEAD[2]]  # silent for 10**6 batches
+    assert not torch.equal(*core.encoder.weight[moved])
+    assert int((core.batches_silent == 0).sum()) == 2  # the others wait
 
 
 def test_rounds_are_reproducible_and_differ_by_step() -> None:
@@ -175,6 +241,161 @@ def test_a_perfect_reconstruction() -> None:
     with torch.no_grad():
         sae.sae.encoder.weight[:] = sae.sae.decoder.weight[:] = sae.sae.standardize(x)[0]
     ResampleDeadLatents().resample(sae, x[:1].expand(5, -1), 7, optimizer)
+    assert all(bool(value.isfinite().all()) for value in weights(sae).values())
+
+
+# -- whether it revives ---------------------------------------------------------------------------------------------
+
+
+class AbsTopK(Projection):
+    """The k codes of largest magnitude, with their signs."""
+
+    resamplable = True
+    rows_of_latents = frozenset()
+
+    def __init__(self, d_sae: int, k: int) -> None:
+        super().__init__(d_sae)
+        self.k = k
+
+    def forward(self, pre_codes: Tensor) -> Tensor:
+        chosen = pre_codes.abs().topk(self.k, dim=-1).indices
+        return torch.zeros_like(pre_codes).scatter(-1, chosen, pre_codes.gather(-1, chosen))
+
+
+class BatchTopK(Projection):
+    """The largest pre-codes of a batch, k times as many as it has samples."""
+
+    resamplable = True
+    rows_of_latents = frozenset()
+
+    def __init__(self, d_sae: int, k: int) -> None:
+        super().__init__(d_sae)
+        self.k = k
+
+    def forward(self, pre_codes: Tensor) -> Tensor:
+        flat = pre_codes.flatten()
+        chosen = flat.topk(self.k * len(pre_codes)).indices
+        return torch.zeros_like(flat).scatter(0, chosen, flat[chosen].relu()).view_as(pre_codes)
+
+
+ball = partial(SquaredDistance, lambda_init=0.05, offset_init=1.0)
+penalized: Any = partial(ComposedSAE, regularizer=L1, gamma=0.1)
+ARCHITECTURES: dict[str, Any] = {
+    "relu": partial(ReLUSAE, gamma=0.1),
+    "jumprelu": partial(JumpReLUSAE, threshold_init=0.1, bandwidth=0.1, gamma=0.1),
+    "topk": partial(TopKSAE, k=8),
+    "topk without aux-k": partial(TopKSAE, k=8, gamma=0.0),
+    "spade": SpaDE,
+    "relu, centred": partial(penalized, encoder=Affine, projection=Orthant, subtract_decoder_bias=True),
+    "topk with biases": partial(ComposedSAE, encoder=Affine, projection=partial(KSparse, k=8)),
+    "affine simplex": partial(ComposedSAE, encoder=Affine, projection=Simplex),
+    "ball": partial(penalized, encoder=ball, projection=Orthant),
+    "ball with jump": partial(penalized, encoder=ball, projection=Jump),
+    "ball with topk": partial(ComposedSAE, encoder=ball, projection=partial(KSparse, k=8)),
+    "signed topk": partial(ComposedSAE, encoder=Affine, projection=partial(AbsTopK, k=8)),
+    "batch topk": partial(ComposedSAE, encoder=Affine, projection=partial(BatchTopK, k=8)),
+}
+N_FEATURES, WIDE, N_LIVE = 256, 128, 16
+FEATURES = torch.nn.functional.normalize(
+    torch.randn(N_FEATURES, 32, generator=torch.Generator().manual_seed(0)), dim=-1
+)
+
+
+def sparse_sums(n: int, generator: torch.Generator) -> Tensor:
+    """Sums of four random directions of 256 in the mean, in 32 dimensions."""
+    on = torch.rand(n, N_FEATURES, generator=generator) < 4 / N_FEATURES
+    return (on * (0.5 + torch.rand(n, N_FEATURES, generator=generator))) @ FEATURES + 3
+
+
+class Course:
+    """Training on sparse sums in which only the first 16 of 128 latents can fire, until they are resampled."""
+
+    def __init__(self, name: str) -> None:
+        pl.seed_everything(0, verbose=False)
+        self.sae: BaseSAE = ARCHITECTURES[name](32, d_sae=WIDE)
+        self.generator = torch.Generator().manual_seed(1)
+        self.sae.initialize(sparse_sums(2048, self.generator))
+        self.silence()
+        self.optimizer = Adam(self.sae.parameters(), lr=3e-3)
+
+    @torch.no_grad()
+    def silence(self) -> None:
+        core, dead = self.sae.sae, slice(N_LIVE, None)
+        if isinstance(core.encoder, SquaredDistance):
+            core.encoder.weight[dead] = 1e3
+        else:
+            core.encoder.weight[dead] = 0
+            if core.encoder.bias is not None:
+                core.encoder.bias[dead] = 0 if isinstance(core.projection, AbsTopK) else -1e3
+        if isinstance(core.projection, Jump):
+            core.projection.log_threshold[dead] = 2.0
+
+    def train(self, n_steps: int) -> None:
+        for _ in range(n_steps):
+            self.optimizer.zero_grad()
+            self.sae.learn(sparse_sums(256, self.generator)).terms["loss"].backward()
+            self.optimizer.step()
+
+    def resample(self) -> Tensor:
+        """The batch."""
+        x = sparse_sums(1024, self.generator)
+        assert ResampleDeadLatents(dead_after=50).resample(self.sae, x, 100, self.optimizer) == WIDE - N_LIVE
+        return x
+
+    @torch.no_grad()
+    def share_firing(self, x: Tensor) -> float:
+        """Share of the latents that were dead which fire on some samples."""
+        return float(fires(self.sae.encode(x)).any(0)[N_LIVE:].double().mean())
+
+    @torch.no_grad()
+    def error(self) -> float:
+        return float(self.sae.evaluate(sparse_sums(4096, torch.Generator().manual_seed(2))).terms["mse"])
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_resampled_latents_fire_stay_alive_and_lower_the_error(name: str) -> None:
+    with_it, without = Course(name), Course(name)
+    for course in (with_it, without):
+        course.train(100)
+        assert course.share_firing(sparse_sums(1024, course.generator)) == 0
+    assert with_it.share_firing(with_it.resample()) >= 0.8
+    with_it.train(300)
+    without.train(300)
+    assert with_it.share_firing(sparse_sums(4096, with_it.generator)) >= 0.5
+    assert with_it.error() < without.error()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_resampled_latents_fire_where_all_were_dead(name: str) -> None:
+    sae, optimizer, _ = prepared(name, Adam)
+    x = stream(Clusters(), 256)
+    sae.sae.batches_silent.fill_(100)
+    assert ResampleDeadLatents().resample(sae, x, 7, optimizer) == D_SAE
+    assert fires(sae.encode(x)).any(0).double().mean() >= 0.8
+
+
+def test_a_resampled_latent_that_falls_silent_again_comes_back_to_aux_k() -> None:
+    sae, optimizer, x = prepared("topk", Adam)  # aux-k's dead_after is 3
+    ResampleDeadLatents().resample(sae, x, 7, optimizer)
+    with torch.no_grad():
+        sae.sae.encoder.weight[DEAD] *= 1e-6
+    for learned in range(4):
+        optimizer.zero_grad()
+        sae.learn(x).terms["loss"].backward()
+        trained = bool((sae.sae.encoder.weight.grad[DEAD] != 0).any())
+        assert trained == (learned >= 2)  # from the third silent batch on
+
+
+def test_a_latent_that_cannot_be_made_to_fire_stays_with_aux_k() -> None:
+    sae, optimizer, x = prepared("topk", Adam)
+    core = sae.sae
+    core.batches_silent[DEAD[1:]] = 0
+    with torch.no_grad():
+        x = core.standardizer.inverse(core.decoder.bias).expand(5, -1).clone()  # an encoder sees zeros there
+        core.standardizer.input_mean += x[0] - core.standardizer.inverse(core.standardize(x))[0]
+        core.decoder.bias.copy_(core.standardize(x)[0])
+    ResampleDeadLatents().resample(sae, x, 7, optimizer)
+    assert core.batches_silent[DEAD[0]] == 100
     assert all(bool(value.isfinite().all()) for value in weights(sae).values())
 
 
@@ -243,8 +464,8 @@ def test_rounds_in_training(grouped: bool) -> None:
                     assert bool((value != 0).any())
     assert bool((saes["spade"].sae.encoder.weight[3] == standardized(saes["spade"], 4)).all(-1).any())
     if grouped:
-        assert saes["relu"].sae.encoder.bias[3] == 0
-        assert saes["relu"].sae.decoder.weight[3].norm().item() == pytest.approx(1, abs=1e-5)
+        assert -1 < saes["relu"].sae.encoder.bias[3] <= 0
+        assert saes["relu"].sae.decoder.weight[3].norm().item() == pytest.approx(1, abs=0.1)
 
 
 class Counting(ResampleDeadLatents):
@@ -264,6 +485,30 @@ def test_when_rounds_are_held(until: int | None, steps: list[int], accumulate: i
     trainer = make_trainer(13, callbacks=[callback], accumulate_grad_batches=accumulate)
     trainer.fit(make("relu"), datamodule=Clusters(60))
     assert callback.steps == steps
+
+
+class OwnOrthant(Orthant):
+    def forward(self, pre_codes: Tensor) -> Tensor:
+        return super().forward(pre_codes) + 0
+
+
+class OwnAffine(Affine):
+    def forward(self, x: Tensor, centre: Tensor | None = None) -> Tensor:
+        return super().forward(x, centre) + 0
+
+
+@pytest.mark.parametrize("grouped", [False, True], ids=["alone", "comparison"])
+@pytest.mark.parametrize(("encoder", "projection"), [(Affine, OwnOrthant), (OwnAffine, Orthant)])
+def test_parts_that_do_not_say_how_are_refused_before_the_first_step(
+    encoder: Any, projection: Any, grouped: bool
+) -> None:
+    build = partial(ComposedSAE, d_sae=D_SAE, encoder=encoder, projection=projection, regularizer=L1)
+    module: Any = Comparison(D_IN, {"own": build}) if grouped else build(D_IN)
+    trainer = make_trainer(3, callbacks=[ResampleDeadLatents(every_n_steps=100)])
+    name = (projection if encoder is Affine else encoder).__name__
+    with pytest.raises(ValueError, match=f"dead latents can be resampled only where every part says how.*{name} does"):
+        trainer.fit(module, datamodule=Clusters())
+    assert trainer.global_step == 0
 
 
 @pytest.mark.parametrize(

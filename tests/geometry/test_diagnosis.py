@@ -70,6 +70,25 @@ def test_verdicts_name_what_is_hidden(asked):
     assert run().recommendation.architecture == "cell"
 
 
+def test_l0_counts_all_concepts_of_a_sample(asked):
+    x, _ = data()
+    both, second = torch.arange(400) % 2 == 0, torch.arange(400) % 4 == 1
+    x[~both & ~second] += 10
+    concepts = torch.stack([both, both | second], 1)  # of a quarter no label is known
+    x[both | second, 2:] = 0
+    held_out = data(100, 1)[0], concepts[:100]
+    found = run(x, concepts, held_out=held_out)
+    assert [concept.k for concept in found.concepts] == [3, 3]
+    brute = [sum(found.concepts[i].k for i in range(2) if row[i]) for row in concepts.tolist() if any(row)]
+    assert found.recommendation.l0 == sum(brute) / len(brute) == pytest.approx(5)
+    fixed = run(x, concepts, held_out=held_out, architectures=[Architecture("fixed", ConvexCell(), 4)])
+    assert fixed.recommendation.k == 6
+    x = torch.randn(400, 5, generator=torch.Generator().manual_seed(5))
+    full = run(x, concepts, held_out=held_out, architectures=[Architecture("fixed", ConvexCell(), 4)])
+    assert [concept.k for concept in full.concepts] == [6, 6]
+    assert full.recommendation.k == 6  # not 12: there are five directions, and a centre
+
+
 def test_all_of_it_is_json(asked):
     plain = json.loads(json.dumps(run().plain(), allow_nan=False))
     assert plain["concepts"][1]["bounds"]["convex cell"]["value"] == 0.97

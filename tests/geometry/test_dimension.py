@@ -141,6 +141,35 @@ def test_a_dimension_that_asks_for_more_samples_is_not_given():
     assert dimension(gaussian(400, torch.ones(60))).participation_ratio.value == pytest.approx(60, rel=0.05)
 
 
+def heavy_tailed(n, df, seed):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return torch.distributions.StudentT(df).sample((n, 10))
+
+
+@pytest.mark.parametrize("df", [1.0, 1.5, 2.0, 3.0])
+@pytest.mark.parametrize("n", [50, 200, 1_000])
+def test_no_dimension_exceeds_that_of_the_space(df, n):
+    for seed in range(4):
+        found = dimension(heavy_tailed(n, df, seed))[1:5]
+        assert all(0 < e.low <= e.value <= e.high <= 10 for e in found if e.known)
+        assert all(e.high - e.low < 0.9 * 9 for e in found if e.known)
+
+
+def test_an_interval_that_says_nothing_gives_no_number():
+    found = [dimension(heavy_tailed(1_000, 1.0, seed)) for seed in range(4)]  # these gave 110, 70, 1.8 and 35
+    words = "says nothing where at most 10 are possible"
+    missing = [d for d in found if not d.headline.known]
+    assert len(missing) == 3
+    assert all(any(note.startswith("participation ratio") and words in note for note in d.notes) for d in missing)
+    assert dimension(gaussian(1_000, torch.ones(10))).notes == ()
+
+
+def test_one_feature_has_one_dimension():
+    found = dimension(gaussian(100, torch.ones(1)))
+    assert [e.value for e in found[1:4]] == pytest.approx([1, 1, 1])
+
+
 def test_equal_samples_are_left_out_and_counted():
     x = gaussian(100, torch.ones(3))
     d = dimension(torch.cat([x, x[:20]]))

@@ -11,7 +11,7 @@ HALF, BALL, CELL = HalfSpace(), Ball(), ConvexCell()
 EVEN, UNEVEN = Heterogeneity(1.2, 0.1), Heterogeneity(20.0, 0.9)
 
 
-def chosen(*entries, heterogeneity=EVEN, needed=(3, 5), shares=(0.5, 0.5), width=0.001):
+def chosen(*entries, heterogeneity=EVEN, needed=(3, 5), of_samples=(3, 5), width=0.001):
     """The recommendation for entries (name, field, k, mean bound, smallest bound)."""
     architectures = [Architecture(name, field, k) for name, field, k, _, _ in entries]
     verdicts = [
@@ -27,7 +27,7 @@ def chosen(*entries, heterogeneity=EVEN, needed=(3, 5), shares=(0.5, 0.5), width
         )
         for name, field, k, mean, least in entries
     ]
-    return recommend(architectures, verdicts, needed, shares, heterogeneity)
+    return recommend(architectures, verdicts, needed, of_samples, heterogeneity)
 
 
 def test_what_cannot_see_as_much_is_left_out():
@@ -85,16 +85,27 @@ def test_what_stays_hidden_is_said():
 
 
 def test_numbers_follow_from_what_concepts_need():
-    found = chosen(("free", HALF, None, 1.0, 1.0), needed=(7, 15, 31, 63, 127), shares=(0.4, 0.15, 0.15, 0.15, 0.15))
+    needed = (7, 15, 31, 63, 127)
+    of_samples = [n for n, count in zip(needed, (40, 15, 15, 15, 15), strict=True) for _ in range(count)]
+    found = chosen(("free", HALF, None, 1.0, 1.0), needed=needed, of_samples=of_samples)
     assert found.l0 == pytest.approx(0.4 * 7 + 0.15 * (15 + 31 + 63 + 127))
     assert (found.k, found.d_sae) == (None, 512)  # 2 * 243
-    fixed = chosen(("fixed", HALF, 8, 1.0, 1.0), needed=(7, 15, 31, 63, 127), shares=(0.2,) * 5)
+    fixed = chosen(("fixed", HALF, 8, 1.0, 1.0), needed=needed, of_samples=of_samples)
     assert (fixed.k, fixed.l0) == (127, None)
 
 
+def test_samples_of_several_concepts_need_the_latents_of_all():
+    found = chosen(("free", HALF, None, 1.0, 1.0), needed=(3, 5), of_samples=(3, 5, 8, 8))
+    assert (found.l0, found.d_sae) == (6, 16)
+    assert "L0 of about 6: the mean over samples (3 to 8)" in found.reasons[-2]
+    fixed = chosen(("fixed", HALF, 8, 1.0, 1.0), needed=(3, 5), of_samples=(3, 5, 8, 8))
+    assert fixed.k == 8
+    assert "k = 8: the most that a sample needs" in fixed.reasons[-2]
+
+
 def test_unknown_dimensions_are_left_out_and_said():
-    found = chosen(("free", HALF, None, 1.0, 1.0), needed=(4, None), shares=(0.1, 0.9))
+    found = chosen(("free", HALF, None, 1.0, 1.0), needed=(4, None), of_samples=(4,))
     assert (found.l0, found.d_sae) == (4, 8)
     assert "1 concepts need whose dimension is not known" in found.reasons[-1]
-    nothing = chosen(("free", HALF, None, 1.0, 1.0), needed=(None, None))
+    nothing = chosen(("free", HALF, None, 1.0, 1.0), needed=(None, None), of_samples=())
     assert (nothing.l0, nothing.d_sae, nothing.architecture) == (None, None, "free")

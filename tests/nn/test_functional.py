@@ -76,6 +76,21 @@ def test_negative_squared_distance_gradient() -> None:
     assert torch.allclose(negative_squared_distance(x, w, scale, offset), offset - scale * torch.cdist(x, w).square())
 
 
+def test_no_latents_at_all_have_gradients_too() -> None:
+    """As on a process that holds none of the dead latents."""
+    x, centre = randn(3, 4).requires_grad_(), randn(4, seed=1).requires_grad_()
+    weight, bias = torch.empty(0, 4, dtype=torch.float64).requires_grad_(), torch.empty(0).requires_grad_()
+    pre_codes = affine(x, centre, weight, bias, 1.0)
+    assert pre_codes.shape == (3, 0)
+    found = torch.autograd.grad(pre_codes.sum(), (x, centre, weight, bias))
+    assert [tuple(g.shape) for g in found] == [(3, 4), (4,), (0, 4), (0,)]
+    assert not any(bool(g.any()) for g in found)
+    scale = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    offset = bias.double()
+    found = torch.autograd.grad(negative_squared_distance(x, weight, scale, offset).sum(), (x, weight, scale, bias))
+    assert [tuple(g.shape) for g in found] == [(3, 4), (0, 4), (), (0,)]
+
+
 def test_squared_distance_to_itself_is_zero_up_to_rounding() -> None:
     x = 100 * randn(50, 16, dtype=torch.float32)
     own = negative_squared_distance(x, x, torch.tensor(1.0)).diagonal()
