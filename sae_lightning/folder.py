@@ -18,6 +18,8 @@ except ImportError:  # not a POSIX system: there runs are not kept apart
 
 LOCK = ".lock"
 ASIDE = ".replaced"
+BATCH = "nonfinite-"
+"""How the name of a file begins that holds the batch by which a run ended."""
 _FIRST_FILES = (LOCK, "events.out.tfevents.", ".config.yaml.", "probe", ".probe.")  # written before config.yaml
 
 
@@ -121,7 +123,9 @@ def may_replace(folder: Path) -> bool:
     """Whether a folder holds an earlier run, or what one leaves that was killed at its start."""
     files = [path for path in folder.rglob("*") if path.is_file() and ASIDE not in path.parts]
     configs = (folder / "config.yaml", folder / ASIDE / "config.yaml")
-    return any(path.is_file() for path in configs) or all(path.name.startswith(_FIRST_FILES) for path in files)
+    return any(path.is_file() for path in configs) or all(
+        path.name.startswith((*_FIRST_FILES, BATCH)) for path in files
+    )
 
 
 def is_unused(folder: Path) -> bool:
@@ -154,13 +158,16 @@ class Replacement:
         _delete(self._aside)
 
     def undo(self) -> None:
-        """Delete what came in its place, and move back what was set aside."""
+        """Delete what came in its place, the batch by which it ended excepted, and move back what was set aside."""
+        kept = {path.name for path in self._contents() if path.name.startswith(BATCH)}
         for path in self._contents():
-            _delete(path)
+            if path.name not in kept:
+                _delete(path)
         if self._aside.is_dir():
             for path in self._aside.iterdir():
-                path.rename(self.folder / path.name)
-            self._aside.rmdir()
+                if path.name not in kept:
+                    path.rename(self.folder / path.name)
+            _delete(self._aside)
 
     def _contents(self) -> list[Path]:
         return [path for path in self.folder.iterdir() if path.name not in (LOCK, ASIDE)]

@@ -242,7 +242,7 @@ def test_a_damaged_cache_is_named_by_a_harvest_too(cache, model, corpus, tmp_pat
 
 
 def test_the_help_says_that_there_is_harvest():
-    assert "sae-lightning harvest" in run_cli("--help").out
+    assert "  harvest   write a model's activations to a cache" in run_cli("--help").out
     outcome = run_cli("harvest", "--help")
     assert "--max_samples" in outcome.out
 

@@ -16,7 +16,7 @@ PAD, BEGIN, END = 0, 1, 2
 N_SPECIAL = 3
 
 _TOLERANCE = 1e-6  # of the sum of a symbol's probabilities
-_LARGEST_GROWTH = 1 - 2**-30  # no short decimal number, for which an equation of growth would be singular
+_LARGEST_GROWTH = 1 - 2**-29  # no short decimal number, for which an equation of growth would be singular
 
 
 class Rule(NamedTuple):

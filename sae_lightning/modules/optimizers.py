@@ -75,6 +75,26 @@ class OptimizerRecord(NamedTuple):
         name = None if scheduler is None else _class_path(scheduler)
         return cls(_class_path(optimizer), _plain_values(optimizer.defaults), name, schedule)
 
+    @classmethod
+    def read(cls, saved: Any) -> "OptimizerRecord":
+        """What a checkpoint says, which may come from anywhere.
+
+        Raises:
+            ValueError: If it is no such record.
+        """
+        kinds = {"optimizer": str, "defaults": dict, "lr_scheduler": str | None, "schedule": dict}
+        if not isinstance(saved, dict) or saved.keys() != kinds.keys():
+            raise ValueError(f"must be a mapping with the keys {list(kinds)}")
+        for key, kind in kinds.items():
+            value = saved[key]
+            if not isinstance(value, kind):
+                raise ValueError(f"{key} must not be of type {type(value).__name__}")
+            if isinstance(value, dict) and not (
+                all(isinstance(name, str) for name in value) and _plain_values(value).keys() == value.keys()
+            ):
+                raise ValueError(f"{key} must hold plain values by name")
+        return cls(**saved)
+
     def changes(self, saved: "OptimizerRecord", name: str) -> dict[str, tuple[Any, Any]]:
         """See whether a run that was trained as `saved` can be resumed like this.
 
@@ -86,7 +106,8 @@ class OptimizerRecord(NamedTuple):
             Arguments of the optimizer that have changed: before, and now.
 
         Raises:
-            ValueError: If the class of the optimizer or the schedule, or a number of the schedule, has changed.
+            ValueError: If the class of the optimizer or the schedule, or a number of the schedule, has changed, or if the
+                learning rate has and was 0, so that it cannot be scaled.
         """
         for kind in ("optimizer", "lr_scheduler"):
             before, now = getattr(saved, kind), getattr(self, kind)
@@ -100,7 +121,13 @@ class OptimizerRecord(NamedTuple):
                 f"{name}.lr_scheduler must have {key} = {before}, as in the checkpoint, but has {now}: give it as it "
                 "was, or start a new run"
             )
-        return _changes(saved.defaults, self.defaults)
+        found = _changes(saved.defaults, self.defaults)
+        before, now = found.get("lr", (1, 1))
+        if not isinstance(before, float | int) or not before > 0:
+            raise ValueError(
+                f"{name}.optimizer must have lr = {before}, as in the checkpoint, but has {now}: start a new run"
+            )
+        return found
 
 
 def change_arguments(

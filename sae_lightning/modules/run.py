@@ -225,9 +225,9 @@ class RunModule(Recorded, pl.LightningModule):
         found = {}
         for name, record in records.items():
             try:
-                before = OptimizerRecord(**saved[name])
-            except TypeError as error:
-                raise ValueError(f"the checkpoint does not say how the module was trained: {error}") from error
+                before = OptimizerRecord.read(saved[name])
+            except ValueError as error:
+                raise ValueError(f"the checkpoint does not say how the module was trained: {error}") from None
             changes = record.changes(before, f"model.{name}" if name else "model")
             if changes:
                 found[name] = changes

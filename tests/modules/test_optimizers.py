@@ -208,3 +208,53 @@ def test_another_peak_of_a_one_cycle_schedule_is_refused_instead_of_ignored() ->
         ValueError, match=r"model\.lr_scheduler must have max_lr = 0\.1, as in the checkpoint, but has 0"
     ):
         record(0.05).changes(record(0.1), "model")
+
+
+WRONG = (
+    None,
+    True,
+    -1,
+    2**70,
+    float("nan"),
+    "x",
+    [],
+    [1],
+    {},
+    {"a": 1},
+    {1: 1},
+    {"lr": "x"},
+    {"lr": None},
+    torch.zeros(2),
+)
+
+
+@pytest.mark.parametrize("key", [None, "optimizer", "defaults", "lr_scheduler", "schedule", "lr"])
+def test_what_a_checkpoint_says_of_its_optimizer_is_checked(key: str | None) -> None:
+    optimizer = SGD([nn.Parameter(torch.zeros(2))], lr=0.2)
+    record = OptimizerRecord.of(optimizer, StepLR(optimizer, 2, 0.5))
+    assert OptimizerRecord.read(record._asdict()) == record
+    refused = 0
+    for value in WRONG:
+        saved: Any = copy.deepcopy(record._asdict())
+        if key is None:
+            saved = value
+        elif key == "lr":
+            saved["defaults"]["lr"] = value
+        else:
+            saved[key] = value
+        try:
+            changes = record.changes(OptimizerRecord.read(saved), "model")
+        except ValueError:
+            refused += 1
+        else:
+            assert changes.get("lr", (1, 1))[0] > 0
+    assert refused >= (len(WRONG) if key in (None, "optimizer") else 6)
+
+
+@pytest.mark.parametrize("lr", [0.0, -0.1])
+def test_a_rate_that_cannot_be_scaled_is_refused(lr: float) -> None:
+    def record(lr: float) -> OptimizerRecord:
+        return OptimizerRecord("torch.optim.sgd.SGD", {"lr": lr}, None, {})
+
+    with pytest.raises(ValueError, match=rf"model\.optimizer must have lr = {lr}, as in the checkpoint, but has 0\.2"):
+        record(0.2).changes(record(lr), "model")
