@@ -1,6 +1,7 @@
 """The command line within the test process, and small finished runs that tests read from."""
 
 import contextlib
+import fcntl
 import io
 import os
 import subprocess
@@ -104,17 +105,23 @@ def _unchanged_process() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def experiment(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The folder of a fast run of a shipped experiment after fit, validate, test and predict: read it only."""
-    folders: dict[str, Path] = {}
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # of all processes of pytest-xdist: the first one that asks for a run makes it
 
     def get(name: str) -> Path:
-        if name not in folders:
-            folder = tmp_path_factory.mktemp("experiment") / name
-            args = [*fast(name, folder), "--data.eval_batch_size", 256, "--receptive_fields.resolution", 20]
-            for command in ("fit", "validate", "test", "predict"):
-                given = [] if command == "fit" else ["--ckpt_path", folder / "checkpoints" / "last.ckpt"]
-                outcome = run_cli(command, *args, *given)
-                assert outcome.code == 0, f"{command} {name}: {outcome.err[-3000:]}"
-            folders[name] = folder
-        return folders[name]
+        folder = root / "experiments" / name
+        folder.parent.mkdir(exist_ok=True)
+        with folder.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            done = folder.with_suffix(".done")
+            if not done.exists():
+                args = [*fast(name, folder), "--data.eval_batch_size", 256, "--receptive_fields.resolution", 20]
+                for command in ("fit", "validate", "test", "predict"):
+                    given = [] if command == "fit" else ["--ckpt_path", folder / "checkpoints" / "last.ckpt"]
+                    outcome = run_cli(command, *args, *given)
+                    assert outcome.code == 0, f"{command} {name}: {outcome.err[-3000:]}"
+                done.touch()
+        return folder
 
     return get

@@ -653,6 +653,7 @@ def test_the_overview_needs_no_heavy_library():
 # ---------------------------------------------------------------------- what is printed (items 23, 24)
 
 
+@pytest.mark.slow
 def test_training_ends_with_table_page_and_the_literal_next_command(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     outcome = run_cli("fit", *fast("compare", Path("runs/my run")), "--trainer.num_sanity_val_steps", 0)
@@ -687,6 +688,7 @@ def test_nothing_is_told_of_a_validation_that_was_none(tmp_path):
     assert "Next:" in outcome.out
 
 
+@pytest.mark.slow
 def test_a_log_holds_lines_and_no_bars_adverts_or_empty_columns(tmp_path):
     args = [
         "fit",

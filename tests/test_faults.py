@@ -108,7 +108,8 @@ def logs(path):
 # ---------------------------------------------------------------------- SIGTERM
 
 
-@pytest.mark.parametrize("name", ["spade", "side by side", pytest.param("accumulated", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["spade", "side by side", "accumulated"])
 def test_sigterm_saves_the_last_step_and_the_run_goes_on_exactly(name, undisturbed, tmp_path):  # noqa: F811
     expected, _ = undisturbed(name)
     run_dir = tmp_path / "run"
@@ -164,6 +165,7 @@ def paced(tmp_path, args, step=9, n=1):
                 os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["side by side", "drawn ahead"])
 def test_sigterm_ends_a_run_that_waits_for_a_stopped_process_in_good_order(name, undisturbed, tmp_path):  # noqa: F811
     """The process that it waits for computes members of a comparison, or draws batches."""
@@ -330,12 +332,11 @@ FSDP += ["--trainer.strategy.data_parallel_size", 2]
 STRATEGIES = {"ddp": TWO, "sharded": SHARDED, "fsdp": FSDP}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "number"),
     [
-        ("ddp", 0),
-        ("ddp", 1),
-        *(pytest.param(n, r, marks=pytest.mark.slow) for n in ("sharded", "fsdp") for r in (0, 1)),
+        *((name, number) for name in ("ddp", "sharded", "fsdp") for number in (0, 1)),
     ],
 )
 def test_a_rank_that_hangs_ends_the_run_in_time_and_the_run_goes_on(name, number, undisturbed_two, tmp_path):

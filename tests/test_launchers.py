@@ -77,7 +77,8 @@ OVERLAYS = {
 }
 
 
-@pytest.mark.parametrize("name", [pytest.param("ddp", marks=pytest.mark.slow), "sharded", "fsdp"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ddp", "sharded", "fsdp"])
 def test_overlays_spread_a_run_over_two_processes_and_leave_one_checkpoint(name, tmp_path):
     further, batches = OVERLAYS[name]
     command = [sys.executable, "-m", "sae_lightning", "fit", "-c", SPADE, "-c", f"configs/trainer/{name}.yaml"]

@@ -106,8 +106,8 @@ class OptimizerRecord(NamedTuple):
             Arguments of the optimizer that have changed: before, and now.
 
         Raises:
-            ValueError: If the class of the optimizer or the schedule, or a number of the schedule, has changed, or if the
-                learning rate has and was 0, so that it cannot be scaled.
+            ValueError: If the class of the optimizer or the schedule, or a number of the schedule, has changed, or if
+                the learning rate was 0, which cannot be scaled.
         """
         for kind in ("optimizer", "lr_scheduler"):
             before, now = getattr(saved, kind), getattr(self, kind)
