@@ -27,7 +27,7 @@ def activations(folder, n=400, d_in=8, seed=0):
     return path
 
 
-# ---------------------------------------------------------------------- how long (item 19)
+# ---------------------------------------------------------------------- how long
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_max_time_is_a_limit_too(tmp_path):
     assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["trainer"]["max_epochs"] == -1
 
 
-# ---------------------------------------------------------------------- configs (items 21, 26)
+# ---------------------------------------------------------------------- configs
 
 
 def test_a_config_never_overrides_the_command_line(tiny, tmp_path):  # noqa: F811
@@ -148,7 +148,7 @@ def test_a_misspelt_argument_in_a_config_is_named(tmp_path):
     assert "there is no argument --trainerr.max_steps: did you mean --trainer.max_steps?" in message
 
 
-# ---------------------------------------------------------------------- folders (items 13, 16, 21)
+# ---------------------------------------------------------------------- folders
 
 
 def start(*args):
@@ -195,6 +195,7 @@ def test_a_living_run_keeps_its_folder_and_a_dead_one_does_not(living):
     assert not (run_dir / ".lock").exists()
 
 
+@pytest.mark.slow
 def test_of_two_that_start_at_once_one_runs(tmp_path):
     """Whichever is second is told; the curve is that of one run."""
     run_dir = tmp_path / "run"
@@ -307,7 +308,7 @@ def test_a_runs_folder_holds_everything_whatever_the_logger(logger, tmp_path, mo
     assert {"config.yaml", "results.json", "checkpoints/last.ckpt"} <= set(contents(tmp_path / "b"))
 
 
-# ---------------------------------------------------------------------- resuming (item 16)
+# ---------------------------------------------------------------------- resuming
 
 
 def resumed(run_dir, *args, steps=20):
@@ -400,7 +401,7 @@ def test_a_schedule_that_has_ended_is_no_way_to_go_on(tmp_path):
     assert contents(run_dir / "checkpoints") == before
 
 
-# ---------------------------------------------------------------------- classes of one's own (item 20)
+# ---------------------------------------------------------------------- classes of one's own
 
 MINE = """
 import lightning.pytorch as pl
@@ -563,7 +564,7 @@ def test_sizes_that_contradict_the_data_are_refused(d_in, command, tiny, tmp_pat
     assert run_cli("fit", *SHORT, "--model.d_in", 2, "--trainer.max_steps", 2, "--run_dir", tmp_path / "run").code == 0
 
 
-# ---------------------------------------------------------------------- mistakes in one line (item 22)
+# ---------------------------------------------------------------------- mistakes in one line
 
 MODEL_ARGS = ["--model", "SpaDE", "--model.d_sae", 8]
 ONE_LINE = {
@@ -650,7 +651,7 @@ def test_the_overview_needs_no_heavy_library():
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
 
 
-# ---------------------------------------------------------------------- what is printed (items 23, 24)
+# ---------------------------------------------------------------------- what is printed
 
 
 @pytest.mark.slow

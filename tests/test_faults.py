@@ -205,6 +205,7 @@ class Stuck(TopKSAE):
 STUCK = ["--model.members.relu.class_path", "tests.test_faults.Stuck", "--model.members.relu.init_args.k", 2]
 
 
+@pytest.mark.slow
 def test_sigterm_ends_a_run_that_waits_for_a_process_that_hangs(tmp_path):
     run_dir = tmp_path / "run"
     with paced(tmp_path, [*arguments("side by side", run_dir), *STUCK], step=16) as (process, (child,), _):
@@ -221,6 +222,7 @@ def test_sigterm_ends_a_run_that_waits_for_a_process_that_hangs(tmp_path):
     assert read_checkpoint(newest_checkpoint(run_dir / "checkpoints"))["global_step"] == 14
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_ends_the_run_with_a_message_and_status_1(tmp_path):
     run_dir = tmp_path / "run"
     args = [*arguments("side by side", run_dir), *STUCK, "--model.process_timeout", 1]

@@ -233,6 +233,7 @@ def own(tmp_path, monkeypatch):
     sys.modules.pop("my_sae", None)
 
 
+@pytest.mark.slow
 def test_a_users_class_is_known_once_the_user_names_it(own, tmp_path):
     refusal = "class 'my_sae.Mine' is not known: .* If you trust 'my_sae', give --trust my_sae"
     args = [*DATA, "--run_dir", tmp_path / "test", "--ckpt_path", own]

@@ -14,15 +14,20 @@ if TYPE_CHECKING:
 
 
 def publish(trainer: pl.Trainer, figure: "Figure", tag: str) -> None:
-    """Add a figure to TensorBoard under `tag`, and save it as `figures/<tag>.png` in the run's folder.
+    """Save a figure as `figures/<tag>.png` in the run's folder, and add it to TensorBoard under `tag`.
 
-    Call it on rank zero only; the figure is dropped afterwards. Without a logger there is no folder to write to.
+    Call it on rank zero only. Without a logger there is no folder to write to.
     """
-    # in training, scalars are logged at the step before the trainer's count: a resumed run forgets both or neither
-    step = trainer.global_step - (trainer.state.fn == TrainerFn.FITTING)
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_figure(tag, figure, global_step=step, close=True)
+    from matplotlib.image import imread
+
     folder = run_folder(trainer)
-    if folder is not None:
-        save_png(figure, folder / "figures" / f"{tag}.png")
+    if folder is None:
+        return
+    path = save_png(figure, folder / "figures" / f"{tag}.png")
+    loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+    if loggers:
+        # in training, scalars are logged at the step before the trainer's count: a resumed run forgets both or neither
+        step = trainer.global_step - (trainer.state.fn == TrainerFn.FITTING)
+        pixels = imread(path)[..., :3]  # drawing the figure a second time would take longer
+        for logger in loggers:
+            logger.experiment.add_image(tag, pixels, global_step=step, dataformats="HWC")

@@ -288,6 +288,7 @@ ENDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("end", "stopped"), [("killed", False), ("killed", True), ("an error", True)])
 def test_processes_end_with_the_first_one(end: str, stopped: bool) -> None:
     """However it ends, and also where they are stopped, so that the system tells them nothing else."""
