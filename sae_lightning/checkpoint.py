@@ -1,6 +1,8 @@
 """Reading checkpoints, which may be anybody's: nothing in them is executed or imported, and all of it is checked."""
 
 import os
+import pickle
+import re
 import zipfile
 from typing import Any
 
@@ -31,6 +33,12 @@ def read_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except FileNotFoundError:
         raise
+    except pickle.UnpicklingError as error:  # torch's words advise to load it all the same
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        what = f" ({named[1]})" if named else ""
+        raise ValueError(
+            f"checkpoint {name} cannot be read: it holds more than tensors and plain values{what}"
+        ) from None
     except Exception as error:  # the unpickler meets damage with errors of many kinds
         raise ValueError(f"checkpoint {name} cannot be read (truncated or damaged?): {error}") from error
     if not isinstance(checkpoint, dict) or CHECKPOINT_KEY not in checkpoint:
@@ -44,8 +52,9 @@ def read_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
 
 def _check_zip(path: str | os.PathLike[str]) -> None:
     """Raise a ValueError where a part of a zip file, torch's format, is not what was written: torch does not look."""
-    if not zipfile.is_zipfile(path):  # torch has its own word for what is cut off, or no checkpoint at all
-        return
+    with open(path, "rb") as file:  # a missing file is no damaged one
+        if not zipfile.is_zipfile(file):
+            raise ValueError("it is no zip file")
     with zipfile.ZipFile(path) as file:
         for part in file.infolist():
             if part.compress_type != zipfile.ZIP_STORED:  # which torch never writes, and which may unpack to any size

@@ -56,6 +56,8 @@ def one_line(message: str, classes: Mapping[str, Iterable[type]], arguments: Ite
     base = place.cls if len(keys) == 1 and name.startswith("sae_lightning.") and place.cls not in known else ""
     if "Expected an instantiatable class" in message:
         base = place.value.rpartition(".")[2]
+    if base in ("RunModule", "LightningDataModule"):  # the parser's own words where none was given
+        return f"{place.key} must be given: choose from {', '.join(known)}"
     if base and known:
         return f"{place.key} {base} is a base class of others: choose from {', '.join(known)}"
     for pattern, explained in _RULES:

@@ -15,6 +15,10 @@ except ImportError:  # Windows, where a file that is open cannot be removed
 _TEMPORARY = ".tmp"
 
 
+PROBE = ".sae_lightning.probe"
+"""A file that is written to see whether a folder takes one."""
+
+
 class WriteError(OSError):
     """Something could not be written: names the folder and the reason."""
 
@@ -132,7 +136,7 @@ def prepare_folder(folder: Path, what: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
-        probe = folder / "probe"
+        probe = folder / PROBE
         with replacing(probe) as file:
             file.write(bytes(4096))  # a block: an empty file finds room also on a full disk
         probe.unlink()

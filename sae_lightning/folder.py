@@ -9,7 +9,7 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 
-from sae_lightning.files import WriteError
+from sae_lightning.files import PROBE, WriteError, temporary_of
 
 try:
     import fcntl
@@ -18,9 +18,10 @@ except ImportError:  # not a POSIX system: there runs are not kept apart
 
 LOCK = ".lock"
 ASIDE = ".replaced"
-BATCH = "nonfinite-"
+NONFINITE = "nonfinite-"
 """How the name of a file begins that holds the batch by which a run ended."""
-_FIRST_FILES = (LOCK, "events.out.tfevents.", ".config.yaml.", "probe", ".probe.")  # written before config.yaml
+_FIRST_FILES = {LOCK, PROBE, *(temporary_of(Path(name)).name for name in (PROBE, "config.yaml"))}
+_FIRST_BEGINNINGS = ("events.out.tfevents.", NONFINITE)
 
 
 class RunFolder(pl.Callback):
@@ -123,9 +124,8 @@ def may_replace(folder: Path) -> bool:
     """Whether a folder holds an earlier run, or what one leaves that was killed at its start."""
     files = [path for path in folder.rglob("*") if path.is_file() and ASIDE not in path.parts]
     configs = (folder / "config.yaml", folder / ASIDE / "config.yaml")
-    return any(path.is_file() for path in configs) or all(
-        path.name.startswith((*_FIRST_FILES, BATCH)) for path in files
-    )
+    first = (path.name in _FIRST_FILES or path.name.startswith(_FIRST_BEGINNINGS) for path in files)
+    return any(path.is_file() for path in configs) or all(first)
 
 
 def is_unused(folder: Path) -> bool:
@@ -159,7 +159,7 @@ class Replacement:
 
     def undo(self) -> None:
         """Delete what came in its place, the batch by which it ended excepted, and move back what was set aside."""
-        kept = {path.name for path in self._contents() if path.name.startswith(BATCH)}
+        kept = {path.name for path in self._contents() if path.name.startswith(NONFINITE)}
         for path in self._contents():
             if path.name not in kept:
                 _delete(path)

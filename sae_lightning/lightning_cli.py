@@ -280,7 +280,7 @@ class SAECLI(LightningCLI):
             if not path.is_symlink():
                 fail(
                     f"--ckpt_path: there is no file {str(path)!r}; a run that ended before its first checkpoint "
-                    "(--checkpoint.every_n_steps) is started anew with --overwrite true instead"
+                    "(--checkpoint.every_n_steps) must be started again, with --overwrite true"
                 )
             problem: Exception = error
         except (OSError, ValueError) as error:
@@ -327,7 +327,7 @@ class SAECLI(LightningCLI):
     def _run_dir(self, command: str, config: Any) -> str:
         if config.run_dir is not None:
             return str(config.run_dir)
-        if getattr(rank_zero_only, "rank", 0) != 0 and _RUN_DIR_VARIABLE in os.environ:
+        if not self._is_first_process and _RUN_DIR_VARIABLE in os.environ:
             return os.environ[_RUN_DIR_VARIABLE]
         if config.ckpt_path is not None and Path(config.ckpt_path).parent.name == "checkpoints":
             return str(Path(config.ckpt_path).parent.parent)
@@ -377,11 +377,11 @@ class SAECLI(LightningCLI):
             return
         if not self._overwrites:
             newest = newest_checkpoint(Path(config.checkpoint.dirpath or run_dir / "checkpoints"))
-            go_on = f"continue it with --ckpt_path {newest}" if newest else "it has no checkpoint to continue from"
-            fail(
-                f"run_dir {str(run_dir)!r} exists already: choose another --run_dir, {go_on}, "
-                "or replace it with --overwrite true"
-            )
+            ways = ["choose another --run_dir", *([f"resume it with --ckpt_path {newest}"] if newest else [])]
+            if may_replace(run_dir):
+                why = "" if newest else " (it has no checkpoint to resume from)"
+                ways.append(f"replace it with --overwrite true{why}")
+            fail(f"run_dir {str(run_dir)!r} exists already: {', or '.join(ways)}")
         if not may_replace(run_dir):
             fail(f"run_dir {str(run_dir)!r} holds no earlier run (no config.yaml), so it is not deleted")
 

@@ -61,7 +61,11 @@ def data_changes(saved: Any, given: Any, name: str = "data") -> Iterator[str]:
         if saved != given:
             yield f"{name} was {saved!r} and is {given!r}"
         return
-    for key in sorted((saved.keys() | given.keys()) - NO_SAMPLE, key=str):
+    paths = [str(description.get("class_path", "")) for description in (saved, given)]
+    if len({(path.partition(".")[0], short_name(path)) for path in paths}) > 1:  # their arguments cannot be compared
+        yield f"{name} was {paths[0]} and is {paths[1]}"
+        return
+    for key in sorted((saved.keys() | given.keys()) - NO_SAMPLE - {"class_path"}, key=str):
         path = name if key == "init_args" else f"{name}.{key}"
         if saved.get(key) is None and given.get(key) is None:  # such as an argument that came with a later version
             continue
@@ -85,11 +89,11 @@ def model_changes(given: Any, saved: Any, name: str = "model") -> Iterator[str]:
         for key in sorted(given.keys() & saved.keys()):
             if key == "class_path":
                 if short_name(given[key]) != short_name(saved[key]):
-                    yield f"{name} {given[key]} by {saved[key]}"
+                    yield f"{name}: {saved[key]} (given: {given[key]})"
             else:
                 yield from model_changes(given[key], saved[key], name if key == "init_args" else f"{name}.{key}")
     elif given != saved:
-        yield f"{name}={given} by {saved}"
+        yield f"{name}: {saved} (given: {given})"
 
 
 def merged(given: Any, saved: Any) -> Any:

@@ -74,8 +74,10 @@ def configs_first(args: list[str]) -> list[str]:
 def _found(name: str) -> Path:
     try:
         return find_config(name)
-    except (FileNotFoundError, ValueError) as error:
+    except FileNotFoundError as error:
         _fail(f"{error} (`sae-lightning configs` lists the shipped ones)")
+    except ValueError as error:
+        _fail(str(error))
 
 
 def _fail(message: str) -> NoReturn:

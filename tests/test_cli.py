@@ -305,8 +305,8 @@ def test_members_of_a_comparison_are_compared_too(experiment, tmp_path):
     outcome = run_cli("validate", *args, "-c", changed, "--run_dir", tmp_path / "test", "--data.n_per_concept", 5000)
     assert outcome.code == 0, outcome.err[-2000:]
     (warning,) = [text for text in outcome.warnings if "replace" in text]
-    assert re.search(r"topk\S*k=3 by 14", warning)
-    assert warning.count(" by ") == 1
+    assert re.search(r"topk\S*k: 14 \(given: 3\)", warning)
+    assert warning.count("(given: ") == 1
     assert results(tmp_path / "test")["model"] == results(run_dir)["model"]
 
 
@@ -552,15 +552,16 @@ def test_an_existing_run_is_kept_or_replaced_as_asked(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["folder of something else", "file"])
-def test_overwrite_deletes_runs_only(kind, tmp_path):
+@pytest.mark.parametrize("name", ["chapter-1.txt", "probe", "probe_weights.npy", ".config.yaml.orig"])
+def test_overwrite_deletes_runs_only(kind, name, tmp_path):
     target = tmp_path / "thesis"
     if kind == "file":
         target.write_text("ten years")
     else:
         target.mkdir()
-        (target / "chapter-1.txt").write_text("ten years")
+        (target / name).write_text("ten years")
     refused(run_cli("fit", *TINY, "--run_dir", target, "--overwrite", "true"), str(target))
-    assert (target if kind == "file" else target / "chapter-1.txt").read_text() == "ten years"
+    assert (target if kind == "file" else target / name).read_text() == "ten years"
 
 
 def test_an_empty_folder_is_as_good_as_a_new_one(tmp_path):

@@ -15,6 +15,7 @@ import yaml
 import sae_lightning
 from sae_lightning import load_results, load_sae
 from sae_lightning.checkpoint import read_checkpoint
+from sae_lightning.resume import data_changes
 from tests.conftest import CONFIGS, QUIET, ROOT, contents, fast, process_environment, run_cli
 from tests.test_cli import DATA_ARGS, MODEL, TINY, last, refused, rows, tiny  # noqa: F401  (a fixture)
 
@@ -120,7 +121,7 @@ def test_shipped_configs_can_be_copied_and_changed(tmp_path, monkeypatch):
     assert run_cli("configs", "--copy", "mine").code == 0
     assert contents(tmp_path / "mine") == contents(CONFIGS)
     refused(run_cli("configs", "--copy", "mine"), "--copy must name a new or empty folder, but 'mine' is not")
-    refused(run_cli("configs", "--kopy"), "configs takes no argument but --copy DIR, but was given '--kopy'")
+    refused(run_cli("configs", "--kopy"), "configs takes only --copy DIR, but was given '--kopy'")
     assert run_cli("configs", "--help").code == 0
 
 
@@ -330,6 +331,20 @@ def test_what_changes_no_sample_may_change_on_resume(run):
     assert outcome.code == 0, outcome.err
     assert not [text for text in outcome.warnings if "other data" in text]
     refused(resumed(run, "--data.batch_size", 8, steps=30), "data.batch_size was 16 and is 8")
+
+
+def test_data_are_compared_by_class_whatever_its_import_path():
+    def described(class_path, **arguments):
+        return {"class_path": class_path, "init_args": {"batch_size": 16, **arguments}}
+
+    stored = described("sae_lightning.TensorDataModule", path="x.npy")
+    assert list(data_changes(stored, described("sae_lightning.data.TensorDataModule", path="x.npy"))) == []
+    assert list(data_changes(stored, described("sae_lightning.data.TensorDataModule", path="y.npy"))) == [
+        "data.path was 'x.npy' and is 'y.npy'"
+    ]
+    other = described("sae_lightning.data.SeparabilityDataModule", seed=3)
+    assert list(data_changes(stored, other)) == [f"data was {stored['class_path']} and is {other['class_path']}"]
+    assert len(list(data_changes(stored, described("mine.TensorDataModule", path="x.npy")))) == 1
 
 
 ADAM = ["--model.optimizer", "torch.optim.Adam", "--model.optimizer.fused", "true"]

@@ -1,6 +1,7 @@
 """`sae-lightning diagnose`, end to end: any data, any config of fit, and what it refuses."""
 
 import json
+import shutil
 from functools import partial
 
 import numpy as np
@@ -12,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from sae_lightning import Comparison, ComposedSAE, JumpReLUSAE, ReLUSAE, SpaDE, TopKSAE
 from sae_lightning.commands.diagnose import FIT_KEYS, architectures_of, make_parser
 from sae_lightning.nn import Affine, HalfSpace, Simplex
-from tests.conftest import CONFIGS, run_cli
+from tests.conftest import CONFIGS, contents, run_cli
 
 SEPARABILITY = ["--data", "SeparabilityDataModule", "--data.n_val_per_concept", 100, "--data.n_per_concept", 5000]
 SHORT = ["--max_samples", 1200, "--n_resamples", 20, "--num_threads", 1]
@@ -157,11 +158,22 @@ def test_an_earlier_diagnosis_is_kept_unless_asked(separability, tmp_path):
     refused = run_cli("diagnose", "--output", folder, *SEPARABILITY, *SHORT)
     assert refused.code == 2
     assert "exists already: choose another, or replace it with --overwrite true" in refused.err
-    (tmp_path / "mine.txt").write_text("not yours")
-    refused = run_cli("diagnose", "--output", tmp_path, *SEPARABILITY, *SHORT, "--overwrite", "true")
-    assert refused.code == 2
-    assert "holds no diagnosis" in refused.err
-    assert (tmp_path / "mine.txt").exists()
+    for name in ("mine.txt", "probes.txt", "bounds.png"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / name).write_text("not yours")
+        refused = run_cli("diagnose", "--output", folder, *SEPARABILITY, *SHORT, "--overwrite", "true")
+        assert refused.code == 2
+        assert "holds no diagnosis" in refused.err
+        assert (folder / name).exists()
+
+
+def test_a_diagnosis_that_cannot_be_made_replaces_none(separability, tmp_path):
+    shutil.copytree(separability[0], tmp_path / "out")
+    before = contents(tmp_path / "out")
+    args = ["--output", tmp_path / "out", *SEPARABILITY, *SHORT, "--overwrite", "true", "--found_above", 2]
+    assert run_cli("diagnose", *args).code == 2
+    assert contents(tmp_path / "out") == before
 
 
 @pytest.mark.parametrize(

@@ -266,7 +266,7 @@ def check_whole(path):
         case ".ckpt":
             read_checkpoint(path)
         case _:
-            assert path.name.startswith("events.out.tfevents.") or path.name == "probe", path
+            assert path.name.startswith("events.out.tfevents."), path
 
 
 def check_all_whole(folder):

@@ -284,7 +284,7 @@ def test_a_run_without_a_checkpoint_says_how_to_go_on(tmp_path):
     (run_dir / "config.yaml").write_text("model: {}\n")
     outcome = run_cli(*arguments("spade", run_dir)[:-2])
     assert outcome.code == 2
-    assert "it has no checkpoint to continue from, or replace it with --overwrite true" in outcome.err
+    assert "replace it with --overwrite true (it has no checkpoint to resume from)" in outcome.err
     outcome = run_cli(*arguments("spade", run_dir)[:-2], "--ckpt_path", run_dir / "checkpoints" / "last.ckpt")
     assert outcome.code == 2
     assert "ended before its first checkpoint" in outcome.err

@@ -41,7 +41,7 @@ class Divergence(pl.Callback):
     `results.json` lists what has diverged.
 
     Args:
-        limit: How many times the error of reconstructing nothing counts as diverged, above 1; `inf` switches this off.
+        limit: How many times the error of reconstructing nothing counts as diverged, above 1; None: nothing does.
 
     Attributes:
         found: What has diverged, by SAE.
@@ -50,8 +50,8 @@ class Divergence(pl.Callback):
         ValueError: If `limit` is not above 1.
     """
 
-    def __init__(self, limit: float = 10.0) -> None:
-        if not limit > 1:
+    def __init__(self, limit: float | None = 10.0) -> None:
+        if limit is not None and not limit > 1:
             raise ValueError(f"limit must be above 1, but is {limit}")
         self.limit = limit
         self.found: dict[str, Diverged] = {}
@@ -138,7 +138,8 @@ class Divergence(pl.Callback):
         checkpoint = _run_checkpoint(trainer)
         for name, error in zip(errors, torch.stack(list(errors.values())).tolist(), strict=True):
             lowest = self._lowest.setdefault(name, error)
-            if name not in self.found and error > self.limit * max(1.0, lowest):
+            above = self.limit is not None and error > self.limit * max(1.0, lowest)
+            if name not in self.found and above:
                 path = None if checkpoint is None else checkpoint.newest_sound()
                 self.found[name] = Diverged(step, error, None if path is None else str(path))
                 self._warn(name)
@@ -149,16 +150,16 @@ class Divergence(pl.Callback):
 
     def _warn(self, name: str) -> None:
         step, error, path = self.found[name]
-        kind = "its error is {:.3g} times that of reconstructing nothing" if self._first_loss is None else ""
-        measured = (kind or "its loss is {:.3g} times that of the first step").format(error)
+        what, unit = ("error", "reconstructing nothing") if self._first_loss is None else ("loss", "the first step")
         how = (
             "No checkpoint is from before: start a new run"
             if path is None
             else f"Resume from the last checkpoint before, --ckpt_path {shlex.quote(path)} (it is kept),"
         )
         rank_zero_warn(
-            f"{f'SAE {name!r}' if name else 'the model'} has diverged: at step {step} {measured}. {how} with a lower "
-            "learning rate (lr of its optimizer), or with clipped gradients (--trainer.gradient_clip_val 1)"
+            f"{f'SAE {name!r}' if name else 'the model'} has diverged: at step {step} its {what} is {error:.3g} times "
+            f"that of {unit}. {how} with a lower learning rate (lr of its optimizer), or with clipped gradients "
+            "(--trainer.gradient_clip_val 1)"
         )
 
     def _protect(self, trainer: pl.Trainer) -> None:

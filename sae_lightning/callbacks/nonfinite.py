@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sae_lightning.files import replacing
-from sae_lightning.folder import BATCH
+from sae_lightning.folder import NONFINITE
 from sae_lightning.loggers import run_folder
 from sae_lightning.modules.run import NonfiniteError, RunModule
 
@@ -85,7 +85,7 @@ class NonfiniteLoss(pl.Callback):
             return
         rank, step = trainer.global_rank, exception.facts.setdefault("step", str(trainer.global_step + 1))
         folder = run_folder(trainer) or Path(trainer.default_root_dir)
-        path = folder / f"{BATCH}step={step}-rank={rank}.safetensors"
+        path = folder / f"{NONFINITE}step={step}-rank={rank}.safetensors"
         facts = {"rank": str(rank), "epoch": str(trainer.current_epoch), **exception.facts}
         on = f" (rank {rank})" if trainer.world_size > 1 and f"rank {rank}" not in str(exception) else ""
         try:

@@ -1,6 +1,5 @@
 """The results of a run in one file."""
 
-import json
 import math
 import os
 import platform
@@ -17,7 +16,7 @@ from sae_lightning.files import replacing
 from sae_lightning.loggers import RunTensorBoardLogger, run_folder
 from sae_lightning.modules.module import SAEModule
 from sae_lightning.modules.run import RunModule
-from sae_lightning.seal import KEY, UNSEALED, check_seal, write_sealed
+from sae_lightning.seal import seal_json, unseal_json
 
 
 class ResultsWriter(pl.Callback):
@@ -82,7 +81,7 @@ class ResultsWriter(pl.Callback):
             found = divergence.found.items()
             results[command]["diverged"] = [{"sae": name or None, **diverged._asdict()} for name, diverged in found]
         with replacing(path) as file:
-            write_sealed(file, json.dumps({KEY: UNSEALED, **results}, indent=1).encode())
+            file.write(seal_json(_finite(results)))
         for logger in trainer.loggers:
             if isinstance(logger, RunTensorBoardLogger):
                 modules = pl_module.saes() if isinstance(pl_module, SAEModule) else {"": pl_module}
@@ -105,14 +104,20 @@ def load_results(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        check_seal(path)
-        results = json.loads(path.read_bytes())
-        results.pop(KEY)
+        return unseal_json(path.read_bytes())
     except FileNotFoundError:
         raise
-    except Exception as error:  # each reader meets damage with errors of its own
+    except (OSError, ValueError) as error:
         raise ValueError(f"results {str(path)!r} cannot be read: {error}") from error
-    return dict(results)
+
+
+def _finite(value: Any) -> Any:
+    """Plain values, in which words take the place of infinite numbers and NaN, which JSON does not know."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _earlier(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What is about to be trained or tested, in a few lines."""
+"""What is about to be trained, in a few lines."""
 
 import lightning.pytorch as pl
 
@@ -6,7 +6,7 @@ from sae_lightning.modules.module import SAEModule
 
 
 class ModelOverview(pl.Callback):
-    """Prints the class, size and number of parameters of each SAE (or other model) before a command begins."""
+    """Prints the class, size and number of parameters of each SAE (or other model) before training."""
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print before training."""

@@ -9,6 +9,7 @@ from sae_lightning.shipped import configs_folder
 
 def main(args: list[str]) -> None:
     """List the shipped configs, or copy them to a folder (`--copy DIR`)."""
+    args = [part for arg in args for part in (arg.split("=", 1) if arg.startswith("--copy=") else [arg])]
     if not args:
         print(listing(configs_folder()))
     elif len(args) == 2 and args[0] == "--copy":
@@ -19,7 +20,7 @@ def main(args: list[str]) -> None:
             "`sae-lightning fit -c FOLDER/NAME`\ntakes by these names; --copy copies all of them to a folder."
         )
     else:
-        sys.stderr.write(f"error: configs takes no argument but --copy DIR, but was given {' '.join(args)!r}\n")
+        sys.stderr.write(f"error: configs takes only --copy DIR, but was given {' '.join(args)!r}\n")
         sys.exit(2)
 
 

@@ -14,7 +14,7 @@ import torch
 from sae_lightning.data.collecting import first_samples, random_samples
 from sae_lightning.data.datamodule import ActivationDataModule
 from sae_lightning.data.tensor import TensorDataModule
-from sae_lightning.files import WriteError, prepare_folder, replacing
+from sae_lightning.files import PROBE, WriteError, prepare_folder, replacing, temporary_of
 from sae_lightning.geometry import Architecture, Diagnosis, diagnose
 from sae_lightning.modules import BaseSAE, JumpReLUSAE, ReLUSAE, SpaDE, TopKSAE
 from sae_lightning.modules.module import SAEModule
@@ -34,14 +34,7 @@ FIT_KEYS = (  # what configs of `fit` say besides data and model; a test compare
     *("codes", "progress", "fidelity", "meaning", "visibility", "page", "grammar", "features"),
 )
 _RESULT = "diagnosis.json"
-_FIRST_FILES = (
-    "probe",
-    "events.out.tfevents.",
-    "bounds.png",
-    "dimension.png",
-    "diagnosis.html",
-    "diagnosis.json.",
-)  # written before it
+_FIRST_FILES = (PROBE, "figures/bounds.png", "figures/dimension.png", "diagnosis.html", _RESULT)  # up to it
 _WIDTH = 64  # of presets, whose receptive fields do not depend on it
 
 
@@ -89,7 +82,8 @@ def diagnose_data(
     if num_threads is not None:
         require_positive("num_threads", num_threads)
         torch.set_num_threads(num_threads)
-    folder = claimed(Path(output or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-diagnose"), overwrite)
+    folder = Path(output or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-diagnose")
+    check_output(folder, overwrite)
     begin = time.monotonic()
     data.prepare_data()
     data.setup("fit" if split == "val" else None)
@@ -119,7 +113,7 @@ def diagnose_data(
         "Took": f"{time.monotonic() - begin:.0f} s",
         "Date": time.strftime("%Y-%m-%d %H:%M"),
     }
-    _write(folder, found, facts)
+    _write(claimed(folder, overwrite), found, facts)
     print(diagnosis_text(found))
     print(f"\nPage:        {folder / 'diagnosis.html'} (all numbers: {folder / _RESULT})")
     print(f"TensorBoard: tensorboard --logdir {folder}")
@@ -153,7 +147,7 @@ def _order(cls: type[BaseSAE]) -> int:
     return PRESETS.index(cls) if cls in PRESETS else len(PRESETS)
 
 
-def claimed(folder: Path, overwrite: bool) -> Path:
+def check_output(folder: Path, overwrite: bool) -> None:
     """Make sure that a folder is new, or an earlier diagnosis that may be deleted, and that it can be written.
 
     Args:
@@ -171,11 +165,18 @@ def claimed(folder: Path, overwrite: bool) -> Path:
             raise ValueError(
                 f"output {str(folder)!r} exists already: choose another, or replace it with --overwrite true"
             )
-        names = [path.name.removeprefix(".") for path in folder.rglob("*") if path.is_file()]
-        if not (folder / _RESULT).is_file() and not all(name.startswith(_FIRST_FILES) for name in names):
+        first = {path for name in _FIRST_FILES for path in (folder / name, temporary_of(folder / name))}
+        others = [p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("events.out.tfevents.")]
+        if not (folder / _RESULT).is_file() and not first.issuperset(others):
             raise ValueError(f"output {str(folder)!r} holds no diagnosis (no {_RESULT}), so it is not deleted")
-        shutil.rmtree(folder)
     prepare_folder(folder, "the diagnosis")
+
+
+def claimed(folder: Path, overwrite: bool) -> Path:
+    """An empty folder for a diagnosis, in place of an earlier one; what `check_output` refuses is refused."""
+    check_output(folder, overwrite)
+    shutil.rmtree(folder)
+    folder.mkdir(parents=True)
     return folder
 
 

@@ -94,6 +94,9 @@ class TensorDataModule(ActivationDataModule):
         eval_batch_size: int = 4096,
         seed: int | None = None,
     ) -> None:
+        for name, file in {"path": path, "labels": labels}.items():
+            if file is not None and not os.path.isfile(file):
+                raise FileNotFoundError(f"{name} must be a file, but there is none at {file!r}")
         activations = _checked_activations(read_tensor(path, key), path)
         names = list(concept_names or [])
         if n_concepts is not None and n_concepts < 1:

@@ -13,10 +13,15 @@ __all__ = [
     "LRSchedulerCallable",
     "OptimizerCallable",
     "OptimizerGroup",
+    "OptimizerRecord",
     "SchedulerGroup",
     "adam",
+    "change_arguments",
     "clippable",
     "make_scheduler",
+    "own_optimizer",
+    "own_scheduler",
+    "require_length",
 ]
 
 
@@ -88,7 +93,9 @@ class OptimizerRecord(NamedTuple):
         for key, kind in kinds.items():
             value = saved[key]
             if not isinstance(value, kind):
-                raise ValueError(f"{key} must not be of type {type(value).__name__}")
+                raise ValueError(
+                    f"{key} must be of type {getattr(kind, '__name__', kind)}, but is {type(value).__name__}"
+                )
             if isinstance(value, dict) and not (
                 all(isinstance(name, str) for name in value) and _plain_values(value).keys() == value.keys()
             ):

@@ -219,9 +219,8 @@ class RunModule(Recorded, pl.LightningModule):
             return {}
         records = self.optimizer_records()
         if not isinstance(saved, dict) or saved.keys() != records.keys():
-            raise ValueError(
-                f"the checkpoint must say how {', '.join(records) or 'the module'} was trained, but does not"
-            )
+            parts = ", ".join(filter(None, records)) or "the module"
+            raise ValueError(f"the checkpoint must say how {parts} was trained, but does not")
         found = {}
         for name, record in records.items():
             try:

@@ -236,7 +236,7 @@ def test_a_last_batch_of_one_sample_near_the_mean_does_not_warn(tmp_path):
 
 
 def test_infinity_switches_it_off_and_other_limits_must_exceed_one(tmp_path):
-    assert not fit(spade(), tmp_path, Divergence(float("inf")), Ruin({"": BURST - 1}))
+    assert not fit(spade(), tmp_path, Divergence(None), Ruin({"": BURST - 1}))
     for limit in (1.0, 0.0, -3.0, float("nan")):
         with pytest.raises(ValueError, match="limit must be above 1, but is"):
             Divergence(limit)

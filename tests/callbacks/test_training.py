@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 from pathlib import Path
 
@@ -306,7 +307,8 @@ def test_values_that_are_not_finite_are_null(tmp_path):
             pl_module.log("test/bad", torch.tensor(float("nan")))
             pl_module.log("test/worse", torch.tensor(float("inf")))
 
-    trainer(tmp_path, Bad(), ResultsWriter()).test(sae(), data(), verbose=False)
+    trainer(tmp_path, Bad(), ResultsWriter({"limit": math.inf})).test(sae(), data(), verbose=False)
+    assert load_results(tmp_path / "results.json")["test"]["config"] == {"limit": "inf"}
     text = (tmp_path / "results.json").read_text()
     metrics = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))["test"]["metrics"]
     assert metrics["test/bad"] is None

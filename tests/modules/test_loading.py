@@ -299,8 +299,9 @@ def test_code_in_a_checkpoint_is_not_run(trained: Any, tmp_path: Path) -> None:
     checkpoint = torch.load(trained["spade"][0], weights_only=True)
     checkpoint["payload"] = Payload(tmp_path / "executed")
     torch.save(checkpoint, tmp_path / "bad.ckpt")
-    with pytest.raises(ValueError, match=r"bad\.ckpt' cannot be read"):
+    with pytest.raises(ValueError, match=r"bad\.ckpt' cannot be read") as caught:
         load_sae(tmp_path / "bad.ckpt")
+    assert str(caught.value).endswith(": it holds more than tensors and plain values (getattr)")  # which finds `touch`
     assert not (tmp_path / "executed").exists()
 
 
