@@ -4,6 +4,7 @@ import os
 import pickle
 import re
 import zipfile
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,6 +12,17 @@ from torch import Tensor
 
 CHECKPOINT_KEY = "sae_lightning"
 """Where a checkpoint holds what it is a checkpoint of: class path, arguments and number of samples seen."""
+
+
+_LIGHTNING = {  # what Lightning writes and reads without looking
+    "epoch": int,
+    "global_step": int,
+    "pytorch-lightning_version": str,
+    "callbacks": dict,
+    "loops": dict,
+    "optimizer_states": list,
+    "lr_schedulers": list,
+}
 
 
 def read_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> dict[str, Any]:
@@ -52,8 +64,8 @@ def read_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
 
 def _check_zip(path: str | os.PathLike[str]) -> None:
     """Raise a ValueError where a part of a zip file, torch's format, is not what was written: torch does not look."""
-    with open(path, "rb") as file:  # a missing file is no damaged one
-        if not zipfile.is_zipfile(file):
+    with open(path, "rb") as file:  # torch decides by these bytes, and zipfile by the end of the file
+        if file.read(4) != b"PK\3\4" or not zipfile.is_zipfile(file):
             raise ValueError("it is no zip file")
     with zipfile.ZipFile(path) as file:
         for part in file.infolist():
@@ -73,12 +85,29 @@ def _check_content(checkpoint: dict[str, Any]) -> None:
         value = holder.get(key)
         if not isinstance(value, kind) or isinstance(value, bool):
             raise ValueError(f"{key!r} must be of type {kind.__name__}, but is of type {type(value).__name__}")
-        if isinstance(value, int) and value < 0:
-            raise ValueError(f"{key!r} must be at least 0, but is {value}")
+        if isinstance(value, int) and not 0 <= value < 2**63:
+            raise ValueError(f"{key!r} must be at least 0 and below 2**63, but is {value}")
+    for key, kind in _LIGHTNING.items():
+        if key in checkpoint and not isinstance(checkpoint[key], kind):
+            raise ValueError(
+                f"{key!r} must be of type {kind.__name__}, but is of type {type(checkpoint[key]).__name__}"
+            )
+    for i, state in enumerate(checkpoint.get("optimizer_states", [])):
+        for name, value in _tensors(state, f"optimizer_states[{i}]"):
+            _check_tensor(name, value)
     for key, value in checkpoint["state_dict"].items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise ValueError(f"'state_dict' must hold tensors by name, but {key!r} is of type {type(value).__name__}")
         _check_tensor(key, value)
+
+
+def _tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    """All tensors within nested dicts, by their place."""
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _tensors(item, f"{name}[{key!r}]")
 
 
 def _check_tensor(name: str, value: Tensor) -> None:

@@ -258,6 +258,37 @@ def test_a_users_class_is_known_once_the_user_names_it(own, tmp_path):
     assert "error: --trust must name modules that can be imported, but 'no_such' cannot" in outcome.err
 
 
+DAMAGED = {
+    "moments of another shape": (("optimizer_states", 0, "state", 0, "exp_avg"), torch.zeros(1)),
+    "moments that hold no values": (("optimizer_states", 0, "state", 0, "exp_avg"), torch.zeros(1).expand(9, 9)),
+    "no optimizer": (("optimizer_states",), []),
+    "no loops": (("loops",), {}),
+    "callbacks": (("callbacks",), 7),
+    "step": (("global_step",), "x"),
+    "version": (("pytorch-lightning_version",), 5),
+    "samples": (("sae_lightning", "samples_seen"), 2**70),
+    "divergence": (("callbacks", "Divergence", "found"), {"a": {"nope": 1}}),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_training_is_not_resumed_from_a_checkpoint_that_is_damaged_in_any_place(damage, run, tmp_path):
+    where, value = DAMAGED[damage]
+    shutil.copytree(run, tmp_path / "run", symlinks=True)
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    target = checkpoint
+    for key in where[:-1]:
+        target = target[key]
+    target[where[-1]] = value
+    for path in (tmp_path / "run" / "checkpoints").glob("step=*.ckpt"):
+        torch.save(checkpoint, path)
+    outcome = run_cli(*arguments("spade", tmp_path / "run"), "--trainer.max_steps", 20)
+    assert outcome.code in (1, 2)
+    assert outcome.err.rstrip().rpartition("\n")[2].startswith("error: ")
+    assert "checkpoint" in outcome.err.rstrip().rpartition("\n")[2]
+    assert "Traceback" not in outcome.err
+
+
 def test_optimizer_and_schedule_come_from_the_users_configuration_alone(run, tmp_path):
     """In fit; a run that is resumed with the configuration of its folder trains as before."""
     shutil.copytree(run, tmp_path / "run", symlinks=True)

@@ -165,6 +165,13 @@ def test_what_is_sealed_as_json_comes_back():
     assert json.loads(seal_json(CONTENT)) == {KEY: json.loads(seal_json(CONTENT))[KEY], **CONTENT}
 
 
+def test_a_file_with_two_seals_is_refused():
+    whole = seal_json(CONTENT)
+    seal = json.dumps({KEY: "0" * 64})[1:-1].encode()
+    with pytest.raises(ValueError, match="it holds no checksum"):
+        unseal_json(whole[:-2] + b", " + seal + b"}")
+
+
 def test_every_flipped_bit_of_sealed_json_is_found():
     whole = seal_json(CONTENT)
     for bit in range(8 * len(whole)):

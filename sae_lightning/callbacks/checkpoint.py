@@ -7,6 +7,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
@@ -112,7 +113,7 @@ class RunCheckpoint(ModelCheckpoint):
             self._generators = ranks[trainer.global_rank]["generators"]
             loop = checkpoint["loops"]["fit_loop"]["state_dict"]
             loop["combined_loader"] = ranks[trainer.global_rank]["batches"]
-        elif ranks:
+        elif ranks and trainer.state.fn == TrainerFn.FITTING:
             loop = checkpoint["loops"]["fit_loop"]["state_dict"]
             states = zip(*(rank["batches"] for rank in ranks), strict=True)
             loop["combined_loader"] = [{**found[0], "ranks": list(found)} for found in states]

@@ -72,9 +72,12 @@ class Divergence(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what was known at the checkpoint."""
-        self.found = {name: Diverged(**diverged) for name, diverged in state_dict["found"].items()}
-        self._lowest = dict(state_dict["lowest"])
-        self._first_loss, self._sound = state_dict["first_loss"], state_dict["sound"]
+        try:
+            self.found = {name: Diverged(**diverged) for name, diverged in state_dict["found"].items()}
+            self._lowest = dict(state_dict["lowest"])
+            self._first_loss, self._sound = state_dict["first_loss"], state_dict["sound"]
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"the checkpoint does not say what has diverged: {error!r}") from error
 
     # ------------------------------------------------------------------ measurement
 

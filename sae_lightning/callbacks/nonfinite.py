@@ -104,7 +104,7 @@ def _error(error: NonfiniteError, losses: dict[str, Tensor]) -> NonfiniteError:
     error.facts |= {"members": ",".join(name for name in bad if name)}
     error.args = (
         f"the loss must be finite, but is {names} at step {error.facts['step']} (batch {error.facts['batch']} of its "
-        f"epoch{_largest(error.batch)}); the last checkpoint is from before",
+        f"epoch{_largest(error.batch)}); any checkpoint is from before",
     )
     return error
 

@@ -59,13 +59,15 @@ class RecoveryTable(pl.Callback):
         if not 0 <= found_above <= 1:
             raise ValueError(f"found_above must lie between 0 and 1, but is {found_above}")
         self.found_above = found_above
+        self._validated = 0  # the step after which the last validation of training was
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write and print the last validation."""
-        self._write(trainer, pl_module, "val", f"Last validation, after {trainer.global_step:,} training steps:")
+        self._write(trainer, pl_module, "val", f"Last validation, after {self._validated:,} training steps:")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write and print after the command `validate` (not after each validation of training)."""
+        self._validated = trainer.global_step
         if trainer.state.fn == "validate":
             self._write(trainer, pl_module, "val", "Validation:")
 

@@ -75,6 +75,8 @@ def _check_sizes(description: dict[str, Any], weights: dict[str, Any]) -> None:
         with torch.device("meta"):
             expected = build(description, RunModule).state_dict()
     except RuntimeError:  # a user's constructor may look at values, which tensors on this device do not have
+        if _is_own(description):
+            raise
         return
     for name in expected.keys() ^ weights.keys():
         raise ValueError(f"weights {name!r} are {'missing' if name in expected else 'unknown'}")
@@ -83,6 +85,15 @@ def _check_sizes(description: dict[str, Any], weights: dict[str, Any]) -> None:
             raise ValueError(
                 f"weights {name!r} must have shape {tuple(value.shape)}, but have {tuple(weights[name].shape)}"
             )
+
+
+def _is_own(value: Any) -> bool:
+    """Whether all classes that a description names are this package's."""
+    if isinstance(value, dict):
+        return str(value.get("class_path", "sae_lightning.")).startswith("sae_lightning.") and all(
+            map(_is_own, value.values())
+        )
+    return True
 
 
 def load_sae(

@@ -17,6 +17,7 @@ __all__ = [
     "SchedulerGroup",
     "adam",
     "change_arguments",
+    "check_moments",
     "clippable",
     "make_scheduler",
     "own_optimizer",
@@ -160,6 +161,26 @@ def change_arguments(
             for schedule in [] if scheduler is None else [scheduler, *getattr(scheduler, "_schedulers", ())]:
                 for rates in vars(schedule).keys() & {"base_lrs", "max_lrs"}:
                     setattr(schedule, rates, [lr * now / before for lr in getattr(schedule, rates)])
+
+
+_MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "square_avg", "grad_avg", "sum")
+
+
+def check_moments(optimizer: Optimizer) -> None:
+    """See whether what a checkpoint has restored fits the parameters: fused kernels do not look.
+
+    Raises:
+        ValueError: If a moment has another shape or layout than its parameter, or a step is no single number.
+    """
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items() if isinstance(state, dict) else ():
+            if not isinstance(value, Tensor):
+                continue
+            if (key in _MOMENTS and value.shape != parameter.shape) or (key == "step" and value.numel() != 1):
+                raise ValueError(
+                    f"the checkpoint's optimizer has {key} of shape {tuple(value.shape)} for a parameter of shape "
+                    f"{tuple(parameter.shape)}: it is damaged, or of another optimizer"
+                )
 
 
 def _class_path(value: object) -> str:

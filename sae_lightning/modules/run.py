@@ -19,6 +19,7 @@ from sae_lightning.modules.optimizers import (
     OptimizerCallable,
     OptimizerRecord,
     change_arguments,
+    check_moments,
     clippable,
     make_scheduler,
     own_optimizer,
@@ -54,6 +55,7 @@ class RunModule(Recorded, pl.LightningModule):
         losses: Losses of the training step at hand by SAE, where there are several to tell apart.
     """
 
+    described_in_files = True
     _make_optimizer: OptimizerCallable
     _lr_scheduler: LRSchedulerCallable | None = None
 
@@ -116,6 +118,8 @@ class RunModule(Recorded, pl.LightningModule):
         Raises:
             ValueError: If a schedule ends before training does.
         """
+        for optimizer in self.trainer.optimizers:
+            check_moments(optimizer)
         for name, changes in self._changed.items():
             scheduler = self.lr_schedulers()
             part = own_optimizer(self.trainer.optimizers[0], name)
@@ -204,6 +208,8 @@ class RunModule(Recorded, pl.LightningModule):
             raise ValueError(f"the checkpoint is of class {saved['class_path']}, but the model is of class {own}")
         self.samples_seen = int(saved.get("samples_seen", 0))
         if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            if not checkpoint.get("optimizer_states") or "fit_loop" not in checkpoint.get("loops", {}):
+                raise ValueError("training cannot be resumed from a checkpoint without optimizer_states and loops")
             self._changed = self.optimizer_changes(saved.get("optimizers"))
 
     def optimizer_changes(self, saved: Any) -> dict[str, dict[str, tuple[Any, Any]]]:

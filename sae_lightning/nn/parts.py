@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import reprlib
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from sae_lightning.nn.sharding import Sharding
 
 T = TypeVar("T", bound="Recorded")
+_MOST_VALUES = 100_000  # in a description
 
 
 def _plain(value: Any) -> Any:
@@ -31,6 +33,8 @@ class Recorded:
     """The class that was constructed. (FSDP changes that of a module.)"""
     undescribed: ClassVar[frozenset[str]] = frozenset()
     """Arguments that whoever builds the object again supplies by itself."""
+    described_in_files: ClassVar[bool] = False
+    """Whether a checkpoint may name the class: its constructor then opens no file and imports nothing."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "Recorded":
         """Bind the arguments to the constructor's names before `__init__` runs."""
@@ -63,6 +67,7 @@ class Part(Recorded):
     and `strengthen` (encoders) or, where it trains something for each latent, `restart` (projections).
     """
 
+    described_in_files = True
     sparse: ClassVar[bool] = False
     rows_of_latents: ClassVar[frozenset[str] | None] = None
     resamplable: ClassVar[bool] = False
@@ -93,8 +98,23 @@ def build(description: dict[str, Any], base: type[T], *args: Any) -> T:
     Raises:
         ValueError: If a class is unknown or does not derive from `base`, or an argument is not a plain value.
     """
+    _check_extent(description)
     check_description(description, base)
     return _built(description, base, *args)
+
+
+def _check_extent(description: Any) -> None:
+    """Raise a ValueError where there are too many values to look at: references make a small file endless."""
+    left, seen = [description], 0
+    while left:
+        value = left.pop()
+        seen += 1
+        if seen > _MOST_VALUES:
+            raise ValueError(f"a description must hold at most {_MOST_VALUES:,} values, but holds more")
+        if isinstance(value, dict):
+            left.extend(value.values())
+        elif isinstance(value, (list, tuple)):
+            left.extend(value)
 
 
 def check_description(description: Any, base: type["Recorded"]) -> None:
@@ -107,6 +127,8 @@ def check_description(description: Any, base: type["Recorded"]) -> None:
     if not isinstance(description, dict) or description.keys() != {"class_path", "init_args"}:
         raise ValueError(f"a description must hold class_path and init_args, but is {_shortened(description)}")
     cls = described_class(description["class_path"], base)
+    if not cls.described_in_files:
+        raise ValueError(f"class {cls.__name__} is no model or part of one, so a file may not name it")
     init_args = description["init_args"]
     if not isinstance(init_args, dict):
         raise ValueError(f"init_args of {cls.__name__} must be a dict, but are {_shortened(init_args)}")
@@ -205,7 +227,7 @@ def _revive(value: Any) -> Any:
 
 
 def _shortened(value: Any) -> str:
-    text = repr(value)
+    text = reprlib.repr(value)
     return text if len(text) <= 80 else f"{text[:80]}..."
 
 

@@ -416,3 +416,60 @@ class Curious(Own):
     def __init__(self, d_in: int, d_sae: int) -> None:
         super().__init__(d_in, d_sae)
         self.largest = float(self.sae.encoder.weight.max())
+
+
+# -- hostile descriptions -------------------------------------------------------------------------------------------
+
+
+def composed(tmp_path: Path, projection: Any) -> Path:
+    """A checkpoint of a ComposedSAE, which names this as its projection."""
+    encoder = {"class_path": "sae_lightning.nn.encoders.Affine", "init_args": {}}
+    arguments = {"d_in": 8, "d_sae": 16, "encoder": encoder, "projection": projection}
+    saved = {"class_path": "sae_lightning.modules.composed.ComposedSAE", "init_args": arguments, "samples_seen": 0}
+    torch.save({"sae_lightning": saved, "state_dict": {}}, tmp_path / "hostile.ckpt")
+    return tmp_path / "hostile.ckpt"
+
+
+@pytest.mark.parametrize(
+    "name", ["sources.tagged.TaggedCorpus", "hosts.image.ModuleHost", "hosts.text.TextHost", "reading.WindowReader"]
+)
+def test_a_model_is_made_of_parts_and_not_of_what_reads_files(name: str, tmp_path: Path) -> None:
+    import sae_lightning.data.hosts
+    import sae_lightning.data.reading
+    import sae_lightning.data.sources  # noqa: F401
+
+    path = composed(tmp_path, {"class_path": f"sae_lightning.data.{name}", "init_args": {}})
+    with pytest.raises(ValueError, match="is no model or part of one, so a file may not name it"):
+        load_module(path)
+
+
+def test_a_small_file_is_not_endless(tmp_path: Path) -> None:
+    value: Any = "A"
+    for _ in range(40):
+        value = [value] * 2
+    for projection in (value, {"class_path": value, "init_args": {}}):
+        with pytest.raises(ValueError, match="a description must hold at most 100,000 values"):
+            load_module(composed(tmp_path, projection))
+
+
+@pytest.mark.parametrize("tail", [b"", b"PK\5\6", b"PK\5\6" + bytes(18), b"x"])
+def test_a_checkpoint_that_unpacks_to_more_than_it_is_is_refused(trained: Any, tmp_path: Path, tail: bytes) -> None:
+    packed = tmp_path / "packed.ckpt"
+    with zipfile.ZipFile(trained["spade"][0]) as file, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:
+        for part in file.infolist():
+            target.writestr(part.filename, file.read(part))
+    packed.write_bytes(packed.read_bytes() + tail)
+    with pytest.raises(ValueError, match=r"packed\.ckpt' cannot be read"):
+        load_sae(packed)
+
+
+def test_what_a_class_of_this_package_cannot_be_made_of_is_refused_before_it_takes_memory(tmp_path: Path) -> None:
+    members = {
+        name: {"class_path": "sae_lightning.modules.topk.TopKSAE", "init_args": {"d_sae": d_sae, "k": 2}}
+        for name, d_sae in {"a": 4_000_000_000, "b": 2**62}.items()
+    }
+    arguments = {"d_in": 1000, "members": members}
+    saved = {"class_path": "sae_lightning.modules.comparison.Comparison", "init_args": arguments, "samples_seen": 0}
+    torch.save({"sae_lightning": saved, "state_dict": {}}, tmp_path / "large.ckpt")
+    with pytest.raises(ValueError, match=r"large\.ckpt' cannot be loaded"):
+        load_module(tmp_path / "large.ckpt")

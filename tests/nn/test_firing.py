@@ -24,6 +24,11 @@ def test_half_precision_does_not_round_the_threshold(dtype):
     assert fires(codes).tolist() == [abs(value) > 1e-6 for value in codes.double().tolist()]
 
 
+def test_a_threshold_that_half_precision_would_round_is_compared_as_it_is():
+    codes = torch.tensor([1.0, 1.0009765625, -1.0009765625], dtype=torch.float16)
+    assert fires(codes, 1.0005).tolist() == [False, True, True]
+
+
 def test_undefined_codes_do_not_fire():
     assert fires(torch.tensor([torch.nan, torch.inf, -torch.inf])).tolist() == [False, True, True]
 
