@@ -81,6 +81,8 @@ def _unknown_argument(place: _Place, found: re.Match[str]) -> str:
 
 
 def _unknown_class(place: _Place, found: re.Match[str]) -> str:
+    if found[1].lower() in ("nan", "inf", "-inf"):  # words to the parser
+        return f"{place.key} must be a finite number, but is {found[1]}"
     known = [cls.__name__ for cls in place.classes.get(place.first, ())]
     meant = _meant(found[1], known)
     if not meant and known:

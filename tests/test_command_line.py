@@ -622,6 +622,10 @@ ONE_LINE = {
         ["--model", "BaseSAE", *DATA_ARGS],
         "--model BaseSAE is a base class of others: choose from Comparison",
     ),
+    "a rate that is no number": (
+        [*MODEL_ARGS, "--model.optimizer", "Adam", "--model.optimizer.lr", "nan"],
+        "--model.optimizer.lr must be a finite number, but is nan",
+    ),
     "abstract data": ([*MODEL_ARGS, "--data", "ActivationDataModule"], "is a base class of others: choose from Cached"),
     "no data": (MODEL_ARGS, "--data must be given"),
 }

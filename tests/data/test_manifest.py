@@ -111,6 +111,10 @@ HOSTILE = {
     "concept_names": [
         (lambda m: m.update(concept_names=["a", "b"]), r"concepts\.\w+ must be a mapping of concept_names"),
         (lambda m: m.update(concept_names=["a", "b", "b"]), "concept_names must be distinct"),
+        (
+            lambda m: m.update(concept_names=m["concept_names"][::-1]),
+            r"concepts\.\w+ must be a mapping of concept_names",
+        ),
         (lambda m: m.update(concept_names=["a", "b", 3]), r"concept_names\[2\] must be a string"),
         (lambda m: m.update(concept_names="abc"), "concept_names must be a list"),
     ],

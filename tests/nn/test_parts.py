@@ -2,6 +2,7 @@ import copy
 import pickle
 import subprocess
 import sys
+import types
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from sae_lightning.nn import (
     Simplex,
     SquaredDistance,
 )
-from sae_lightning.nn.parts import Recorded, require_positive
+from sae_lightning.nn.parts import Part, Recorded, described_class, require_positive
 
 SIZES = {"d_in": 3, "d_sae": 4}
 CALLS: list[tuple[type, tuple[Any, ...], dict[str, Any], dict[str, Any]]] = [
@@ -155,3 +156,11 @@ def test_public_names() -> None:
     import sae_lightning.nn as package
 
     assert all(hasattr(package, name) for name in package.__all__)
+
+
+def test_a_class_is_looked_up_without_asking_a_module_that_may_import_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("lazy")
+    module.__getattr__ = lambda name: pytest.fail(f"the module was asked for {name}")  # type: ignore[method-assign]
+    monkeypatch.setitem(sys.modules, "lazy", module)
+    with pytest.raises(ValueError, match="'lazy' has no class of this name"):
+        described_class("lazy.Thing", Part)
