@@ -287,8 +287,8 @@ def test_hyperparameters_of_a_checkpoint_win_and_what_they_replace_is_said(tiny,
     outcome = run_cli("test", *TINY, *args, "--model.d_sae", 5, "--model.gamma", 0.5)
     assert outcome.code == 0, outcome.err[-2000:]
     (warning,) = [text for text in outcome.warnings if "replace" in text]
-    assert "d_sae=5 by 8" in warning
-    assert "gamma=0.5 by 0.01" in warning
+    assert "d_sae: 8 (given: 5)" in warning
+    assert "gamma: 0.01 (given: 0.5)" in warning
     assert "init" not in warning
     assert results(tmp_path / "test")["model"] == results(tiny)["model"]
 
