@@ -114,9 +114,7 @@ READERS = {
 def test_a_checkpoint_executes_nothing(reader, place, run, mark, tmp_path):
     path = tmp_path / "planted.ckpt"
     plant(run / "checkpoints" / "last.ckpt", path, mark, PLACES[place])
-    with pytest.raises(
-        (ValueError, pickle.UnpicklingError), match="holds more than tensors and plain values|Weights only"
-    ):
+    with pytest.raises(ValueError, match="holds more than tensors and plain values"):
         READERS[reader](str(path))
 
 
