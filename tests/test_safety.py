@@ -114,7 +114,8 @@ READERS = {
 def test_a_checkpoint_executes_nothing(reader, place, run, mark, tmp_path):
     path = tmp_path / "planted.ckpt"
     plant(run / "checkpoints" / "last.ckpt", path, mark, PLACES[place])
-    with pytest.raises(ValueError, match="holds more than tensors and plain values"):
+    # Lightning's own reader, where no callback of ours is in between, has torch's words
+    with pytest.raises((ValueError, pickle.UnpicklingError), match=r"more than tensors and plain values|Weights only"):
         READERS[reader](str(path))
 
 
