@@ -129,7 +129,7 @@ HOSTILE = {
     ],
     "layer": [
         (layers(lambda name: f"../../{name}"), "names that folders of a cache can have"),
-        (layers(lambda name: f"/tmp/{name}"), "names that folders of a cache can have"),
+        (layers(lambda name: f"/absolute/{name}"), "names that folders of a cache can have"),
         (layers(lambda name: f"C:\\{name}"), "names that folders of a cache can have"),
         (layers(lambda name: f".{name}"), "names that folders of a cache can have"),
         (layers(lambda name: "." * (2 + (name == "first"))), "names that folders of a cache can have"),
