@@ -204,6 +204,11 @@ class RunCheckpoint(ModelCheckpoint):
             self._save(trainer)
         self._taken = None
 
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Finish what a kill left undone after the last step's file, where nothing is left to train."""
+        if trainer.is_global_zero and not trainer.fast_dev_run and self._path(trainer.global_step).exists():  # type: ignore[attr-defined]
+            self._tidy(trainer.global_step)
+
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Save the last step where SIGTERM ended training in good order, unless it is there already."""
         if not isinstance(exception, SIGTERMException) or trainer.state.fn != "fit":
@@ -211,7 +216,7 @@ class RunCheckpoint(ModelCheckpoint):
         if self._taken is not None:
             self._save(trainer)
             self._taken = None
-        last = self._folder / f"{self.CHECKPOINT_NAME_LAST}.ckpt"
+        last = self._last
         how = f"go on with --ckpt_path {last} (step {step_of(last)})" if last.exists() else "there is no checkpoint yet"
         rank_zero_info(f"SIGTERM: training ends after step {trainer.global_step}; {how}")
 
@@ -232,20 +237,31 @@ class RunCheckpoint(ModelCheckpoint):
             logger.save()
         assert self._taken is not None
         step = self._taken[0]
-        path, last = (self._folder / f"{name}.ckpt" for name in (f"step={step}", self.CHECKPOINT_NAME_LAST))
-        self.best_model_path, self.last_model_path = str(path), str(last)
-        self._save_checkpoint(trainer, str(path))
+        self.best_model_path, self.last_model_path = str(self._path(step)), str(self._last)
+        self._save_checkpoint(trainer, self.best_model_path)
         if trainer.is_global_zero:
-            try:
-                replace_link(last, path)
-                found = checkpoints_by_step(self._folder)
-                kept = [other for other in found if other <= step][: self._keep]  # later ones: this run has left them
-                kept += self._sound(found)
-                for other in found.keys() - set(kept):
-                    found[other].unlink()
-            except OSError as error:
-                raise WriteError(WHAT, self._folder, error) from error
+            self._tidy(step)
         trainer.strategy.barrier("RunCheckpoint")
+
+    def _path(self, step: int) -> Path:
+        return self._folder / f"step={step}.ckpt"
+
+    @property
+    def _last(self) -> Path:
+        return self._folder / f"{self.CHECKPOINT_NAME_LAST}.ckpt"
+
+    def _tidy(self, step: int) -> None:
+        """Point `last.ckpt` at a step, and remove all but the checkpoints to keep."""
+        try:
+            if not self._last.is_symlink() or step_of(self._last) != step:
+                replace_link(self._last, self._path(step))
+            found = checkpoints_by_step(self._folder)
+            kept = [other for other in found if other <= step][: self._keep]  # later ones: this run has left them
+            kept += self._sound(found)
+            for other in found.keys() - set(kept):
+                found[other].unlink()
+        except OSError as error:
+            raise WriteError(WHAT, self._folder, error) from error
 
     def _sound(self, found: dict[int, Path]) -> list[int]:
         """The newest sound step among checkpoints by step, the newest first."""

@@ -39,9 +39,9 @@ from sae_lightning.report import (
 class ReportPage(pl.Callback):
     """Writes `report.html` to the run's folder: one file that opens in any browser, offline.
 
-    It holds the table of the SAEs with what each one finds and hides, and the best latents of each concept: after
-    training those of the last validation, after a test those of the test, with the latents that TopActivations chose
-    and the samples on which they fire most. Needs ConceptRecovery.
+    It holds the table of the SAEs with what each one finds and hides, and the best latents of each concept, as the last
+    validation or test measured them; after a test also the latents that TopActivations chose, with the samples on which
+    they fire most. Needs ConceptRecovery.
 
     Args:
         enabled: Whether to write it.
@@ -60,28 +60,38 @@ class ReportPage(pl.Callback):
         self.enabled = enabled
         self.max_latents = max_latents
         self.max_megabytes = max_megabytes
+        self._written = False
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write on rank zero."""
+        if not trainer.sanity_checking:  # in training too: a run that is killed and resumed at its end measures nothing
+            self._write(trainer, pl_module, "val")
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write what the last validation showed, on rank zero."""
-        self._write(trainer, pl_module, "val")
+        """Say where the page is."""
+        self._print(trainer)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write on rank zero."""
+        """Write on rank zero, and say where the page is."""
         self._write(trainer, pl_module, "test")
+        self._print(trainer)
 
     def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        folder = run_folder(trainer)
-        recovery = find_recovery(trainer)
+        folder, recovery = run_folder(trainer), find_recovery(trainer)
         if not self.enabled or not trainer.is_global_zero or folder is None or recovery is None:
             return
         if not recovery.results:
             return
         assert isinstance(pl_module, SAEModule)
-        path = folder / "report.html"
         page = render(self._gather(trainer, pl_module, folder, stage))
-        with replacing(path, "w", encoding="utf-8") as file:
+        with replacing(folder / "report.html", "w", encoding="utf-8") as file:
             file.write(page)
-        print(f"Page:        {path}\n")
+        self._written = True
+
+    def _print(self, trainer: pl.Trainer) -> None:
+        folder = run_folder(trainer)
+        if self._written and folder is not None:
+            print(f"Page:        {folder / 'report.html'}\n")
 
     def _gather(self, trainer: pl.Trainer, module: SAEModule, folder: Path, stage: str) -> Report:
         recovery, collected = find_recovery(trainer), find_meaning(trainer)

@@ -43,7 +43,7 @@ def recovery_table(results: dict[str, Recovery], concept_names: list[str], found
 
 
 class RecoveryTable(pl.Callback):
-    """Writes and prints which concepts each SAE finds and which it hides: after a test, a validation, and training.
+    """Writes which concepts each SAE finds and hides, after each validation and test, and prints it at the end.
 
     The table goes to `results.md` in the run's folder; a concept counts as found where the best latent's F1 reaches
     `found_above`. After training it is that of the last validation.
@@ -59,26 +59,31 @@ class RecoveryTable(pl.Callback):
         if not 0 <= found_above <= 1:
             raise ValueError(f"found_above must lie between 0 and 1, but is {found_above}")
         self.found_above = found_above
-        self._validated = 0  # the step after which the last validation of training was
-
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write and print the last validation."""
-        self._write(trainer, pl_module, "val", f"Last validation, after {self._validated:,} training steps:")
+        self._last: list[str] = []  # lines of the last validation in training
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write and print after the command `validate` (not after each validation of training)."""
-        self._validated = trainer.global_step
+        """Write; print after the command `validate`, not in training."""
+        if trainer.sanity_checking:
+            return
         if trainer.state.fn == "validate":
-            self._write(trainer, pl_module, "val", "Validation:")
+            self._print(trainer, self._write(trainer, pl_module, "Validation:"), "val")
+        else:  # written at once: a run that is killed later and resumed at its end measures nothing
+            heading = f"Last validation, after {trainer.global_step:,} training steps:"
+            self._last = self._write(trainer, pl_module, heading)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Print the last validation."""
+        self._print(trainer, self._last, "val")
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write and print the test."""
-        self._write(trainer, pl_module, "test", "Test:")
+        self._print(trainer, self._write(trainer, pl_module, "Test:"), "test")
 
-    def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str, heading: str) -> None:
+    def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule, heading: str) -> list[str]:
+        """Write `results.md` on rank zero, and return its lines; none where nothing was measured."""
         recovery = find_recovery(trainer)
         if recovery is None or not recovery.results or not trainer.is_global_zero:
-            return
+            return []
         assert isinstance(pl_module, SAEModule)
         names = recovery.concept_names
         lines = recovery_table(recovery.results, names, self.found_above, type(pl_module).__name__)
@@ -86,11 +91,19 @@ class RecoveryTable(pl.Callback):
             note = "Columns of concepts: F1 of the best latent, in parentheses where the concept stays hidden"
             lines += ["", f"{note} (below {self.found_above:g})."]
         lines = [heading, "", *lines]
-        print("\n" + "\n".join(lines))
         folder = run_folder(trainer)
         if folder is not None:
             with replacing(folder / "results.md", "w", encoding="utf-8") as file:
                 file.write("\n".join(lines) + "\n")
+        return lines
+
+    @staticmethod
+    def _print(trainer: pl.Trainer, lines: list[str], stage: str) -> None:
+        if not lines:
+            return
+        print("\n" + "\n".join(lines))
+        folder = run_folder(trainer)
+        if folder is not None:
             print(f"\nTable:       {folder / 'results.md'} (all numbers: {folder / 'results.json'})")
             print(f"Figures:     {folder / 'figures' / stage}")
             print(f"TensorBoard: tensorboard --logdir {folder}\n")
