@@ -1,13 +1,10 @@
 """Figures of the data's geometry and of where SAEs put their rows in it."""
 
-from typing import Literal
-
 import lightning.pytorch as pl
 
 from sae_lightning.callbacks.figures import publish
 from sae_lightning.data.datamodule import ActivationDataModule
 from sae_lightning.modules.module import SAEModule, log_key
-from sae_lightning.nn import SquaredDistance
 from sae_lightning.plotting import principal_components, singular_values
 
 
@@ -41,12 +38,12 @@ class GeometryFigures(pl.Callback):
             return
         for name, sae in pl_module.saes().items():
             core = sae.sae
-            rows = pl_module.whole(core.encoder.weight)[: self.max_marks]
+            rows = pl_module.full_tensor(core.encoder.weight)[: self.max_marks]
             if not trainer.is_global_zero:
                 continue
-            kind: Literal["prototypes", "directions"] = "directions"
-            if isinstance(core.encoder, SquaredDistance):
-                kind, rows = "prototypes", core.standardizer.inverse(rows)
+            kind = core.encoder.rows_are
+            if kind == "prototypes":
+                rows = core.standardizer.inverse(rows)
             figure = principal_components(
                 points,
                 concepts,

@@ -8,8 +8,7 @@ from sae_lightning.callbacks.recovery import find_recovery
 from sae_lightning.data.datamodule import ActivationDataModule
 from sae_lightning.modules.base import BaseSAE
 from sae_lightning.modules.module import SAEModule, log_key
-from sae_lightning.modules.sharding import with_whole_parameters
-from sae_lightning.nn import SquaredDistance
+from sae_lightning.modules.sharding import with_full_parameters
 from sae_lightning.plotting import receptive_fields
 
 
@@ -55,7 +54,7 @@ class ReceptiveFields(pl.Callback):
             latents = f1.best_latent.clamp_min(0)
             best = f1.best.tolist()
             marks, origin = self._marks(pl_module, sae, latents)
-            with with_whole_parameters(trainer, writeback=False):
+            with with_full_parameters(trainer, writeback=False):
                 codes = sae.encode(grid.to(sae.device))[..., latents].permute(2, 0, 1)
             if not trainer.is_global_zero:
                 continue
@@ -80,11 +79,10 @@ class ReceptiveFields(pl.Callback):
     ) -> tuple[dict[str, torch.Tensor], tuple[float, float]]:
         """Prototypes, or directions and where they start, in raw units."""
         core = sae.sae
-        weight = module.whole(core.encoder.weight)[latents]
-        if isinstance(core.encoder, SquaredDistance):
+        weight = module.full_tensor(core.encoder.weight)[latents]
+        if core.encoder.rows_are == "prototypes":
             return {"prototypes": core.standardizer.inverse(weight)}, (0.0, 0.0)
-        apex = torch.zeros(2, device=weight.device)
-        if core.subtract_decoder_bias and core.decoder.bias is not None:
-            apex = module.whole(core.decoder.bias)
+        centre = core.centre
+        apex = torch.zeros(2, device=weight.device) if centre is None else module.full_tensor(centre)
         x, y = core.standardizer.inverse(apex).tolist()
         return {"directions": weight}, (x, y)

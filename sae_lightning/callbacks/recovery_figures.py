@@ -8,7 +8,6 @@ from sae_lightning.callbacks.figures import publish
 from sae_lightning.callbacks.recovery import Recovery, find_recovery
 from sae_lightning.modules.base import BaseSAE
 from sae_lightning.modules.module import SAEModule, log_key
-from sae_lightning.nn import KSparse
 from sae_lightning.plotting import (
     SweepPoint,
     concept_f1_bars,
@@ -45,8 +44,8 @@ def sweep_points(module: SAEModule, results: dict[str, Recovery]) -> list[SweepP
 
 def strength(sae: BaseSAE) -> float:
     """What sets an SAE's sparsity: k where there is one, else gamma."""
-    projection = sae.sae.projection
-    return projection.k if isinstance(projection, KSparse) else sae.gamma
+    k = sae.sae.projection.at_most()
+    return sae.gamma if k is None else k
 
 
 class RecoveryFigures(pl.Callback):

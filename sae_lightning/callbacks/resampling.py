@@ -10,11 +10,10 @@ from torch import Tensor
 from sae_lightning.modules.base import BaseSAE
 from sae_lightning.modules.module import SAEModule, log_key
 from sae_lightning.modules.optimizers import own_optimizer
-from sae_lightning.modules.sharding import let_go
+from sae_lightning.modules.sharding import reshard
 from sae_lightning.nn import Decoder, Encoder, Projection, SAEOutput
-from sae_lightning.nn.parts import require_resamplable
-from sae_lightning.nn.resampling import resample
-from sae_lightning.nn.sharding import set_rows
+from sae_lightning.nn.resampling import require_resamplable, resample
+from sae_lightning.nn.rows import set_rows
 
 
 class ResampleDeadLatents(pl.Callback):
@@ -71,7 +70,7 @@ class ResampleDeadLatents(pl.Callback):
             return
         assert isinstance(pl_module, SAEModule)
         for sae in pl_module.saes().values():
-            require_resamplable(*_parts(sae))
+            require_resamplable(sae.sae)
         if isinstance(trainer.strategy, FSDPStrategy):
             raise ValueError(
                 "ResampleDeadLatents cannot work with FSDPStrategy, which holds no rows of latents: use "
@@ -112,7 +111,7 @@ class ResampleDeadLatents(pl.Callback):
         """
         core = sae.sae
         parts = _parts(sae)
-        require_resamplable(*parts)
+        require_resamplable(core)
         alive = core.batches_silent < self.dead_after
         n_dead = int((~alive).sum())
         if n_dead == 0:
@@ -123,14 +122,14 @@ class ResampleDeadLatents(pl.Callback):
 
         def evaluate() -> SAEOutput:
             out = sae.evaluate(distinct).out
-            let_go(sae)
+            reshard(sae)
             return out
 
         generator = torch.Generator().manual_seed((torch.initial_seed() + step) % 2**64)
         fired = resample(core, dead, alive, core.standardize(distinct), counts, evaluate, self.encoder_norm, generator)
         for part in parts:
             parameters = dict(part.named_parameters())
-            for name in part.rows_of_latents or ():
+            for name in part.rows_of_latents:
                 _forget(optimizer, parameters.get(name), dead)
         core.batches_silent[dead[fired]] = 0
         return len(dead)

@@ -76,6 +76,8 @@ class ResultsWriter(pl.Callback):
             "versions": _versions(),
             "config": self.config,
         }
+        if isinstance(pl_module, SAEModule):
+            results[command]["backend"] = pl_module.backends()
         divergence = find_divergence(trainer)
         if command == "fit" and divergence is not None:
             found = divergence.found.items()

@@ -131,13 +131,13 @@ def architectures_of(model: SAEModule | None, d_in: int) -> list[Architecture]:
     saes = {cls.__name__: cls(d_in, _WIDTH) for cls in PRESETS} if model is None else model.saes()
     kinds: dict[tuple[Any, ...], list[str]] = {}
     for name, sae in saes.items():
-        l0 = sae.sae.projection.l0
+        l0 = sae.sae.projection.at_most()
         kinds.setdefault((type(sae), sae.sae.receptive_field(), l0 is not None), []).append(name)
     classes = [kind[0] for kind in kinds]
     found = []
     for (cls, field, fixed), names in kinds.items():
         name = cls.__name__ if classes.count(cls) == 1 else f"{cls.__name__} ({names[0]})"
-        l0s = [saes[member].sae.projection.l0 for member in names]
+        l0s = [saes[member].sae.projection.at_most() for member in names]
         found.append((_order(cls), Architecture(name, field, l0s[0] if fixed else None)))
     return [architecture for _, architecture in sorted(found, key=lambda pair: pair[0])]
 

@@ -8,6 +8,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
+from sae_lightning.backends import BackendName, Dense, choose
 from sae_lightning.files import replacing
 from sae_lightning.modules.module import Evaluation, Learned, SAEModule
 from sae_lightning.modules.optimizers import LRSchedulerCallable, OptimizerCallable, adam
@@ -19,16 +20,13 @@ from sae_lightning.nn import (
     Regularizer,
     SAEOutput,
     SparseAutoencoder,
-    SparseOutput,
-    SquaredDistance,
 )
 from sae_lightning.nn.initialization import (
-    calibrate_lambda,
     initialize_from_data,
     initialize_weights,
     new_generator,
 )
-from sae_lightning.nn.parts import require_positive
+from sae_lightning.nn.parts import require_positive, tells
 from sae_lightning.nn.raw_weights import raw_weights
 
 
@@ -51,6 +49,7 @@ class BaseSAE(SAEModule):
         l0_init: Mean L0 on the first samples to which lambda is calibrated, or None.
         chunk_size: Samples whose dense pre-codes are held at a time in a training step, or None for the whole batch.
         dense_above: Codes per sample above which training uses dense products; None takes a measured share of `d_sae`.
+        backend: How training steps are run: the fastest way that knows the parts (auto), or one by name.
         n_init_samples: Training samples from which standardisation and initial values are taken.
         optimizer: Makes the optimizer from the parameters.
         lr_scheduler: Makes the learning-rate schedule, which steps once per training step.
@@ -59,7 +58,7 @@ class BaseSAE(SAEModule):
         ValueError: If an argument is out of range or the parts do not fit.
     """
 
-    undescribed = frozenset({"optimizer", "lr_scheduler"})
+    undescribed = frozenset({"optimizer", "lr_scheduler", "backend"})
     initialized: Tensor
 
     def __init__(
@@ -77,6 +76,7 @@ class BaseSAE(SAEModule):
         l0_init: float | None = None,
         chunk_size: int | None = None,
         dense_above: int | None = None,
+        backend: BackendName = "auto",
         optimizer: OptimizerCallable = adam,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
@@ -88,19 +88,23 @@ class BaseSAE(SAEModule):
         require_positive("n_init_samples", n_init_samples)
         if l0_init is not None and not 1 <= l0_init <= encoder.d_sae:
             raise ValueError(f"l0_init must lie between 1 and d_sae = {encoder.d_sae}, but is {l0_init}")
-        if l0_init is not None and not isinstance(encoder, SquaredDistance):
+        if l0_init is not None and not tells(encoder, "calibrate"):
             raise ValueError(f"l0_init needs the encoder SquaredDistance, but got {type(encoder).__name__}")
-        self.sae = SparseAutoencoder(
-            encoder, projection, decoder, standardize, subtract_decoder_bias, chunk_size, dense_above
-        )
+        for name, value in {"chunk_size": chunk_size, "dense_above": dense_above}.items():
+            if value is not None:
+                require_positive(name, value)
+        self.sae = SparseAutoencoder(encoder, projection, decoder, standardize, subtract_decoder_bias)
         if regularizer is not None:
             regularizer.check(self.sae)
-            if chunk_size is not None and not regularizer.sparse:
-                got = type(regularizer).__name__
-                raise ValueError(f"chunk_size must be None where a part has no sparse form, as {got} has not")
         self.regularizer = regularizer
         self.d_sae = encoder.d_sae
         self.gamma = gamma
+        self.backend = backend
+        self.chunk_size = chunk_size
+        self.dense_above = dense_above
+        self._running: dict[str, Dense] = {}  # by type of device
+        if backend != "sharded":  # which the strategy makes
+            self.running("cpu")
         self.init = init
         self.l0_init = l0_init
         self.n_init_samples = max(n_init_samples, self.d_sae if init == "data" else 1)
@@ -131,20 +135,45 @@ class BaseSAE(SAEModule):
         self.initialized.fill_(True)
 
     def _calibrate(self, x: Tensor, l0: float) -> None:
-        calibrate_lambda(self.sae, x, l0)
+        self.sae.encoder.calibrate(x, self.sae.projection, l0)
 
     def forward(self, x: Tensor) -> SAEOutput:
         """Return reconstructions (raw units), codes and pre-codes of raw inputs `(..., d_in)`."""
-        out: SAEOutput = self.sae(x)
-        return out
+        running = self.running(x.device.type)
+        out = running.all_latents(running.autoencode(self.sae.standardize(x)))
+        return out._replace(x_hat=self.sae.standardizer.inverse(out.x_hat))
 
     def encode(self, x: Tensor) -> Tensor:
         """Return the codes of raw inputs: `(..., d_in)` to `(..., d_sae)`."""
-        return self.sae.encode(x)
+        return self.running(x.device.type).encode(x)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Return reconstructions in raw units: `(..., d_sae)` to `(..., d_in)`."""
-        return self.sae.decode(codes)
+        return self.running(codes.device.type).decode(codes)
+
+    # ------------------------------------------------------------------ how it is run
+
+    def running(self, device: str) -> Dense:
+        """The backend that runs this SAE on a type of device.
+
+        Raises:
+            ValueError: If the backend that was asked for is unknown or cannot run these parts.
+        """
+        if device not in self._running:
+            self._running[device] = choose(
+                self.backend,
+                self.sae,
+                self.regularizer if self.gamma > 0 else None,
+                device,
+                self.chunk_size,
+                self.dense_above,
+                own_loss=type(self).loss_terms is not BaseSAE.loss_terms,
+            )
+        return self._running[device]
+
+    def run_by(self, backend: Dense, device: str) -> None:
+        """Run this SAE by a backend that was made for it, on a type of device."""
+        self._running = {device: backend}
 
     # ------------------------------------------------------------------ weights in raw units
 
@@ -217,38 +246,57 @@ class BaseSAE(SAEModule):
     # ------------------------------------------------------------------ training
 
     def learn(self, x: Tensor) -> Learned:
-        """Evaluate a training batch of raw inputs, and count which latents stayed silent in it.
-
-        The codes are sparse where that is the cheaper way.
-        """
+        """Evaluate a training batch of raw inputs, and count which latents stayed silent in it."""
         x = self.sae.standardize(x)
-        understood = self.regularizer is None or self.gamma == 0 or self.regularizer.sparse
-        out = self.sae.autoencode_cheaply(x) if understood else self.sae.autoencode(x)
-        fired = self.sae.fired(out.codes)
-        if self.sae.sharding is not None:
-            fired = self.sae.sharding.spread(fired)
+        running = self.running(x.device.type)
+        out = running.forward_train(x)
+        fired = running.fired(out)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             counts = fired.to(torch.int32)
             torch.distributed.all_reduce(counts, op=torch.distributed.ReduceOp.MAX)
             fired = counts.bool()
         self.sae.count_silence(fired)
-        return Learned(x, out, self._terms(x, out), self.sae.sharding)
+        return Learned(x, out, self._with_loss(self.loss_terms(x, x, out)), running)
 
     def evaluate(self, x: Tensor) -> Evaluation:
         """Standardised inputs, outputs and loss terms of a batch of raw inputs; changes nothing."""
         x = self.sae.standardize(x)
-        out = self.sae.autoencode(x)
-        terms = self._terms(x, out)
-        return Evaluation(x, self.sae.gathered(out), terms)
+        running = self.running(x.device.type)
+        out = running.autoencode(x)
+        terms = self._with_loss(self.loss_terms(x, x, out))
+        return Evaluation(x, running.all_latents(out), terms)
 
-    def _terms(self, x: Tensor, out: SAEOutput | SparseOutput) -> dict[str, Tensor]:
-        mse = (x - out.x_hat).square().sum(-1).mean()
-        terms = {"loss": mse, "mse": mse.detach()}
+    def loss_terms(self, x: Tensor, target: Tensor, out: SAEOutput) -> dict[str, Tensor]:
+        r"""The terms of the loss by name, each a mean over the batch; the loss is their sum, weighted by `weights`.
+
+        A subclass may add terms to those that it gets from here, or replace them. Its training then works on dense
+        codes, which `out` holds.
+
+        Args:
+            x: Standardised inputs, `(batch, d_in)`.
+            target: What is reconstructed, standardised.
+            out: What the SAE makes of the inputs.
+
+        Returns:
+            `mse`, the squared error summed over features, and `regularizer` where gamma is above 0.
+        """
+        terms = {"mse": (target - out.x_hat).square().sum(-1).mean()}
         if self.regularizer is not None and self.gamma > 0:
-            regularizer = self.regularizer(self.sae, x, out).mean()
-            terms["loss"] = mse + self.gamma * regularizer
-            terms["regularizer"] = regularizer.detach()
+            terms["regularizer"] = self.running(x.device.type).regularize(x, out).mean()
         return terms
+
+    def weights(self) -> dict[str, float]:
+        """The weight of each term of the loss that is not 1."""
+        return {"regularizer": self.gamma}
+
+    def _with_loss(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+        weights = self.weights()
+        loss = None
+        for name, term in terms.items():
+            weighted = term * weights[name] if name in weights else term
+            loss = weighted if loss is None else loss + weighted
+        assert loss is not None
+        return {"loss": loss, **{name: term.detach() for name, term in terms.items()}}
 
     def configure_optimizers(self) -> Any:
         """Optimizer and, where there is one, schedule, which steps with every training step."""

@@ -6,14 +6,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sae_lightning.nn.sharding import local
+from sae_lightning.nn.rows import local
 
 
 @torch.no_grad()
 def clip_grad_norms(
     groups: Iterable[Iterable[Tensor]],
     max_norm: float,
-    holders: Callable[[Tensor], dist.ProcessGroup | None] = lambda grad: None,
+    shard_group: Callable[[Tensor], dist.ProcessGroup | None] = lambda grad: None,
 ) -> Tensor:
     """Scale the gradients of each group of parameters so that their joint norm is at most `max_norm`.
 
@@ -22,8 +22,8 @@ def clip_grad_norms(
     Args:
         groups: Parameters of each group; those without a gradient are passed over.
         max_norm: Largest norm that is left as it is.
-        holders: Which processes each hold a part of a gradient; None where each holds all of it. They must be the same
-            for all gradients that are held in parts.
+        shard_group: Which processes each hold a part of a gradient; None where each holds all of it. They must be the
+            same for all gradients that are held in parts.
 
     Returns:
         Norms before clipping, `(n_groups,)`.
@@ -37,7 +37,7 @@ def clip_grad_norms(
         for parameter in group:
             if parameter.grad is None:
                 continue
-            found = holders(parameter.grad)
+            found = shard_group(parameter.grad)
             if found is not None:
                 over = found
                 parts.append(len(grads))

@@ -1,13 +1,16 @@
 """The Lightning glue that one SAE and a comparison of several share."""
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.optim import Optimizer
 from torchmetrics import Metric
 
+from sae_lightning.backends import Dense
 from sae_lightning.data.batch import ActivationBatch, as_batch
 from sae_lightning.data.ranks import data_group, data_ranks
 from sae_lightning.modules.allocator import keep_freed_memory
@@ -15,9 +18,9 @@ from sae_lightning.modules.clipping import clip_grad_norms, clip_grad_values
 from sae_lightning.modules.precision import require_in_range, require_trainable, warn_of_rounded_inputs
 from sae_lightning.modules.processes import StepScalars
 from sae_lightning.modules.run import NonfiniteError, RunModule
-from sae_lightning.modules.sharding import average_gradients, holders, spread, with_whole_parameters
-from sae_lightning.nn import SAEOutput, SparseCodes, SparseOutput, fires
-from sae_lightning.nn.sharding import Sharding, whole
+from sae_lightning.modules.sharding import average_gradients, shard, shard_group, with_full_parameters
+from sae_lightning.nn import SAEOutput, fires
+from sae_lightning.nn.rows import full_tensor
 
 if TYPE_CHECKING:
     from sae_lightning.modules.base import BaseSAE
@@ -28,21 +31,16 @@ class Learned(NamedTuple):
 
     x: Tensor
     """Standardised inputs, `(batch, d_in)`."""
-    out: SAEOutput | SparseOutput
-    """Standardised reconstructions, codes and pre-codes; the codes may be sparse."""
+    out: Any
+    """Standardised reconstructions, codes and pre-codes, in the form that the backend works on."""
     terms: dict[str, Tensor]
     """Named scalars: `loss`, `mse` and, where there is one, `regularizer`."""
-    sharding: Sharding | None = None
-    """Where latents are sharded, those of which `out` holds codes."""
+    backend: Dense
+    """What ran the step."""
 
     def l0(self) -> Tensor:
         """Mean number of latents that fire per sample."""
-        codes = self.out.codes
-        values = codes.values if isinstance(codes, SparseCodes) else codes
-        firing = fires(values).sum()
-        if self.sharding is not None:
-            firing = self.sharding.total(firing)
-        return firing.double().div(len(self.x)).float()
+        return self.backend.count_firing(self.out).double().div(len(self.x)).float()
 
 
 class Evaluation(NamedTuple):
@@ -90,6 +88,10 @@ class SAEModule(RunModule, ABC):
     def saes(self) -> "dict[str, BaseSAE]":
         """The SAEs by name; a single one has the empty name."""
 
+    def backends(self) -> dict[str, str]:
+        """By SAE, the name of the backend that runs it on the device where it is."""
+        return {name: sae.running(self.device.type).name for name, sae in self.saes().items()}
+
     # ------------------------------------------------------------------ set-up
 
     def setup(self, stage: str) -> None:
@@ -117,7 +119,7 @@ class SAEModule(RunModule, ABC):
         """Spread the SAEs over processes where the strategy wants that."""
         if self._trainer is None:  # Lightning's load_from_checkpoint calls this too
             return
-        spread(self, self.trainer)
+        shard(self, self.trainer)
         for metric in self.modules():
             if isinstance(metric, Metric):  # processes that see the same samples count them once
                 metric.process_group = data_group(self.trainer)
@@ -126,13 +128,15 @@ class SAEModule(RunModule, ABC):
         """Fit standardisation and initial values to training data, once; a resumed run keeps its own."""
         if self.device.type == "cpu":
             keep_freed_memory()
+        names = self.backends().values()
+        rank_zero_info(f"Backend: {', '.join(f'{name} ({count})' for name, count in Counter(names).items())}")
         if self.trainer.strategy.restore_checkpoint_after_setup and self.trainer.ckpt_path is not None:
             return  # the checkpoint is read after this
         pending = [sae for sae in self.saes().values() if not sae.initialized]
         if pending:
             sample = self._sample_training_data(max(sae.n_init_samples for sae in pending))
             warn_of_rounded_inputs(self.trainer, sample)
-            with with_whole_parameters(self.trainer, writeback=True):
+            with with_full_parameters(self.trainer, writeback=True):
                 for sae in pending:
                     sae.initialize(sample[: sae.n_init_samples])
 
@@ -154,10 +158,10 @@ class SAEModule(RunModule, ABC):
             raise ValueError("the training data must hold at least one batch, but it is empty")
         return torch.cat(collected)[:n]
 
-    def whole(self, parameter: Tensor) -> Tensor:
+    def full_tensor(self, parameter: Tensor) -> Tensor:
         """All of a parameter, without its gradient, however it is spread; every process must call this."""
-        with torch.no_grad(), with_whole_parameters(self.trainer, writeback=False):
-            return whole(parameter).detach().clone()
+        with torch.no_grad(), with_full_parameters(self.trainer, writeback=False):
+            return full_tensor(parameter).detach().clone()
 
     # ------------------------------------------------------------------ steps
 
@@ -282,4 +286,4 @@ class SAEModule(RunModule, ABC):
             clip_grad_values(self.parameters(), gradient_clip_val)
         else:
             groups = (sae.parameters() for sae in self.saes().values())
-            clip_grad_norms(groups, gradient_clip_val, lambda grad: holders(grad, self.trainer))
+            clip_grad_norms(groups, gradient_clip_val, lambda grad: shard_group(grad, self.trainer))

@@ -9,8 +9,9 @@ import torch.distributed as dist
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 
-from sae_lightning.nn.parts import Part, require_shardable
-from sae_lightning.nn.sharding import Sharding, is_spread
+from sae_lightning.backends.sharded import Sharded, Sharding
+from sae_lightning.nn.parts import Part
+from sae_lightning.nn.rows import is_dtensor
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -24,7 +25,7 @@ _FORWARD = ("learn", "evaluate", "encode", "decode", "_calibrate")
 """What is called of an SAE from outside and needs whole weights."""
 
 
-def spread(module: "SAEModule", trainer: "pl.Trainer") -> None:
+def shard(module: "SAEModule", trainer: "pl.Trainer") -> None:
     """Make the parameters of all SAEs what the trainer's strategy wants; does nothing for most strategies.
 
     With ModelParallelStrategy the weights become DTensors. Where `tensor_parallel_size` is above 1, each process of a
@@ -38,7 +39,7 @@ def spread(module: "SAEModule", trainer: "pl.Trainer") -> None:
     if isinstance(strategy, FSDPStrategy):
         _check_fsdp(module, strategy)
     if not isinstance(strategy, ModelParallelStrategy):
-        if any(is_spread(p) for p in module.parameters()):
+        if any(is_dtensor(p) for p in module.parameters()):
             raise ValueError(
                 "the strategy must be ModelParallelStrategy for an SAE that was sharded by it before, but is "
                 f"{type(strategy).__name__}: load its checkpoint instead (load_sae)"
@@ -51,7 +52,7 @@ def spread(module: "SAEModule", trainer: "pl.Trainer") -> None:
         )
     mesh = strategy.device_mesh
     for sae in module.saes().values():
-        meshes = [p.device_mesh for p in sae.parameters() if is_spread(p)]
+        meshes = [p.device_mesh for p in sae.parameters() if is_dtensor(p)]
         if not meshes and mesh[_LATENTS].size() == 1 and mesh[_DATA].size() > 1:
             _shard_parameters(sae, mesh[_DATA], strategy.root_device)
         elif not meshes:
@@ -72,9 +73,18 @@ def _shard_latents(sae: "BaseSAE", mesh: "DeviceMesh", device: torch.device) -> 
     """Leave each process of a tensor-parallel group the rows of its own latents."""
     from torch.distributed.tensor import Replicate, Shard
 
-    require_shardable(*_parts(sae))
+    missing = Sharded.without_rule(sae.sae, sae.regularizer)
+    if missing:
+        raise ValueError(
+            f"latents can be sharded only where there is a rule for every part, but there is none for "
+            f"{', '.join(missing)}: train with another strategy, or with tensor_parallel_size = 1"
+        )
+    if sae.chunk_size is not None:
+        raise ValueError(f"chunk_size must be None where latents are sharded, but is {sae.chunk_size}")
+    if sae.backend not in ("auto", "sharded"):
+        raise ValueError(f"backend must be auto or sharded where latents are sharded, but is {sae.backend}")
     sharding = Sharding(mesh[_LATENTS].get_group(), sae.d_sae)
-    sae.sae.shard(sharding)
+    sae.run_by(Sharded(sae.sae, sae.regularizer, sharding), device.type)
     for part in _parts(sae):
         assert isinstance(part, nn.Module)
         for name, parameter in list(part.named_parameters()):
@@ -110,7 +120,7 @@ def _replace(part: nn.Module, name: str, held: Tensor, mesh: "DeviceMesh", place
     return parameter
 
 
-def let_go(sae: "BaseSAE") -> None:
+def reshard(sae: "BaseSAE") -> None:
     """Have an SAE's parameters be what the optimizer knows again: after a forward pass FSDP keeps them whole."""
     from torch.distributed.fsdp import FSDPModule
 
@@ -127,7 +137,7 @@ def average_gradients(module: nn.Module) -> None:
     """
     for parameter in module.parameters():
         grad = parameter.grad
-        if grad is None or not is_spread(grad):
+        if grad is None or not is_dtensor(grad):
             continue
         mesh = grad.device_mesh
         for name, placement in zip(mesh.mesh_dim_names or (), grad.placements, strict=True):
@@ -154,7 +164,7 @@ def _check_fsdp(module: "SAEModule", strategy: FSDPStrategy) -> None:
         )
 
 
-def with_whole_parameters(trainer: "pl.Trainer", writeback: bool) -> AbstractContextManager[None]:
+def with_full_parameters(trainer: "pl.Trainer", writeback: bool) -> AbstractContextManager[None]:
     """Within it, parameters that FSDPStrategy has cut up are whole; nothing where another strategy trains.
 
     Args:
@@ -172,11 +182,11 @@ def with_whole_parameters(trainer: "pl.Trainer", writeback: bool) -> AbstractCon
     return context
 
 
-def holders(grad: Tensor, trainer: "pl.Trainer | None" = None) -> dist.ProcessGroup | None:
+def shard_group(grad: Tensor, trainer: "pl.Trainer | None" = None) -> dist.ProcessGroup | None:
     """The processes each of which holds a part of a gradient; None where each holds all of it."""
     if trainer is not None and isinstance(trainer.strategy, FSDPStrategy):
         return dist.group.WORLD
-    if not is_spread(grad):
+    if not is_dtensor(grad):
         return None
     split = [i for i, placement in enumerate(grad.placements) if placement.is_shard()]
     return grad.device_mesh.get_group(split[0]) if split else None

@@ -1,5 +1,6 @@
 """TopK SAE."""
 
+from sae_lightning.backends import BackendName
 from sae_lightning.modules.base import BaseSAE
 from sae_lightning.modules.optimizers import LRSchedulerCallable, OptimizerCallable, adam
 from sae_lightning.nn import Affine, AuxK, Decoder, Initialization, KSparse
@@ -32,6 +33,7 @@ class TopKSAE(BaseSAE):
             memory for many latents; None holds those of the whole batch.
         dense_above: Codes per sample, at least 1, above which training uses dense products; None takes the share of
             `d_sae` at which they were measured to become faster.
+        backend: How training steps are run: auto takes the fastest way that knows the parts, dense any parts.
         optimizer: Makes the optimizer from the parameters.
         lr_scheduler: Makes the learning-rate schedule, which steps once per training step.
 
@@ -56,6 +58,7 @@ class TopKSAE(BaseSAE):
         n_init_samples: int = 32_768,
         chunk_size: int | None = None,
         dense_above: int | None = None,
+        backend: BackendName = "auto",
         optimizer: OptimizerCallable = adam,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
@@ -71,6 +74,7 @@ class TopKSAE(BaseSAE):
             n_init_samples=n_init_samples,
             chunk_size=chunk_size,
             dense_above=dense_above,
+            backend=backend,
             optimizer=optimizer,
             lr_scheduler=lr_scheduler,
         )

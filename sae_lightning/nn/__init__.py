@@ -1,6 +1,6 @@
 """The mathematics of sparse autoencoders, in torch alone: encoder, projection, regularizer, decoder."""
 
-from sae_lightning.nn.autoencoder import SAEOutput, SparseAutoencoder, SparseOutput
+from sae_lightning.nn.autoencoder import SAEOutput, SparseAutoencoder
 from sae_lightning.nn.decoder import Decoder
 from sae_lightning.nn.encoders import Affine, Encoder, SquaredDistance
 from sae_lightning.nn.firing import FIRING_THRESHOLD, fires
@@ -8,7 +8,6 @@ from sae_lightning.nn.initialization import Initialization
 from sae_lightning.nn.projections import Jump, KSparse, Orthant, Projection, Simplex
 from sae_lightning.nn.receptive_fields import Ball, Cone, ConvexCell, HalfSpace, ReceptiveField
 from sae_lightning.nn.regularizers import L0, L1, AuxK, DistanceWeightedL1, Regularizer
-from sae_lightning.nn.sparse import Pattern, SparseCodes
 from sae_lightning.nn.standardizer import Standardizer
 
 __all__ = [
@@ -28,15 +27,12 @@ __all__ = [
     "Jump",
     "KSparse",
     "Orthant",
-    "Pattern",
     "Projection",
     "ReceptiveField",
     "Regularizer",
     "SAEOutput",
     "Simplex",
     "SparseAutoencoder",
-    "SparseCodes",
-    "SparseOutput",
     "SquaredDistance",
     "Standardizer",
     "fires",

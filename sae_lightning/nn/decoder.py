@@ -5,10 +5,9 @@ from torch import Tensor, nn
 
 from sae_lightning.nn.functional import at_least_float32, decode
 from sae_lightning.nn.parts import Part, require_positive
-from sae_lightning.nn.sharding import local
-from sae_lightning.nn.sparse import SparseCodes, decode_sparse
 
-_EPSILON = 1e-6  # added to norms that divide
+EPSILON = 1e-6
+"""What is added to norms that divide."""
 
 
 class Decoder(Part, nn.Module):
@@ -26,10 +25,7 @@ class Decoder(Part, nn.Module):
         ValueError: If a size is below 1.
     """
 
-    sparse = True
     rows_of_latents = frozenset({"weight"})
-    resamplable = True
-    dense_form = frozenset({"forward", "combine", "atoms"})
 
     def __init__(self, d_in: int, d_sae: int, bias: bool = True, unit_norm: bool = False) -> None:
         super().__init__()
@@ -41,31 +37,27 @@ class Decoder(Part, nn.Module):
 
     @property
     def atoms(self) -> Tensor:
-        """The dictionary that is used, `(d_sae, d_in)`: the weight, of unit norm where that was asked for.
+        """The dictionary that is used, `(d_sae, d_in)`: the weight, of unit norm where that was asked for."""
+        return unit_norm(self.weight) if self.unit_norm else self.weight
 
-        Where latents are sharded, the atoms of this process's own.
-        """
-        weight = local(self.weight)
-        if not self.unit_norm:
-            return weight
-        wide = at_least_float32(weight)
-        normed: Tensor = wide / (wide.norm(dim=-1, keepdim=True) + _EPSILON)
-        return normed.to(weight.dtype)
-
-    def combine(self, codes: Tensor | SparseCodes, latents: Tensor | None = None) -> Tensor:
+    def combine(self, codes: Tensor, latents: Tensor | None = None) -> Tensor:
         """Sum the atoms weighted by the codes, without the bias.
 
         Args:
-            codes: Sparse codes, or dense ones `(..., d_sae)`.
-            latents: Where dense codes are those of some latents only, `(..., n_latents)`: which ones.
+            codes: Codes, `(..., d_sae)`.
+            latents: Where codes are those of some latents only, `(..., n_latents)`: which ones.
         """
-        if isinstance(codes, SparseCodes):
-            return at_least_float32(decode_sparse(codes, self.weight, _EPSILON if self.unit_norm else None))
         atoms = self.atoms if latents is None else self.atoms.index_select(0, latents)
-        x_hat = at_least_float32(decode(codes, atoms))
-        return x_hat if self.sharding is None else self.sharding.sum(x_hat)
+        return at_least_float32(decode(codes, atoms))
 
-    def forward(self, codes: Tensor | SparseCodes) -> Tensor:
+    def forward(self, codes: Tensor) -> Tensor:
         """Return reconstructions in float32 (or float64), `(..., d_in)`."""
         x_hat = self.combine(codes)
-        return x_hat if self.bias is None else x_hat + local(self.bias)
+        return x_hat if self.bias is None else x_hat + self.bias
+
+
+def unit_norm(rows: Tensor) -> Tensor:
+    """Rows divided by their norm (plus 1e-6), in their own precision."""
+    wide = at_least_float32(rows)
+    normed: Tensor = wide / (wide.norm(dim=-1, keepdim=True) + EPSILON)
+    return normed.to(rows.dtype)

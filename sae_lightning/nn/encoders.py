@@ -2,25 +2,30 @@
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  (the usual name)
 
+from sae_lightning.nn.firing import fires
 from sae_lightning.nn.functional import affine, at_least_float32, negative_squared_distance
 from sae_lightning.nn.parts import Part, require_finite_positive, require_positive
 from sae_lightning.nn.receptive_fields import Ball, Cone, ConvexCell, Firing, HalfSpace, ReceptiveField
-from sae_lightning.nn.sharding import local, mean_of_live, set_rows, whole
-from sae_lightning.nn.sparse import Pattern, affine_at, distance_at
+from sae_lightning.nn.rows import full_tensor, local, mean_of_live, set_rows
 
+if TYPE_CHECKING:
+    from sae_lightning.nn.projections import Projection
+
+_CALIBRATION_SAMPLES = 512
 _LEAST_COSINE = 0.3  # between a new row and its sample
 
 
 class Encoder(Part, nn.Module, ABC):
     """Base of all encoders: `weight` is latent-major, row i belongs to latent i.
 
-    A subclass whose `at` costs only what it touches says so with `sparse = True`; without it training is dense.
+    A subclass needs `forward` alone. What else it tells (a receptive field, an affine form, how a dead latent is
+    resampled) must be told again by a subclass of it that changes `forward`.
 
     Args:
         d_in: Size of an input.
@@ -32,18 +37,10 @@ class Encoder(Part, nn.Module, ABC):
 
     weight: nn.Parameter
     undescribed = frozenset({"d_in", "d_sae"})
-    takes_centre: bool = False  # True where the methods take the centre of the inputs as a further argument
+    rows_of_latents = frozenset({"weight"})
+    rows_are: ClassVar[Literal["directions", "prototypes"]] = "directions"
+    """What the rows of `weight` are in the space of the inputs."""
     nonpositive: bool = False  # True where pre-codes never exceed zero, so that only Simplex can use them
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Keep the methods that follow `forward` from following a parent's."""
-        changed = "forward" in cls.__dict__ and "sparse" not in cls.__dict__  # looked at first: the base sets `sparse`
-        super().__init_subclass__(**kwargs)
-        if changed:
-            for name in {"at", "among", "affine_form", "takes_centre"} - cls.__dict__.keys():
-                setattr(cls, name, getattr(Encoder, name))
-        if "forward" in cls.__dict__ and "receptive_field" not in cls.__dict__:
-            setattr(cls, "receptive_field", Encoder.receptive_field)  # noqa: B010  (mypy forbids the assignment)
 
     def __init__(self, d_in: int, d_sae: int) -> None:
         super().__init__()
@@ -57,30 +54,8 @@ class Encoder(Part, nn.Module, ABC):
     def forward(self, x: Tensor) -> Tensor:
         """Return pre-codes of inputs `(..., d_in)`, `(..., d_sae)`."""
 
-    def at(self, x: Tensor, pattern: Pattern, values: Tensor, centre: Tensor | None = None) -> Tensor:
-        """Pre-codes at some positions, `(nnz,)`, with their gradient.
-
-        Args:
-            x: Inputs, `(n, d_in)`.
-            pattern: The positions.
-            values: The pre-codes there, as `forward` or `among` gave them without a gradient.
-            centre: What is subtracted from the inputs, for encoders that take it.
-        """
-        return pattern.of(self(x) if centre is None else self(x, centre))
-
-    def among(self, x: Tensor, latents: Tensor, centre: Tensor | None = None) -> Tensor:
-        """Pre-codes of some latents only, `(n, n_latents)`.
-
-        Args:
-            x: Inputs, `(n, d_in)`.
-            latents: Which latents, int64 `(n_latents,)`.
-            centre: What is subtracted from the inputs, for encoders that take it.
-        """
-        pre_codes: Tensor = self(x) if centre is None else self(x, centre)
-        return pre_codes.index_select(-1, latents)
-
     def restart(self, latents: Tensor, inputs: Tensor, residuals: Tensor, alive: Tensor, share: float) -> None:
-        """Put each of some latents at a sample, for `ResampleDeadLatents`; classes with `resamplable = True` have it.
+        """Put each of some latents at a sample, for `ResampleDeadLatents`.
 
         Args:
             latents: Which latents, int64 `(n,)`.
@@ -108,6 +83,10 @@ class Encoder(Part, nn.Module, ABC):
         """
         return None
 
+    def calibrate(self, x: Tensor, projection: "Projection", l0: float) -> float:
+        """Scale pre-codes so that the mean L0 on standardised samples `(n, d_in)` is `l0`; return what was reached."""
+        raise ValueError(f"l0_init needs the encoder SquaredDistance, but got {type(self).__name__}")
+
     def dynamics(self) -> dict[str, Tensor]:
         """Scalars worth watching during training, by name."""
         return {}
@@ -125,13 +104,10 @@ class Affine(Encoder):
         bias: Whether latents have a bias of their own.
         pre_code_scale: Frozen factor $s$ of the pre-codes; 1 works best, the authors used `1 / (2 * d_in)`.
 
-    Shapes: input `(..., d_in)`, output `(..., d_sae)`; `centre` `(d_in,)` is subtracted from the inputs.
+    Shapes: input `(..., d_in)`, output `(..., d_sae)`.
     """
 
-    sparse = True
     rows_of_latents = frozenset({"weight", "bias"})
-    resamplable = True
-    takes_centre = True
 
     def __init__(self, d_in: int, d_sae: int, bias: bool = True, pre_code_scale: float = 1.0) -> None:
         super().__init__(d_in, d_sae)
@@ -139,22 +115,9 @@ class Affine(Encoder):
         self.pre_code_scale = pre_code_scale
         self.bias = nn.Parameter(torch.zeros(d_sae)) if bias else None
 
-    @property
-    def _bias(self) -> Tensor | None:
-        return None if self.bias is None else local(self.bias)
-
-    def forward(self, x: Tensor, centre: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Return pre-codes in float32 (or float64), `(..., d_sae)`."""
-        return affine(x, centre, local(self.weight), self._bias, self.pre_code_scale)
-
-    def at(self, x: Tensor, pattern: Pattern, values: Tensor, centre: Tensor | None = None) -> Tensor:
-        """Pre-codes at some positions, `(nnz,)`, with their gradient at O(nnz * d_in)."""
-        return affine_at(x, centre, self.weight, self.bias, self.pre_code_scale, pattern, values)
-
-    def among(self, x: Tensor, latents: Tensor, centre: Tensor | None = None) -> Tensor:
-        """Pre-codes of some latents only, `(n, n_latents)`."""
-        bias = None if self._bias is None else self._bias.index_select(0, latents)
-        return affine(x, centre, local(self.weight).index_select(0, latents), bias, self.pre_code_scale)
+        return affine(x, None, self.weight, self.bias, self.pre_code_scale)
 
     def restart(self, latents: Tensor, inputs: Tensor, residuals: Tensor, alive: Tensor, share: float) -> None:
         """Point rows along the residuals, or to the samples where a residual points away from its own sample.
@@ -170,12 +133,12 @@ class Affine(Encoder):
 
     def strengthen(self, latents: Tensor, factor: float) -> None:
         """Make rows longer."""
-        set_rows(self.weight, latents, factor * whole(self.weight.detach())[latents])
+        set_rows(self.weight, latents, factor * full_tensor(self.weight.detach())[latents])
 
     def affine_form(self, up_to_a_shift: bool) -> tuple[Tensor, Tensor]:
         """The scaled weight and bias."""
-        bias = self.weight.new_zeros(self.d_sae) if self._bias is None else self._bias
-        return self.pre_code_scale * local(self.weight), self.pre_code_scale * bias
+        bias = self.weight.new_zeros(self.d_sae) if self.bias is None else self.bias
+        return self.pre_code_scale * self.weight, self.pre_code_scale * bias
 
     def receptive_field(self, firing: Firing) -> ReceptiveField | None:
         """Half-spaces by level; cones among the largest, unless biases move their borders; cells by differences."""
@@ -209,9 +172,8 @@ class SquaredDistance(Encoder):
     Source: Hindupur, Lubana, Fel and Ba (2025), arXiv 2503.01822 (without offsets).
     """
 
-    sparse = True
     rows_of_latents = frozenset({"weight", "offset"})
-    resamplable = True
+    rows_are = "prototypes"
 
     def __init__(self, d_in: int, d_sae: int, lambda_init: float = 1.0, offset_init: float | None = None) -> None:
         super().__init__(d_in, d_sae)
@@ -229,13 +191,9 @@ class SquaredDistance(Encoder):
         return F.softplus(at_least_float32(local(self.raw_lambda)))
 
     @property
-    def _scale(self) -> Tensor:
-        """Lambda for this process's own latents."""
-        return self.scale if self.sharding is None else self.sharding.replicate(self.scale)
-
-    @property
-    def _offset(self) -> Tensor | None:
-        return None if self.offset is None else at_least_float32(local(self.offset))
+    def wide_offset(self) -> Tensor | None:
+        """The offsets in float32 (or float64), `(d_sae,)`; None without."""
+        return None if self.offset is None else at_least_float32(self.offset)
 
     @torch.no_grad()
     def set_lambda(self, value: float) -> None:
@@ -250,27 +208,11 @@ class SquaredDistance(Encoder):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return pre-codes in float32 (or float64), `(..., d_sae)`; none exceeds its offset (up to rounding)."""
-        return negative_squared_distance(x, local(self.weight), self._scale, self._offset)
+        return negative_squared_distance(x, self.weight, self.scale, self.wide_offset)
 
-    def at(self, x: Tensor, pattern: Pattern, values: Tensor, centre: Tensor | None = None) -> Tensor:
-        """Pre-codes at some positions, `(nnz,)`, with their gradient at O(nnz * d_in)."""
-        return distance_at(x, self.weight, self.scale, self._offset, pattern, values)
-
-    def among(self, x: Tensor, latents: Tensor, centre: Tensor | None = None) -> Tensor:
-        """Pre-codes of some latents only, `(n, n_latents)`."""
-        offset = None if self._offset is None else self._offset.index_select(0, latents)
-        return negative_squared_distance(x, local(self.weight).index_select(0, latents), self._scale, offset)
-
-    def without_offset(self, pre_codes: Tensor, latents: Tensor | None = None) -> Tensor:
-        r"""What is left of pre-codes without their offsets, $-\lambda \|x - w_i\|^2$.
-
-        Args:
-            pre_codes: Pre-codes of all latents (of this process), `(..., d_sae)`, or some, `(..., n)`.
-            latents: Which latents these are, int64 `(n,)`; None for all.
-        """
-        if self._offset is None:
-            return pre_codes
-        return pre_codes - (self._offset if latents is None else self._offset.index_select(0, latents))
+    def without_offset(self, pre_codes: Tensor) -> Tensor:
+        r"""What is left of pre-codes `(..., d_sae)` without their offsets, $-\lambda \|x - w_i\|^2$."""
+        return pre_codes if self.wide_offset is None else pre_codes - self.wide_offset
 
     def restart(self, latents: Tensor, inputs: Tensor, residuals: Tensor, alive: Tensor, share: float) -> None:
         """Put prototypes at the samples, with the mean offset of the live ones."""
@@ -281,30 +223,76 @@ class SquaredDistance(Encoder):
     def strengthen(self, latents: Tensor, factor: float) -> None:
         """Raise offsets. Without them a prototype at its sample has the largest pre-code there is."""
         if self.offset is not None:
-            offset = whole(self.offset.detach())[latents]
-            scale = F.softplus(at_least_float32(whole(self.raw_lambda.detach())))
-            unit = scale * whole(self.weight.detach())[latents].square().sum(-1).mean()
+            offset = full_tensor(self.offset.detach())[latents]
+            scale = F.softplus(at_least_float32(full_tensor(self.raw_lambda.detach())))
+            unit = scale * full_tensor(self.weight.detach())[latents].square().sum(-1).mean()
             set_rows(self.offset, latents, (offset + (factor - 1) * (offset.abs() + unit)).to(offset.dtype))
 
     def affine_form(self, up_to_a_shift: bool) -> tuple[Tensor, Tensor] | None:
         r"""Up to $-\lambda \|x\|^2$, which all latents share: $2 \lambda w_i \cdot x + b_i - \lambda \|w_i\|^2$."""
         if not up_to_a_shift:
             return None
-        rows, scale = local(self.weight).double(), self.scale.double()
+        rows, scale = self.weight.double(), self.scale.double()
         offset = -scale * rows.square().sum(-1)
-        return 2 * scale * rows, offset if self._offset is None else offset + self._offset
+        return 2 * scale * rows, offset if self.wide_offset is None else offset + self.wide_offset
 
     def receptive_field(self, firing: Firing) -> ReceptiveField | None:
         """Balls by level, cells by differences (which are affine) and among the largest: there balls cut by others."""
         return Ball() if firing == "level" else ConvexCell()
 
+    @torch.no_grad()
+    def calibrate(self, x: Tensor, projection: "Projection", l0: float) -> float:
+        """Set lambda so that the mean L0 on a batch is `l0`, by bisection.
+
+        On the simplex lambda sets how far below its best rival's a latent's pre-code may lie. With the other
+        projections, whose encoder has offsets, it sets the radius of the balls in which latents fire. The k-sparse
+        projection would hide all but k of them, so that positive pre-codes are counted there, of which it takes the k
+        largest.
+
+        Args:
+            x: Standardised samples, `(n, d_in)`; the first 512 are used.
+            projection: The projection of the SAE.
+            l0: Wanted mean number of firing latents per sample, between 1 and `d_sae`.
+
+        Returns:
+            The mean L0 that was reached. (It jumps where several latents enter the support at once.)
+
+        Raises:
+            ValueError: If `l0` lies outside 1 and `d_sae`, or offsets are so low that fewer latents fire, however small
+                lambda is.
+        """
+        if not 1 <= l0 <= self.d_sae:
+            raise ValueError(f"l0_init must lie between 1 and d_sae = {self.d_sae}, but is {l0}")
+        # not from pre-codes: an offset far above the distances would leave little of them
+        rows = full_tensor(self.weight)
+        distances = -negative_squared_distance(x[:_CALIBRATION_SAMPLES], rows, self.scale) / self.scale
+        offset = 0.0 if self.offset is None else full_tensor(self.offset)
+
+        def mean_l0(scale: float) -> float:
+            return float(fires(projection.unbounded(offset - distances * scale)).sum(-1).double().mean())
+
+        # the useful range of lambda is around one over the spread of a sample's distances, at any scale of the data
+        unit = 1.0 / max(distances.std(-1, correction=0).mean().item(), 1e-30)
+        low, high = math.log(unit) - 20.0, math.log(unit) + 20.0
+        if self.offset is not None and mean_l0(0.0) < l0:
+            got = f"offset_init = {self.offset_init} with {type(projection).__name__}"
+            raise ValueError(f"l0_init = {l0} needs offsets high enough for so many latents to fire, but got {got}")
+        for _ in range(50):
+            middle = (low + high) / 2
+            if mean_l0(math.exp(middle)) > l0:
+                low = middle
+            else:
+                high = middle
+        self.set_lambda(math.exp(high))
+        return mean_l0(math.exp(high))
+
     def distances(self, pre_codes: Tensor) -> Tensor:
-        """Recover the squared distances from the pre-codes of all latents (of this process), `(..., d_sae)`."""
+        """Recover the squared distances from the pre-codes of all latents, `(..., d_sae)`."""
         return -self.without_offset(pre_codes) / self.scale
 
     def dynamics(self) -> dict[str, Tensor]:
         """The current lambda and, where there are offsets, their mean."""
         found = {"lambda": self.scale.detach()}
         if self.offset is not None:
-            found["offset_mean"] = whole(self.offset.detach()).mean()
+            found["offset_mean"] = full_tensor(self.offset.detach()).mean()
         return found

@@ -8,8 +8,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from sae_lightning.nn.sparse import Pattern, SparseCodes
-from sae_lightning.nn.support import at_least_kth, largest, simplex_threshold
+from sae_lightning.nn.search import at_least_kth, largest_positions, simplex_threshold
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -273,40 +272,6 @@ def sparsemax(v: Tensor) -> Tensor:
     return _apply(_Sparsemax, v)
 
 
-class _SparsemaxOn(Function):
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, pattern: Pattern) -> Tensor:
-        ctx.pattern = pattern
-        ctx.counts = pattern.offsets.diff().to(values.dtype)
-        # sums of large pre-codes would lose digits of the small codes
-        top = values.new_full((pattern.n,), -torch.inf).scatter_reduce_(0, pattern.samples, values, "amax")
-        shifted = values - top.index_select(0, pattern.samples)
-        tau = (_total(shifted, pattern) - 1) / ctx.counts
-        return shifted.sub_(tau.index_select(0, pattern.samples)).clamp_min_(0)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        mean = _total(grad, ctx.pattern) / ctx.counts
-        return grad - mean.index_select(0, ctx.pattern.samples), None
-
-
-def _total(values: Tensor, pattern: Pattern) -> Tensor:
-    return values.new_zeros(pattern.n).index_add_(0, pattern.samples, values)
-
-
-def sparsemax_on(v: SparseCodes) -> Tensor:
-    r"""Sparsemax where its support is known already, $z_i = v_i - (\sum_{j \in S} v_j - 1) / |S|$.
-
-    Args:
-        v: Pre-codes at the positions of the support.
-
-    Returns:
-        Codes at these positions, `(nnz,)`.
-    """
-    return cast("Tensor", _SparsemaxOn.apply(*v))  # type: ignore[no-untyped-call]
-
-
 class _KSparse(Function):
     @staticmethod
     def forward(ctx: Any, v: Tensor, k: int) -> Tensor:
@@ -316,8 +281,9 @@ class _KSparse(Function):
             values, latents = rows.topk(k, dim=-1, sorted=False)
             codes = torch.zeros_like(rows).scatter_(-1, latents, values.clamp_min_(0))
         elif at_least is None:
-            pattern = largest(rows, k)
-            codes = SparseCodes(pattern.of(rows), pattern).dense()
+            positions = largest_positions(rows, k)
+            values = rows.flatten()
+            codes = torch.zeros_like(values).index_copy_(0, positions, values.index_select(0, positions))
         else:
             codes = at_least.mul_(rows.clamp_min(0))  # zero times -inf would be NaN
         codes = codes.view(v.shape)

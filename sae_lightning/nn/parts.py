@@ -7,10 +7,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from types import UnionType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
-
-if TYPE_CHECKING:
-    from sae_lightning.nn.sharding import Sharding
+from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T", bound="Recorded")
 _MOST_VALUES = 100_000  # in a description
@@ -57,30 +54,29 @@ class Recorded:
 
 
 class Part(Recorded):
-    """What encoders, projections, regularizers and decoders have in common: they may have a sparse form.
-
-    A class says that it has one with `sparse = True`. A subclass that changes what `dense_form` names, but not
-    `sparse`, has none, whatever its parent has: it is then trained by its dense form. The same holds for
-    `rows_of_latents`, which says that the class works where latents lie on several processes (`sharding` tells which):
-    it names those of its parameters of which each process then holds the rows of its own latents. And it holds for
-    `resamplable`, which says that the class knows how to resample a dead latent: by `rows_of_latents`, and `restart`
-    and `strengthen` (encoders) or, where it trains something for each latent, `restart` (projections).
-    """
+    """What encoders, projections, regularizers and decoders have in common."""
 
     described_in_files = True
-    sparse: ClassVar[bool] = False
-    rows_of_latents: ClassVar[frozenset[str] | None] = None
-    resamplable: ClassVar[bool] = False
-    dense_form: ClassVar[frozenset[str]] = frozenset({"forward"})
-    sharding: "Sharding | None" = None
+    rows_of_latents: ClassVar[frozenset[str]] = frozenset()
+    """Names of the parameters whose row i belongs to latent i."""
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        """See whether the inherited sparse form still says the same as the dense one."""
-        super().__init_subclass__(**kwargs)
-        if cls.dense_form & cls.__dict__.keys():
-            for form, none in {"sparse": False, "rows_of_latents": None, "resamplable": False}.items():
-                if form not in cls.__dict__:
-                    setattr(cls, form, none)
+
+def tells(part: Part, method: str, formula: str = "forward") -> bool:
+    """Whether what a method or attribute tells of a part holds for its formula.
+
+    A subclass that changes the formula inherits what its parent told of another one: that does not hold for it, unless
+    it says so again.
+
+    Args:
+        part: The part.
+        method: Name of the method or attribute.
+        formula: Name of the method that is the formula.
+    """
+    order = type(part).__mro__
+    told, made = (
+        next((i for i, cls in enumerate(order) if name in cls.__dict__), len(order)) for name in (method, formula)
+    )
+    return told <= made
 
 
 def build(description: dict[str, Any], base: type[T], *args: Any) -> T:
@@ -241,23 +237,3 @@ def require_finite_positive(name: str, value: float) -> None:
     """Raise a ValueError unless `value` is positive and finite (for scales)."""
     if not (value > 0 and math.isfinite(value)):
         raise ValueError(f"{name} must be positive and finite, but is {value}")
-
-
-def require_shardable(*parts: Part) -> None:
-    """Raise a ValueError unless each part can work where latents lie on several processes."""
-    for part in parts:
-        if part.rows_of_latents is None:
-            raise ValueError(
-                f"latents can be sharded only where every part says how (rows_of_latents), but {type(part).__name__} "
-                "does not: train with another strategy, or with tensor_parallel_size = 1"
-            )
-
-
-def require_resamplable(*parts: Part) -> None:
-    """Raise a ValueError unless each part knows how to resample a dead latent."""
-    for part in parts:
-        if not part.resamplable or part.rows_of_latents is None:
-            raise ValueError(
-                f"dead latents can be resampled only where every part says how (resamplable = True, and the names of "
-                f"its parameters by latent in rows_of_latents), but {type(part).__name__} does not"
-            )

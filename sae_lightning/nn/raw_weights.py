@@ -5,6 +5,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from sae_lightning.nn.parts import tells
+from sae_lightning.nn.rows import is_dtensor
+
 if TYPE_CHECKING:
     from sae_lightning.nn.autoencoder import SparseAutoencoder
 
@@ -44,13 +47,13 @@ def raw_weights(sae: "SparseAutoencoder") -> RawWeights:
     Raises:
         ValueError: If the latents of the SAE lie on several processes.
     """
-    if sae.sharding is not None:
+    if is_dtensor(sae.encoder.weight):
         raise ValueError("weights in raw units need an SAE on one process: load its checkpoint instead (load_sae)")
     mean, scale = sae.standardizer.input_mean.double(), sae.standardizer.input_scale.double()
     bias = torch.zeros_like(mean) if sae.decoder.bias is None else sae.decoder.bias.double()
     dtype = torch.float64 if sae.decoder.weight.dtype == torch.float64 else torch.float32
     w_enc = b_enc = None
-    form = sae.encoder.affine_form(sae.projection.shift_invariant)
+    form = sae.encoder.affine_form(sae.projection.shift_invariant) if tells(sae.encoder, "affine_form") else None
     if form is not None:
         matrix, offset = form[0].double(), form[1].double()
         centre = mean / scale + (bias if sae.subtract_decoder_bias else 0)

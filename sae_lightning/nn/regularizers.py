@@ -10,17 +10,13 @@ from sae_lightning.nn.encoders import SquaredDistance
 from sae_lightning.nn.functional import k_sparse, step
 from sae_lightning.nn.parts import Part, require_positive
 from sae_lightning.nn.projections import Jump
-from sae_lightning.nn.sharding import k_sparse_over
-from sae_lightning.nn.sparse import SparseCodes
 
 if TYPE_CHECKING:
-    from sae_lightning.nn.autoencoder import SAEOutput, SparseAutoencoder, SparseOutput
+    from sae_lightning.nn.autoencoder import SAEOutput, SparseAutoencoder
 
 
 class Regularizer(Part, nn.Module, ABC):
     """Base of all regularizers: called as `regularizer(sae, x, out)`, returns one value per sample, `(batch,)`.
-
-    A subclass that can read a SparseOutput too says so with `sparse = True`; without it training is dense.
 
     Args:
         d_sae: Number of latents.
@@ -37,19 +33,14 @@ class Regularizer(Part, nn.Module, ABC):
         self.d_sae = d_sae
 
     @abstractmethod
-    def forward(self, sae: "SparseAutoencoder", x: Tensor, out: "SAEOutput | SparseOutput") -> Tensor:
+    def forward(self, sae: "SparseAutoencoder", x: Tensor, out: "SAEOutput") -> Tensor:
         """Return what each sample pays, `(batch,)`, for standardised inputs `x`."""
 
     def check(self, sae: "SparseAutoencoder") -> None:
         """Raise a ValueError where this regularizer cannot work with the parts of `sae`."""
 
 
-def _over_all(sae: "SparseAutoencoder", sums: Tensor) -> Tensor:
-    """Sums over all latents from those over this process's own, `(batch,)`."""
-    return sums if sae.sharding is None else sae.sharding.sum(sums)
-
-
-def _magnitudes(codes: Tensor) -> Tensor:
+def magnitudes(codes: Tensor) -> Tensor:
     """|codes|, with the gradient 1 at zero: `abs` has 0 there, and thresholds are trained by codes that are zero."""
     return torch.where(codes < 0, -codes, codes)
 
@@ -60,14 +51,9 @@ class L1(Regularizer):
     At zero the gradient is taken from above, as for a code that is about to fire.
     """
 
-    sparse = True
-    rows_of_latents = frozenset()
-
-    def forward(self, sae: "SparseAutoencoder", x: Tensor, out: "SAEOutput | SparseOutput") -> Tensor:
+    def forward(self, sae: "SparseAutoencoder", x: Tensor, out: "SAEOutput") -> Tensor:
         """Return the norm per sample, `(batch,)`."""
-        if isinstance(out.codes, SparseCodes):
-            return out.codes.total(_magnitudes(out.codes.values))
-        return _over_all(sae, _magnitudes(out.codes).sum(-1))
+        return magnitudes(out.codes).sum(-1)
 
 
 class L0(Regularizer):
@@ -76,24 +62,17 @@ class L0(Regularizer):
     Source: Rajamanoharan et al. (2024), arXiv 2407.14435.
     """
 
-    sparse = True
-    rows_of_latents = frozenset()
-
     def check(self, sae: "SparseAutoencoder") -> None:
         """Require the projection with thresholds."""
         if not isinstance(sae.projection, Jump):
             got = type(sae.projection).__name__
             raise ValueError(f"the regularizer L0 needs the projection Jump (it trains thresholds), but got {got}")
 
-    def forward(self, sae: "SparseAutoencoder", x: Tensor, out: "SAEOutput | SparseOutput") -> Tensor:
+    def forward(self, sae: "SparseAutoencoder", x: Tensor, out: "SAEOutput") -> Tensor:
         """Return the count per sample, `(batch,)`."""
         projection = sae.projection
         assert isinstance(projection, Jump)
-        v, threshold = out.pre_codes, projection.threshold
-        if isinstance(v, SparseCodes):
-            threshold = threshold.index_select(0, v.pattern.latents)
-            return v.total(step(v.values, threshold, projection.bandwidth))
-        return _over_all(sae, step(v, threshold, projection.bandwidth).sum(-1))
+        return step(out.pre_codes, projection.threshold, projection.bandwidth).sum(-1)
 
 
 class DistanceWeightedL1(Regularizer):
@@ -105,26 +84,18 @@ class DistanceWeightedL1(Regularizer):
     Source: Tasissa et al. (2023), K-deep simplex, arXiv 2012.02134; used for SpaDE in arXiv 2503.01822.
     """
 
-    sparse = True
-    rows_of_latents = frozenset()
-
     def check(self, sae: "SparseAutoencoder") -> None:
         """Require the encoder with prototypes."""
         if not isinstance(sae.encoder, SquaredDistance):
             got = type(sae.encoder).__name__
             raise ValueError(f"DistanceWeightedL1 needs the encoder SquaredDistance (it has prototypes), but got {got}")
 
-    def forward(self, sae: "SparseAutoencoder", x: Tensor, out: "SAEOutput | SparseOutput") -> Tensor:
+    def forward(self, sae: "SparseAutoencoder", x: Tensor, out: "SAEOutput") -> Tensor:
         """Return the weighted norm per sample, `(batch,)`."""
         encoder = sae.encoder
         assert isinstance(encoder, SquaredDistance)
-        z, v = out.codes, out.pre_codes
         # lambda is divided by last: once per sample instead of once per code
-        if isinstance(z, SparseCodes) and isinstance(v, SparseCodes):
-            return -z.total(z.values * encoder.without_offset(v.values, v.pattern.latents)) / encoder.scale
-        assert isinstance(z, Tensor)
-        assert isinstance(v, Tensor)
-        return -_over_all(sae, (z * encoder.without_offset(v)).sum(-1)) / encoder.scale
+        return -(out.codes * encoder.without_offset(out.pre_codes)).sum(-1) / encoder.scale
 
 
 class AuxK(Regularizer):
@@ -144,9 +115,6 @@ class AuxK(Regularizer):
     Source: Gao et al. (2024), arXiv 2406.04093.
     """
 
-    sparse = True
-    rows_of_latents = frozenset()
-
     def __init__(self, d_sae: int, k_aux: int | None = None, dead_after: int = 20) -> None:
         super().__init__(d_sae)
         if k_aux is not None:
@@ -155,19 +123,23 @@ class AuxK(Regularizer):
         self.k_aux = k_aux
         self.dead_after = dead_after
 
-    def forward(self, sae: "SparseAutoencoder", x: Tensor, out: "SAEOutput | SparseOutput") -> Tensor:
+    def forward(self, sae: "SparseAutoencoder", x: Tensor, out: "SAEOutput") -> Tensor:
         """Return the squared error of the residual's reconstruction per sample, `(batch,)`."""
-        dead = (sae.batches_silent >= self.dead_after).nonzero().squeeze(-1)
+        dead = self.dead(sae)
         if len(dead) == 0:
             return torch.zeros_like(x[..., 0])
-        k = min(self.k_aux or max(1, sae.d_in // 2), len(dead))
-        residual = (x - out.x_hat).detach()
-        if isinstance(out.codes, SparseCodes):
-            explained = sae.decoder.combine(sae.codes_among(x, dead, k))
-        elif sae.sharding is not None:
-            own, most = sae.sharding.among_own(dead), sae.sharding.most_on_one(dead)
-            codes = k_sparse_over(sae.pre_codes_among(x, own), k, sae.sharding, min(k, most))
-            explained = sae.decoder.combine(codes, own)
-        else:
-            explained = sae.decoder.combine(k_sparse(sae.pre_codes_among(x, dead), k), dead)
-        return (residual - explained).square().sum(-1)
+        codes = k_sparse(out.pre_codes.index_select(-1, dead), self.n_codes(sae, dead))
+        return self.error(x, out.x_hat, sae.decoder.combine(codes, dead))
+
+    def dead(self, sae: "SparseAutoencoder") -> Tensor:
+        """The dead latents, int64 `(n_dead,)`."""
+        return (sae.batches_silent >= self.dead_after).nonzero().squeeze(-1)
+
+    def n_codes(self, sae: "SparseAutoencoder", dead: Tensor) -> int:
+        """How many of some dead latents explain each sample."""
+        return min(self.k_aux or max(1, sae.d_in // 2), len(dead))
+
+    @staticmethod
+    def error(x: Tensor, x_hat: Tensor, explained: Tensor) -> Tensor:
+        """What is left of the residual, held fixed, without the part that is explained, `(batch,)`."""
+        return ((x - x_hat).detach() - explained).square().sum(-1)

@@ -8,12 +8,26 @@ from torch.nn.functional import normalize
 
 from sae_lightning.nn.autoencoder import SAEOutput, SparseAutoencoder
 from sae_lightning.nn.firing import fires
-from sae_lightning.nn.sharding import mean_of_live, set_rows, whole
+from sae_lightning.nn.parts import Part, tells
+from sae_lightning.nn.rows import full_tensor, mean_of_live, set_rows
 
 _FACTOR = 1.25  # by which an encoder is strengthened at a time
 _ROUNDS = 16  # at most: where latents compete, rows would grow without limit
 _RATE, _ROUNDS_FOR_RATE = 0.2, 4  # how often it is to fire, as a share of the mean live latent, and rounds spent on it
 _LEAST_SCALE = 0.05  # of new atoms
+
+
+def require_resamplable(sae: SparseAutoencoder) -> None:
+    """Raise a ValueError unless the parts of an SAE tell how a dead latent is resampled."""
+    told: list[tuple[Part, str]] = [(sae.encoder, "restart"), (sae.encoder, "strengthen")]
+    if any(True for _ in sae.projection.parameters()):
+        told.append((sae.projection, "restart"))
+    for part, method in told:
+        if not tells(part, method):
+            raise ValueError(
+                f"dead latents can be resampled only where every part tells how, but {type(part).__name__} has no "
+                f"method {method} of its own"
+            )
 
 
 @torch.no_grad()
@@ -60,7 +74,7 @@ def resample(
     errors = (x - out.x_hat).square().sum(-1).double().cpu()
     weights = counts.cpu() * (errors / errors.max().clamp_min(1e-300)).square() + 1e-12
     own = torch.multinomial(weights, len(latents), replacement=False, generator=generator).to(x.device)
-    centre = whole(sae.decoder.bias.detach()) if sae.subtract_decoder_bias and sae.decoder.bias is not None else 0.0
+    centre = 0.0 if sae.centre is None else full_tensor(sae.centre.detach())
     sae.encoder.restart(latents, x[own] - centre, (x - out.x_hat)[own], alive, share)
     sae.projection.restart(latents)
     firing = fires(out.codes)

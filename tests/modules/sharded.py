@@ -45,7 +45,7 @@ def on_processes(size: int, job: Callable[..., Any], *arguments: Any) -> None:
 
 def held(module: SAEModule, optimizer: torch.optim.Optimizer) -> tuple[int, int]:
     """Bytes of the parameters, and of the optimizer's state, that this process holds."""
-    from sae_lightning.nn.sharding import local
+    from sae_lightning.nn.rows import local
 
     state = [v for values in optimizer.state.values() for v in values.values() if isinstance(v, torch.Tensor)]
     return sum(local(p).nbytes for p in module.parameters()), sum(local(v).nbytes for v in state if v.ndim)

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam
 
+from sae_lightning.backends.sparse import SparseCodes, SparseOutput, backend
 from sae_lightning.modules import BaseSAE, ComposedSAE, JumpReLUSAE, ReLUSAE, SpaDE, TopKSAE
-from sae_lightning.nn import L1, Affine, KSparse, Orthant, Regularizer, SparseCodes, SparseOutput, autoencoder
+from sae_lightning.nn import L1, Affine, KSparse, Orthant, Regularizer
 
 from .helpers import BATCH, D_IN, PRESETS, Clusters, fit, make, stream
 
@@ -27,7 +28,7 @@ DENSE, SPARSE = {"dense_above": 1}, {"dense_above": D_SAE}
 @pytest.fixture(autouse=True)
 def any_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small batches are worth the sparse way, too."""
-    monkeypatch.setattr(autoencoder, "_LEAST_WORK", 0)
+    monkeypatch.setattr(backend, "_LEAST_WORK", 0)
 
 
 def trained(name: str, steps: int, optimizer: Callable[..., Any], **options: Any) -> BaseSAE:
@@ -84,14 +85,15 @@ def test_the_way_is_resumed(name: str, tmp_path: Path) -> None:
     # the density is measured on the batch, not remembered: a run that is resumed goes the same ways
     def half_way(sae: BaseSAE) -> list[bool]:
         ways: list[bool] = []
-        go = sae.sae.autoencode_cheaply
+        running = sae.running("cpu")
+        go = running.forward_train
 
         def watched(x: Tensor) -> Any:
             out = go(x)
             ways.append(isinstance(out, SparseOutput))
             return out
 
-        sae.sae.autoencode_cheaply = watched  # type: ignore[method-assign]
+        running.forward_train = watched  # type: ignore[method-assign]
         return ways
 
     options = {"d_sae": D_SAE, "dense_above": 12, "optimizer": partial(SGD, lr=1e-2), "lr_scheduler": None}
@@ -180,7 +182,7 @@ def test_bad_arguments(name: str, argument: str, value: int) -> None:
 
 @pytest.mark.parametrize("regularizer", [OwnRegularizer, ChangedL1])
 def test_chunks_need_a_sparse_regularizer(regularizer: type[Regularizer]) -> None:
-    message = f"chunk_size must be None where a part has no sparse form, as {regularizer.__name__} has not"
+    message = f"chunk_size must be None where the sparse backend has no rule, as for {regularizer.__name__}"
     with pytest.raises(ValueError, match=message):
         ComposedSAE(D_IN, D_SAE, Affine, Orthant, regularizer, chunk_size=8)
 

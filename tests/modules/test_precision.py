@@ -11,9 +11,9 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
 
 from sae_lightning import load_sae
+from sae_lightning.backends.sparse import SparseCodes
 from sae_lightning.data.loading import ActivationDataset
 from sae_lightning.modules import Comparison, ReLUSAE, SpaDE
-from sae_lightning.nn import SparseCodes
 
 from .helpers import PRESETS, Clusters, assert_same, fit, make, make_trainer
 

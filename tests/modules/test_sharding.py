@@ -15,7 +15,7 @@ from torch.optim import Adam
 
 from sae_lightning.callbacks import ResampleDeadLatents
 from sae_lightning.modules import Comparison, SAEModule, load_sae
-from sae_lightning.nn.sharding import local, whole
+from sae_lightning.nn.rows import full_tensor, local
 
 from .helpers import BATCH, D_IN, PRESETS, Clusters, fit, make
 
@@ -42,7 +42,7 @@ class Watch(pl.Callback):
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         if trainer.global_step == 0:
-            self.grads = {k: whole(p.grad).clone() for k, p in pl_module.named_parameters() if p.grad is not None}
+            self.grads = {k: full_tensor(p.grad).clone() for k, p in pl_module.named_parameters() if p.grad is not None}
 
 
 def train(name: str, way: str | None, folder: Path | None = None) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def train(name: str, way: str | None, folder: Path | None = None) -> dict[str, A
     trainer = fit(module, STEPS, Clusters(25 * processes, batch_size=BATCH // processes), **options)
     if folder is not None:
         trainer.save_checkpoint(folder / f"{name}.ckpt")
-    state = {k: whole(v).clone() for k, v in module.state_dict().items()}
+    state = {k: full_tensor(v).clone() for k, v in module.state_dict().items()}
     held = sum(local(p).numel() for p in module.parameters() if p.ndim)
     moments = sum(
         local(value).numel()

@@ -164,40 +164,12 @@ def to_reference(sae: SparseAutoencoder, regularizer: Regularizer | None, gamma:
     )
 
 
-def training_loss(
-    sae: SparseAutoencoder, regularizer: Regularizer | None, gamma: float, x_raw: Tensor, sparsely: bool = False
-) -> Tensor:
+def training_loss(sae: SparseAutoencoder, regularizer: Regularizer | None, gamma: float, x_raw: Tensor) -> Tensor:
     """What training minimises, in standardised units."""
     x = sae.standardize(x_raw)
-    out = sae.autoencode_sparsely(x) if sparsely else sae.autoencode(x)
+    out = sae.autoencode(x)
     loss = (x - out.x_hat).square().sum(-1).mean()
     return loss if regularizer is None else loss + gamma * regularizer(sae, x, out).mean()
-
-
-def assert_sparse_is_dense(
-    sae: SparseAutoencoder, regularizer: Regularizer | None, x_raw: Tensor, tolerance: float = 1e-10
-) -> None:
-    """Compare outputs, loss and all gradients, those of the inputs included, of the two ways of a training step."""
-    x = sae.standardize(x_raw)
-    dense, sparse = sae.autoencode(x), sae.autoencode_sparsely(x)
-    assert torch.equal(sae.fired(sparse.codes), sae.fired(dense.codes))
-    leaves = {"inputs": x_raw.clone().requires_grad_(), **dict(sae.named_parameters())}
-    compared = {
-        "x_hat": (sparse.x_hat, dense.x_hat),
-        "codes": (sparse.codes.dense(), dense.codes),
-        "pre-codes": (sparse.pre_codes.values, sparse.pre_codes.pattern.of(dense.pre_codes)),
-    }
-    losses, gradients = [], []
-    for sparsely in (True, False):
-        losses.append(training_loss(sae, regularizer, GAMMA, leaves["inputs"], sparsely))
-        gradients.append(torch.autograd.grad(losses[-1], list(leaves.values())))
-    compared["loss"] = (losses[0], losses[1])
-    compared |= {f"gradient of {name}": pair for name, pair in zip(leaves, zip(*gradients, strict=True), strict=True)}
-    for name, (actual, wanted) in compared.items():
-        assert actual.dtype == wanted.dtype, name
-        error = (actual - wanted).abs().max().item() if wanted.numel() else 0.0
-        largest = wanted.abs().max().item() if wanted.numel() else 0.0
-        assert error <= tolerance * max(1.0, largest), f"{name} is off by {error}"
 
 
 def assert_same_as_reference(

@@ -18,7 +18,6 @@ from sae_lightning.nn import (
     SquaredDistance,
 )
 from sae_lightning.nn.initialization import (
-    calibrate_lambda,
     initialize_from_data,
     initialize_weights,
     new_generator,
@@ -27,6 +26,11 @@ from sae_lightning.nn.initialization import (
 from .helpers import deadline, randn
 
 D_IN, D_SAE = 8, 64
+
+
+def calibrate_lambda(sae: SparseAutoencoder, x: torch.Tensor, l0: float) -> float:
+    """Set lambda of an SAE's encoder to an L0; returns what was reached."""
+    return sae.encoder.calibrate(x, sae.projection, l0)
 
 
 def spade(d_in: int = D_IN, d_sae: int = D_SAE) -> SparseAutoencoder:

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from sae_lightning.nn.functional import sparsemax_on
-from sae_lightning.nn.sparse import (
+from sae_lightning.backends.sparse.codes import (
     Pattern,
     SparseCodes,
     affine_at,
@@ -15,11 +14,11 @@ from sae_lightning.nn.sparse import (
     decode_sparse,
     distance_at,
     row_products,
+    sparsemax_on,
     sum_by_latent,
     weight_gradient,
 )
-
-from .helpers import randn
+from tests.nn.helpers import randn
 
 # (samples, latents, d_in, share of positions); int16 holds latents up to 2^15
 SHAPES = [

@@ -4,7 +4,7 @@ Pre-codes and codes are then those of a process's own latents, `(..., d_sae / si
 the collective operations here: sums over latents (reconstructions, regularizers), the k largest, the simplex.
 """
 
-from typing import TYPE_CHECKING, Any, TypeGuard, cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -12,68 +12,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from sae_lightning.nn.support import simplex_threshold
-
-if TYPE_CHECKING:
-    from torch.distributed.tensor import DTensor
-
-
-def is_spread(tensor: Tensor) -> "TypeGuard[DTensor]":
-    """Whether a tensor is a DTensor."""
-    return hasattr(tensor, "to_local")  # to import their class takes a while, and most programs need none
-
-
-def local(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor, with its gradient: all of it, unless it is a DTensor."""
-    return tensor.to_local() if is_spread(tensor) else tensor
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor; for a DTensor every process that holds a part of it must call this."""
-    return tensor.full_tensor() if is_spread(tensor) else tensor
-
-
-def own_rows(tensor: Tensor) -> slice:
-    """Which rows of a tensor this process holds."""
-    if not is_spread(tensor):
-        return slice(0, len(tensor))
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
-    shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
-    return slice(offset[0], offset[0] + shape[0])
-
-
-@torch.no_grad()
-def set_rows(tensor: Tensor, index: Tensor, rows: Tensor | float) -> None:
-    """Do `tensor[index] = rows` on those of the rows that this process holds.
-
-    Args:
-        tensor: `(d_sae, ...)`, a DTensor or not.
-        index: Which of its rows, int64 `(n,)`.
-        rows: New values, `(n, ...)` or a number.
-    """
-    own = own_rows(tensor)
-    here = (index >= own.start) & (index < own.stop)
-    values = rows[here] if isinstance(rows, Tensor) else rows
-    local(tensor)[index[here] - own.start] = values
-
-
-def mean_of_live(values: Tensor, alive: Tensor, initial: float) -> Tensor:
-    """Mean of a value of each latent over those that are alive, or `initial` where none is.
-
-    Args:
-        values: `(d_sae,)`, a DTensor or not.
-        alive: Bool `(d_sae,)`.
-        initial: What stands for the mean where no latent is alive.
-    """
-    live = whole(values)[alive]
-    return live.mean() if len(live) else live.new_tensor(initial)
-
-
-@torch.no_grad()
-def fill(tensor: Tensor, values: Tensor) -> None:
-    """Do `tensor.copy_(values)` on the rows that this process holds; `values` are those of all rows."""
-    local(tensor).copy_(values[own_rows(tensor)])
+from sae_lightning.nn.search import simplex_threshold
 
 
 class Sharding:
@@ -136,7 +75,7 @@ class Sharding:
             dist.all_reduce(x, how, group=self.group)
         return x
 
-    def spread(self, own: Tensor, empty: Any = 0) -> Tensor:
+    def scatter(self, own: Tensor, empty: Any = 0) -> Tensor:
         """A value for each latent from those of this process's own, `(d_local,)` to `(d_sae,)`."""
         everywhere = own.new_full((self.d_sae,), empty)
         everywhere[self.own] = own

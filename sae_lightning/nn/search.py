@@ -1,4 +1,4 @@
-"""Where the codes of each projection are nonzero, found without a sort of the pre-codes.
+"""The k largest pre-codes and the simplex's threshold, found without a sort of the pre-codes.
 
 On the CPU the searches run in numpy, whose comparisons, partitions and index searches are several times faster than
 torch's. Every search keeps NaN, so that a broken encoder shows in the loss instead of vanishing from the codes.
@@ -11,30 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sae_lightning.nn.sparse import Pattern
-
 _GROUPS = (32, 16, 8, 4)  # sizes of the groups whose maxima stand for all pre-codes
 _SHORT_ROW = 1024
 _SORTED_ROW = 512  # up to here numpy sorts a row faster than it finds its k-th largest (measured with AVX-512)
 _FEW = 32  # pre-codes in which the support of a short row is looked for first
-_LEAST_GROUPS = 64  # with fewer, maxima say too little about a row's threshold
+LEAST_GROUPS = 64  # with fewer, maxima say too little about a row's threshold
 _ROOM = 2  # groups per wanted code, at least: with fewer, the maxima say too little
-
-
-def above(v: Tensor, threshold: Tensor | float) -> Pattern:
-    """Positions where pre-codes exceed a threshold (or are NaN).
-
-    Args:
-        v: Pre-codes, `(n, d_sae)`.
-        threshold: A number, `(d_sae,)` or `(n, 1)`.
-    """
-    if v.device.type == "cpu":
-        bound = threshold.detach().numpy() if isinstance(threshold, Tensor) else threshold
-        mask = np.less_equal(v.detach().numpy(), bound)
-        positions = torch.from_numpy(np.flatnonzero(np.logical_not(mask, out=mask)))
-    else:
-        positions = (~(v <= threshold)).flatten().nonzero().squeeze(-1)
-    return Pattern(positions, *v.shape)
 
 
 def group_maxima(v: Tensor, least: int) -> Tensor | None:
@@ -71,7 +53,7 @@ def at_least_kth(v: Tensor, k: int) -> Tensor | None:
     """One where a pre-code is among the k largest of its row, zero elsewhere, `(n, d_sae)`.
 
     The quick way to dense codes where rows are short. None where it is not (other devices, long rows, rows in which
-    more than k pre-codes reach the k-th largest): `largest` decides there.
+    more than k pre-codes reach the k-th largest): `largest_positions` decides there.
     """
     if v.device.type != "cpu" or v.shape[1] > _SHORT_ROW:
         return None
@@ -79,7 +61,7 @@ def at_least_kth(v: Tensor, k: int) -> Tensor | None:
     return mask if bool((mask.sum(-1) == k).all()) else None
 
 
-def largest(v: Tensor, k: int) -> Pattern:
+def largest_positions(v: Tensor, k: int) -> Tensor:
     """Positions of the k largest pre-codes of each row, without those that are not positive.
 
     Among equal pre-codes any may be taken.
@@ -87,44 +69,43 @@ def largest(v: Tensor, k: int) -> Pattern:
     Args:
         v: Pre-codes, `(n, d_sae)`.
         k: How many, from 1 to `d_sae`.
+
+    Returns:
+        `row * d_sae + column` of each, rising, int64 `(nnz,)`.
     """
     n, d_sae = v.shape
     if v.device.type != "cpu":
         latents = v.topk(k, dim=-1, sorted=False).indices.sort(dim=-1).values
-        chosen = Pattern((latents + torch.arange(n, device=v.device)[:, None] * d_sae).flatten(), n, d_sae)
-        positive = ~(chosen.of(v) <= 0)
-        return Pattern(chosen.positions[positive], n, d_sae)
+        positions = (latents + torch.arange(n, device=v.device)[:, None] * d_sae).flatten()
+        return positions[~(v.flatten().index_select(0, positions) <= 0)]
     maxima = group_maxima(v, _ROOM * k)
     bound = kth_largest(v if maxima is None else maxima, k)  # at least k pre-codes reach it
-    mask = np.less(v.detach().numpy(), bound.numpy())
-    candidates = Pattern(torch.from_numpy(np.flatnonzero(np.logical_not(mask, out=mask))), n, d_sae)
-    values = candidates.of(v).detach().numpy()
+    rows = v.detach().numpy()
+    mask = np.less(rows, bound.numpy())
+    candidates = np.flatnonzero(np.logical_not(mask, out=mask))
+    values = rows.ravel()[candidates]
     keep = ~(values <= 0)
     if len(candidates) > n * k:
-        keep &= _among_largest(values, candidates, k)
-    return _kept(candidates, keep)
+        keep &= _among_largest(values, candidates, v.shape, k)
+    return torch.from_numpy(candidates if keep.all() else candidates[keep])
 
 
-def _among_largest(values: NDArray[Any], candidates: Pattern, k: int) -> NDArray[np.bool_]:
+def _among_largest(values: NDArray[Any], candidates: NDArray[np.int64], shape: torch.Size, k: int) -> NDArray[np.bool_]:
     """Which candidates are among the k largest of their row, exactly k in each row, `(nnz,)`."""
-    offsets, samples = candidates.offsets.numpy(), candidates.samples.numpy()
+    n, d_sae = shape
+    samples = candidates // d_sae
+    offsets = np.searchsorted(candidates, np.arange(n + 1) * d_sae)
     width = int(np.diff(offsets).max())
-    table = np.full((candidates.n, width), -np.inf, dtype=values.dtype)  # the candidates of each row side by side
+    table = np.full((n, width), -np.inf, dtype=values.dtype)  # the candidates of each row side by side
     place = samples * width + (np.arange(len(values)) - offsets[samples])
     table.ravel()[place] = values
     bound = np.partition(table, width - k, axis=1)[:, width - k]
     keep: NDArray[np.bool_] = ~(values < bound[samples])
-    if keep.sum() > candidates.n * k:  # equal pre-codes (or NaN) at the bound
+    if keep.sum() > n * k:  # equal pre-codes (or NaN) at the bound
         chosen = np.zeros(table.shape, dtype=bool)
         np.put_along_axis(chosen, np.argpartition(table, width - k, axis=1)[:, width - k :], True, axis=1)
         keep = chosen.ravel()[place]
     return keep
-
-
-def _kept(pattern: Pattern, mask: NDArray[np.bool_]) -> Pattern:
-    if mask.all():
-        return pattern
-    return Pattern(torch.from_numpy(pattern.positions.numpy()[mask]), pattern.n, pattern.d_sae)
 
 
 def simplex_threshold(v: Tensor) -> Tensor:
@@ -142,7 +123,7 @@ def simplex_threshold(v: Tensor) -> Tensor:
 
     Source: Condat (2016), Fast projection onto the simplex and the l1 ball.
     """
-    maxima = group_maxima(v, _LEAST_GROUPS)
+    maxima = group_maxima(v, LEAST_GROUPS)
     if maxima is None and v.device.type == "cpu":
         found = _threshold_among_largest(v)
         if found is not None:
@@ -177,31 +158,3 @@ def _threshold_among_largest(v: Tensor) -> Tensor | None:
     # a row with NaN begins with it: its count is 0, and its threshold NaN, too
     count.clamp_min_(1)
     return (sums.gather(1, count - 1) - 1) / count
-
-
-def simplex_support(v: Tensor) -> Pattern:
-    """Positions where the projection onto the simplex is positive.
-
-    Args:
-        v: Pre-codes, `(n, d_sae)`.
-    """
-    largest_ = v.amax(-1, keepdim=True)
-    if v.device.type != "cpu" or len(v) == 0:
-        shifted = v - largest_
-        return above(shifted, simplex_threshold(shifted))
-    maxima = group_maxima(v, _LEAST_GROUPS)
-    below = -1.0 if maxima is None else simplex_threshold(maxima - largest_)
-    # the bound lies below the threshold; what rounding may take from it is given back
-    bound = largest_ + below - 8 * torch.finfo(v.dtype).eps * (1 + largest_.abs())
-    pattern = above(v, bound + 0 * largest_)  # NaN for a row that overflowed, so that all of it is kept
-    values = (pattern.of(v) - largest_.flatten().index_select(0, pattern.samples)).double().numpy()
-    offsets = pattern.offsets.numpy()
-    starts, counts = offsets[:-1], np.diff(offsets)
-    keep, count = np.ones(len(values), dtype=bool), counts
-    while True:  # Newton's steps as above, on what is left of each row (never empty: it holds the maximum)
-        tau = (np.add.reduceat(np.where(keep, values, 0.0), starts) - 1) / count
-        keep = ~(values <= np.repeat(tau, counts))
-        fewer = np.add.reduceat(keep, starts, dtype=np.int64)
-        if not (fewer < count).any():
-            return _kept(pattern, keep)
-        count = fewer

@@ -325,3 +325,37 @@ def distance_at(
     """
     arguments = (x, weight, scale, offset, pattern, values)
     return cast("Tensor", _DistanceAt.apply(*arguments))  # type: ignore[no-untyped-call]
+
+
+class _SparsemaxOn(Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, pattern: Pattern) -> Tensor:
+        ctx.pattern = pattern
+        ctx.counts = pattern.offsets.diff().to(values.dtype)
+        # sums of large pre-codes would lose digits of the small codes
+        top = values.new_full((pattern.n,), -torch.inf).scatter_reduce_(0, pattern.samples, values, "amax")
+        shifted = values - top.index_select(0, pattern.samples)
+        tau = (_total(shifted, pattern) - 1) / ctx.counts
+        return shifted.sub_(tau.index_select(0, pattern.samples)).clamp_min_(0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        mean = _total(grad, ctx.pattern) / ctx.counts
+        return grad - mean.index_select(0, ctx.pattern.samples), None
+
+
+def _total(values: Tensor, pattern: Pattern) -> Tensor:
+    return values.new_zeros(pattern.n).index_add_(0, pattern.samples, values)
+
+
+def sparsemax_on(v: SparseCodes) -> Tensor:
+    r"""Sparsemax where its support is known already, $z_i = v_i - (\sum_{j \in S} v_j - 1) / |S|$.
+
+    Args:
+        v: Pre-codes at the positions of the support.
+
+    Returns:
+        Codes at these positions, `(nnz,)`.
+    """
+    return cast("Tensor", _SparsemaxOn.apply(*v))  # type: ignore[no-untyped-call]

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from sae_lightning.nn import support
-from sae_lightning.nn.functional import k_sparse, sparsemax, sparsemax_on
-from sae_lightning.nn.sparse import Pattern, SparseCodes
-from sae_lightning.nn.support import above, group_maxima, kth_largest, largest, simplex_support, simplex_threshold
-
-from .helpers import deadline, numpy, randn
+from sae_lightning.backends.sparse import Pattern, SparseCodes, support
+from sae_lightning.backends.sparse.codes import sparsemax_on
+from sae_lightning.backends.sparse.support import above, largest, simplex_support
+from sae_lightning.nn import search as searching
+from sae_lightning.nn.functional import k_sparse, sparsemax
+from sae_lightning.nn.search import group_maxima, kth_largest, simplex_threshold
+from tests.nn.helpers import deadline, numpy, randn
 
 # a code is v - tau with a tau that sums numbers within [-1, 0]: a few roundings of 6e-8 or 1e-16
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-14}
@@ -40,6 +41,7 @@ def on(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Calla
     def call(search: Callable[..., Any], *args: Any) -> Any:
         with monkeypatch.context() as patched, Elsewhere():
             patched.setattr(support, "np", None)
+            patched.setattr(searching, "np", None)
             return search(*args)
 
     return call

@@ -1,0 +1,135 @@
+"""What the sparse backend knows of parts, by their exact type: a subclass may have changed the formula.
+
+Each rule says the same as the part's `forward`, at some positions of the codes only.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sae_lightning.backends.sparse.codes import (
+    Pattern,
+    SparseCodes,
+    affine_at,
+    decode_sparse,
+    distance_at,
+    sparsemax_on,
+)
+from sae_lightning.backends.sparse.support import above, largest, simplex_support
+from sae_lightning.nn.decoder import EPSILON, Decoder
+from sae_lightning.nn.encoders import Affine, SquaredDistance
+from sae_lightning.nn.functional import at_least_float32, jump, step
+from sae_lightning.nn.projections import Jump, KSparse, Orthant, Simplex
+from sae_lightning.nn.regularizers import L0, L1, AuxK, DistanceWeightedL1, magnitudes
+
+if TYPE_CHECKING:
+    from sae_lightning.backends.sparse.backend import Sparse, SparseOutput
+    from sae_lightning.nn.autoencoder import SparseAutoencoder
+
+
+# ---------------------------------------------------------------------- encoders
+
+
+def _affine_at(core: "SparseAutoencoder", x: Tensor, pattern: Pattern, values: Tensor) -> Tensor:
+    encoder: Any = core.encoder
+    return affine_at(x, core.centre, encoder.weight, encoder.bias, encoder.pre_code_scale, pattern, values)
+
+
+def _distance_at(core: "SparseAutoencoder", x: Tensor, pattern: Pattern, values: Tensor) -> Tensor:
+    encoder: Any = core.encoder
+    if core.centre is not None:
+        x = x - core.centre
+    return distance_at(x, encoder.weight, encoder.scale, encoder.wide_offset, pattern, values)
+
+
+ENCODERS: dict[type, Callable[["SparseAutoencoder", Tensor, Pattern, Tensor], Tensor]] = {
+    Affine: _affine_at,
+    SquaredDistance: _distance_at,
+}
+"""Known pre-codes `(nnz,)` at the positions of a pattern, with their gradient at O(nnz * d_in)."""
+
+# ---------------------------------------------------------------------- projections
+
+
+class ProjectionRule(NamedTuple):
+    """How codes are found sparsely."""
+
+    support: Callable[[Any, Tensor], Pattern]
+    """Where codes, or what trains them, can differ from zero, for the projection and pre-codes `(n, d_sae)`."""
+    at: Callable[[Any, SparseCodes], Tensor]
+    """Codes `(nnz,)` at the positions of the support, from the pre-codes there."""
+
+
+def _near_threshold(projection: Jump, pre_codes: Tensor) -> Pattern:
+    """Where pre-codes exceed their threshold, or lie so close below it that they train it."""
+    threshold = projection.threshold
+    # a little lower, so that rounding leaves out none
+    return above(pre_codes, threshold - projection.bandwidth / 2 - 1e-6 * (threshold + projection.bandwidth))
+
+
+def _jump_at(projection: Jump, v: SparseCodes) -> Tensor:
+    return jump(v.values, projection.threshold.index_select(0, v.pattern.latents), projection.bandwidth)
+
+
+PROJECTIONS: dict[type, ProjectionRule] = {
+    Orthant: ProjectionRule(lambda projection, v: above(v, 0.0), lambda projection, v: v.values),
+    Jump: ProjectionRule(_near_threshold, _jump_at),
+    KSparse: ProjectionRule(lambda projection, v: largest(v, projection.k), lambda projection, v: v.values),
+    Simplex: ProjectionRule(lambda projection, v: simplex_support(v), lambda projection, v: sparsemax_on(v)),
+}
+
+# ---------------------------------------------------------------------- decoders
+
+
+def combine(decoder: Decoder, codes: SparseCodes) -> Tensor:
+    """Sum the atoms weighted by the codes, without the bias."""
+    return at_least_float32(decode_sparse(codes, decoder.weight, EPSILON if decoder.unit_norm else None))
+
+
+def _decode(decoder: Decoder, codes: SparseCodes) -> Tensor:
+    x_hat = combine(decoder, codes)
+    return x_hat if decoder.bias is None else x_hat + decoder.bias
+
+
+DECODERS: dict[type, Callable[[Any, SparseCodes], Tensor]] = {Decoder: _decode}
+
+# ---------------------------------------------------------------------- regularizers
+
+
+def _l1(backend: "Sparse", regularizer: L1, x: Tensor, out: "SparseOutput") -> Tensor:
+    return out.codes.total(magnitudes(out.codes.values))
+
+
+def _l0(backend: "Sparse", regularizer: L0, x: Tensor, out: "SparseOutput") -> Tensor:
+    projection: Any = backend.core.projection
+    v = out.pre_codes
+    threshold = projection.threshold.index_select(0, v.pattern.latents)
+    return v.total(step(v.values, threshold, projection.bandwidth))
+
+
+def _distance_weighted(backend: "Sparse", regularizer: DistanceWeightedL1, x: Tensor, out: "SparseOutput") -> Tensor:
+    encoder: Any = backend.core.encoder
+    z, v, offset = out.codes, out.pre_codes.values, encoder.wide_offset
+    if offset is not None:
+        v = v - offset.index_select(0, z.pattern.latents)
+    paid: Tensor = -z.total(z.values * v) / encoder.scale
+    return paid
+
+
+def _aux_k(backend: "Sparse", regularizer: AuxK, x: Tensor, out: "SparseOutput") -> Tensor:
+    core = backend.core
+    dead = regularizer.dead(core)
+    if len(dead) == 0:
+        return torch.zeros_like(x[..., 0])
+    codes = backend.codes_among(x, dead, regularizer.n_codes(core, dead))
+    return regularizer.error(x, out.x_hat, combine(core.decoder, codes))
+
+
+REGULARIZERS: dict[type, Callable[["Sparse", Any, Tensor, "SparseOutput"], Tensor]] = {
+    L1: _l1,
+    L0: _l0,
+    DistanceWeightedL1: _distance_weighted,
+    AuxK: _aux_k,
+}
