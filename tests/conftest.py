@@ -66,11 +66,13 @@ def run_cli(*args: object) -> Outcome:
     return Outcome(code, out.getvalue(), err.getvalue(), [str(warning.message) for warning in caught])
 
 
-def run_process(*args: object, check: bool = True, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    """Run `python -m sae_lightning ARGS` in a fresh process, from the repository root."""
+def run_process(
+    *args: object, check: bool = True, timeout: float = 120, cwd: Path = ROOT
+) -> subprocess.CompletedProcess[str]:
+    """Run `python -m sae_lightning ARGS` in a fresh process, by default from the repository root."""
     command = [sys.executable, "-m", "sae_lightning", *map(str, args)]
     done = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=timeout, cwd=ROOT, env=process_environment()
+        command, capture_output=True, text=True, check=False, timeout=timeout, cwd=cwd, env=process_environment()
     )
     assert not check or done.returncode == 0, done.stderr[-5000:]
     return done
