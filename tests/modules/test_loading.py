@@ -415,7 +415,7 @@ class Curious(Own):
 
     def __init__(self, d_in: int, d_sae: int) -> None:
         super().__init__(d_in, d_sae)
-        self.largest = float(self.sae.encoder.weight.max())
+        self.largest = float(self.sae.encoder.weight.detach().max())
 
 
 # -- hostile descriptions -------------------------------------------------------------------------------------------
