@@ -24,14 +24,13 @@ if TYPE_CHECKING:
         Comparison,
         ComposedSAE,
         JumpReLUSAE,
-        LanguageModel,
         ReLUSAE,
         SpaDE,
         TopKSAE,
-        VisionModel,
         load_module,
         load_sae,
     )
+    from sae_lightning.subjects import LanguageModel, VisionModel
 
 __version__ = "0.1.0"
 
@@ -41,11 +40,9 @@ _PUBLIC = {
         "Comparison",
         "ComposedSAE",
         "JumpReLUSAE",
-        "LanguageModel",
         "ReLUSAE",
         "SpaDE",
         "TopKSAE",
-        "VisionModel",
         "load_module",
         "load_sae",
     ),
@@ -61,6 +58,7 @@ _PUBLIC = {
         "TensorDataModule",
     ),
     "sae_lightning.callbacks": ("load_codes", "load_results"),
+    "sae_lightning.subjects": ("LanguageModel", "VisionModel"),
 }
 
 __all__ = [

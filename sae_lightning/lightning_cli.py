@@ -24,6 +24,7 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from sae_lightning import callbacks
 from sae_lightning.callbacks.checkpoint_files import described, instead_of, newest_checkpoint, read_older
 from sae_lightning.checkpoint import CHECKPOINT_KEY, read_checkpoint
+from sae_lightning.config_files import configs_first
 from sae_lightning.data.plain import activation_size
 from sae_lightning.files import prepare_folder, remove_leftovers, replacing
 from sae_lightning.folder import Replacement, RunFolder, RunLock, is_unused, may_replace
@@ -33,6 +34,7 @@ from sae_lightning.modules.loading import module_of, trust_modules
 from sae_lightning.modules.module import SAEModule
 from sae_lightning.modules.run import NonfiniteError, RunModule
 from sae_lightning.modules.vision_model import VisionModel
+from sae_lightning.moved import current
 from sae_lightning.parser import SAEParser, fail, innermost
 from sae_lightning.resume import (
     DATA_KEY,
@@ -44,7 +46,6 @@ from sae_lightning.resume import (
     short_name,
     take_optimizers,
 )
-from sae_lightning.shipped import configs_first
 
 _SAE_CALLBACKS = (  # what a model of language or images has no use for
     callbacks.ConceptRecovery,
@@ -241,7 +242,7 @@ class SAECLI(LightningCLI):
         except ValueError as error:
             fail(f"--{error}")
         checkpoint = self._read_checkpoint(command, given)
-        saved = checkpoint[CHECKPOINT_KEY]
+        saved = current(checkpoint[CHECKPOINT_KEY])
         self._check_model(given, saved)
         try:  # nothing in it reaches the parser, which would import whatever class it names
             self._checkpoint_module = module_of(checkpoint, given.ckpt_path)
@@ -349,7 +350,7 @@ class SAECLI(LightningCLI):
         if self._checkpoint_data is None:
             rank_zero_warn("the checkpoint does not say which data it was trained on, so this is not compared")
             return
-        changed = "; ".join(data_changes(self._checkpoint_data, self._data))
+        changed = "; ".join(data_changes(current(self._checkpoint_data), self._data))
         if changed and not config.allow_changed_data:
             fail(
                 f"--ckpt_path was trained on other data: {changed}. Give the data as they were, "

@@ -15,13 +15,14 @@ import lightning.pytorch as pl
 from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningArgumentParser
 
-from sae_lightning import callbacks, data, modules
+from sae_lightning import callbacks, data, modules, subjects
 from sae_lightning.data import hosts, sources
 from sae_lightning.data.datamodule import SeededDataModule
 from sae_lightning.data.sources import UnreadableError
 from sae_lightning.explain import one_line
 from sae_lightning.files import EncodingError, WriteError, read_text
 from sae_lightning.modules.run import RunModule
+from sae_lightning.moved import current_text
 
 
 def _public(package: ModuleType, base: type) -> list[type]:
@@ -31,7 +32,7 @@ def _public(package: ModuleType, base: type) -> list[type]:
     return [cls for cls in found if cls not in (base, modules.BaseSAE)]
 
 
-MODELS = _public(modules, RunModule)
+MODELS = [*_public(modules, RunModule), *_public(subjects, RunModule)]
 DATA = _public(data, SeededDataModule)
 OPTIONAL_CALLBACKS = [callbacks.ResampleDeadLatents, callbacks.Throughput]
 CLASSES: dict[str, list[type]] = {
@@ -113,12 +114,16 @@ def fail(message: str, status: int = 2) -> NoReturn:
 
 @contextmanager
 def configs_in_utf8() -> Iterator[None]:
-    """Read configuration files as UTF-8 wherever the parser meets one, and end with the name of one that is not."""
+    """Read configuration files as UTF-8 wherever the parser meets one, and end with the name of one that is not.
+
+    Classes that an earlier version had elsewhere are named as they are now.
+    """
     config_path: Any = jsonargparse.Path  # type: ignore[attr-defined]
     read = config_path.read_text
 
     def read_file(path: Any) -> Any:
-        return read_text(path.absolute) if os.path.isfile(path.absolute) else read(path)  # or standard input, or a URL
+        local = os.path.isfile(path.absolute)  # or standard input, or a URL
+        return current_text(read_text(path.absolute) if local else read(path))
 
     config_path.read_text = read_file
     try:

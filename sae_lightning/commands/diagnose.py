@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 
+from sae_lightning.config_files import configs_first
 from sae_lightning.data.collecting import first_samples, random_samples
 from sae_lightning.data.datamodule import ActivationDataModule
 from sae_lightning.data.tensor import TensorDataModule
@@ -22,7 +23,6 @@ from sae_lightning.nn.parts import require_positive
 from sae_lightning.parser import CommandParser, fail, innermost
 from sae_lightning.plotting import concept_bounds, concept_dimensions, save_png
 from sae_lightning.report import Figure, diagnosis_text, read_figures, render_diagnosis
-from sae_lightning.shipped import configs_first
 
 PRESETS: tuple[type[JumpReLUSAE | ReLUSAE | TopKSAE | SpaDE], ...] = (JumpReLUSAE, ReLUSAE, TopKSAE, SpaDE)
 """What is compared where no model is given; of equally good ones the first is recommended. JumpReLU comes before ReLU,

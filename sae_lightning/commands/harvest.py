@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
+from sae_lightning.config_files import configs_first
 from sae_lightning.data.cache import delete_cache
 from sae_lightning.data.harvest import Harvest
 from sae_lightning.data.hosts import Host
@@ -11,7 +12,6 @@ from sae_lightning.data.reading import WindowReader
 from sae_lightning.data.sources import Source, StreamedSource
 from sae_lightning.files import WriteError
 from sae_lightning.parser import CommandParser, fail, innermost
-from sae_lightning.shipped import configs_first
 
 
 # of Host[Any], jsonargparse would not find the classes that derive from it

@@ -30,6 +30,7 @@ from sae_lightning.data.datamodule import SPLIT_SEEDS, Split
 from sae_lightning.data.hosts.base import Read
 from sae_lightning.data.manifest import FORMAT, check_manifest, check_record, files_of, read_manifest, read_record
 from sae_lightning.files import replacing
+from sae_lightning.moved import current
 from sae_lightning.seal import seal_json
 
 
@@ -56,7 +57,6 @@ class CacheWriter:
         self.config: dict[str, Any] = json.loads(json.dumps(config))
         self.concept_names = concept_names
         given = {**self.config, "concept_names": concept_names}
-        self._identity = hashlib.sha256(seal_json({"format": FORMAT, **given})).hexdigest()
         files = set[str]()
         for file in files_in(folder):
             if not (is_written(file) or is_hidden(file)):
@@ -64,12 +64,15 @@ class CacheWriter:
             files.add(file)
         if MANIFEST in files:
             manifest = read_manifest(folder)
-            changed = _differences({**manifest["config"], "concept_names": manifest["concept_names"]}, given)
+            saved = {**manifest["config"], "concept_names": manifest["concept_names"]}
+            changed = _differences(current(saved), given)
             if changed:
                 raise ValueError(
                     f"output {str(folder)!r} holds a cache of another configuration ({'; '.join(changed)}): choose "
                     "another folder, or replace it with --overwrite true"
                 )
+            self.config, given = manifest["config"], saved  # in the words that it was begun with, as its records are
+        self._identity = hashlib.sha256(seal_json({"format": FORMAT, **given})).hexdigest()
         for file in files:
             if is_hidden(file):
                 if is_unfinished(file):

@@ -28,6 +28,7 @@ from sae_lightning.data.places import contexts_of
 from sae_lightning.data.seeding import seeded_generator
 from sae_lightning.data.sources import Source, StreamedSource
 from sae_lightning.data.stored import CachedActivations
+from sae_lightning.moved import current_path
 
 _ORDER = 3000  # keeps the random streams of orders apart from others
 
@@ -246,7 +247,7 @@ class CachedDataModule(ActivationDataModule):
     def _own_source(self) -> Source[Any] | StreamedSource[Any]:
         """The source of the harvest; a cache must not choose what else is run."""
         description = self._manifest["config"]["source"]
-        path = description["class_path"]
+        path = current_path(description["class_path"])
         kind = getattr(sources, path.rpartition(".")[2], None)
         own = isinstance(kind, type) and issubclass(kind, Source | StreamedSource)
         if kind is None or not own or f"{kind.__module__}.{kind.__qualname__}" != path:

@@ -1,20 +1,15 @@
-"""LightningModules: one per SAE architecture, ComposedSAE for any other, Comparison for several at once.
-
-LanguageModel and VisionModel are what they explain.
-"""
+"""LightningModules: one per SAE architecture, ComposedSAE for any other, Comparison for several at once."""
 
 from sae_lightning.modules.base import BaseSAE
 from sae_lightning.modules.comparison import Comparison
 from sae_lightning.modules.composed import ComposedSAE
 from sae_lightning.modules.jumprelu import JumpReLUSAE
-from sae_lightning.modules.language_model import LanguageModel
 from sae_lightning.modules.loading import load_module, load_sae
 from sae_lightning.modules.module import Evaluation, Predictions, SAEModule
 from sae_lightning.modules.relu import ReLUSAE
 from sae_lightning.modules.run import RunModule
 from sae_lightning.modules.spade import SpaDE
 from sae_lightning.modules.topk import TopKSAE
-from sae_lightning.modules.vision_model import VisionModel
 
 __all__ = [
     "BaseSAE",
@@ -22,14 +17,12 @@ __all__ = [
     "ComposedSAE",
     "Evaluation",
     "JumpReLUSAE",
-    "LanguageModel",
     "Predictions",
     "ReLUSAE",
     "RunModule",
     "SAEModule",
     "SpaDE",
     "TopKSAE",
-    "VisionModel",
     "load_module",
     "load_sae",
 ]

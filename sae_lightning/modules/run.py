@@ -26,6 +26,7 @@ from sae_lightning.modules.optimizers import (
     own_scheduler,
     require_length,
 )
+from sae_lightning.moved import current_path
 from sae_lightning.nn.parts import Recorded
 
 SIGTERM_STATUS = 128 + signal.SIGTERM
@@ -204,7 +205,7 @@ class RunModule(Recorded, pl.LightningModule):
         """
         saved = checkpoint.get(CHECKPOINT_KEY, {})
         own = self.describe()["class_path"]
-        if saved.get("class_path", own) != own:
+        if current_path(saved.get("class_path", own)) != own:
             raise ValueError(f"the checkpoint is of class {saved['class_path']}, but the model is of class {own}")
         self.samples_seen = int(saved.get("samples_seen", 0))
         if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:

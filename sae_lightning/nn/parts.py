@@ -6,8 +6,11 @@ import reprlib
 import sys
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from types import UnionType
 from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from sae_lightning.moved import HOMES, current_path
 
 T = TypeVar("T", bound="Recorded")
 _MOST_VALUES = 100_000  # in a description
@@ -82,9 +85,9 @@ def tells(part: Part, method: str, formula: str = "forward") -> bool:
 def build(description: dict[str, Any], base: type[T], *args: Any) -> T:
     """Build the object that `describe` described.
 
-    Descriptions come from files, which may be anybody's. Nothing is imported for them, and nothing but constructors of
-    this package's classes, and of classes whose module has been imported already, is ever called; all of a description
-    is checked before the first of them is.
+    Descriptions come from files, which may be anybody's. Nothing is imported for them but what `moved` lists, and
+    nothing but constructors of this package's classes, and of classes whose module has been imported already, is ever
+    called; all of a description is checked before the first of them is.
 
     Args:
         description: Class path and constructor arguments; descriptions among the arguments become factories.
@@ -179,10 +182,10 @@ def _check_value(value: Any, name: str) -> None:
 
 
 def described_class(path: Any, base: type[T]) -> type[T]:
-    """The class of a description, found without importing anything.
+    """The class of a description, found without importing anything but what `moved` lists of this package.
 
     Args:
-        path: Import path of the class.
+        path: Import path of the class, or the one that it had in an earlier version.
         base: The class that it must be or derive from.
 
     Raises:
@@ -190,7 +193,9 @@ def described_class(path: Any, base: type[T]) -> type[T]:
     """
     if not isinstance(path, str) or "." not in path:
         raise ValueError(f"class {_shortened(path)} must be an import path, such as package.module.Class")
-    module, _, name = path.rpartition(".")
+    module, _, name = current_path(path).rpartition(".")
+    if module in HOMES:
+        import_module(module)
     if module not in sys.modules:
         raise ValueError(
             f"class {path!r} is not known: a file may only name classes of this package and of modules that have been "

@@ -10,7 +10,8 @@ from sae_lightning.data.derivations import SentenceSampler
 from sae_lightning.data.formal_language import Concepts, read_language_model
 from sae_lightning.data.grammar import BEGIN, N_SPECIAL
 from sae_lightning.data.inside import Inside
-from sae_lightning.modules import LanguageModel, SpaDE
+from sae_lightning.modules import SpaDE
+from sae_lightning.subjects import LanguageModel
 from tests.conftest import ROOT
 from tests.data.test_grammar import FOLDER, SHIPPED
 

@@ -10,7 +10,7 @@ from sae_lightning import load_module, load_sae
 from sae_lightning.data import SentenceDataModule
 from sae_lightning.data.grammar import BEGIN, END
 from sae_lightning.data.sentences import SentenceDataset
-from sae_lightning.modules import LanguageModel
+from sae_lightning.subjects import LanguageModel
 from tests.data.test_grammar import FOLDER
 from tests.data.test_sentences import ENGLISH, sentences
 

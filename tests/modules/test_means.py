@@ -19,8 +19,9 @@ from torch import distributed, multiprocessing
 from sae_lightning.callbacks import ConceptRecovery, FeatureReport, GrammarReport, TopActivations
 from sae_lightning.data import ImageDataModule, SentenceDataModule
 from sae_lightning.data.loading import ActivationDataset
-from sae_lightning.modules import Comparison, LanguageModel, ReLUSAE, SpaDE, TopKSAE, VisionModel
+from sae_lightning.modules import Comparison, ReLUSAE, SpaDE, TopKSAE
 from sae_lightning.modules.means import SampleMean
+from sae_lightning.subjects import LanguageModel, VisionModel
 from tests.data.sources.images import write_mnist_like
 from tests.data.test_sentences import ENGLISH
 from tests.modules.helpers import Clusters

@@ -8,8 +8,8 @@ from sae_lightning import load_module, load_sae
 from sae_lightning.callbacks.vision import FeatureReport, knn_accuracy, linear_accuracy
 from sae_lightning.data import ImageDataModule, read_vision_model
 from sae_lightning.data.views import ViewBatch
-from sae_lightning.modules import VisionModel
 from sae_lightning.nn.contrastive import contrastive_loss
+from sae_lightning.subjects import VisionModel
 from tests.data.sources.images import write_mnist_like
 
 TINY = {"image_size": 8, "patch_size": 4, "width": 16, "n_layers": 1, "n_heads": 2, "hidden": 16, "projected": 8}

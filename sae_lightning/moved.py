@@ -1,0 +1,43 @@
+"""Where classes of earlier versions are now: files that name them as they were called still load."""
+
+import re
+from typing import Any
+
+MODULES: dict[str, str] = {}
+"""Modules by the paths that files of earlier versions name them by."""
+
+CLASSES = {
+    "sae_lightning.modules.LanguageModel": "sae_lightning.modules.language_model.LanguageModel",
+    "sae_lightning.modules.VisionModel": "sae_lightning.modules.vision_model.VisionModel",
+}
+"""The same for classes that a package offered by a shorter path."""
+
+HOMES = frozenset(MODULES.values()) | {path.rpartition(".")[0] for path in CLASSES.values()}
+"""Modules that a file may name before they have been imported: importing them defines classes, and does no more."""
+
+_DOTTED = re.compile(r"(?<![\w./\\-])sae_lightning(?:\.\w+)+(?![\w/\\-])")
+
+
+def current_path(path: Any) -> Any:
+    """The import path of a class now; whatever has not moved, or is no path, is returned as it is."""
+    if not isinstance(path, str):
+        return path
+    module, _, name = path.rpartition(".")
+    return f"{MODULES[module]}.{name}" if module in MODULES else CLASSES.get(path, path)
+
+
+def current_text(text: str) -> str:
+    """A text, such as a config or an argument, with the import paths within it as they are now."""
+    return _DOTTED.sub(lambda found: str(current_path(found[0])), text)
+
+
+def current(value: Any) -> Any:
+    """Plain values, such as a description, with the import paths within them as they are now."""
+    if isinstance(value, dict):
+        return {key: current(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(current, value)) if type(value) in (list, tuple) else value
+    if isinstance(value, str) and value.startswith("sae_lightning."):  # the class of a module is followed by its layers
+        path, colon, rest = value.partition(":")
+        return f"{current_path(path)}{colon}{rest}"
+    return value

@@ -1,0 +1,32 @@
+"""Models to be explained, no part of the framework: small transformers of text and images, and their training.
+
+Public names are imported on first use: data read these models, and these models are trained on data.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sae_lightning.modules.language_model import LanguageModel
+    from sae_lightning.modules.vision_model import VisionModel
+    from sae_lightning.nn.transformer import Transformer
+    from sae_lightning.nn.vision_transformer import VisionTransformer
+
+_MODULES = {
+    "LanguageModel": "sae_lightning.modules.language_model",
+    "Transformer": "sae_lightning.nn.transformer",
+    "VisionModel": "sae_lightning.modules.vision_model",
+    "VisionTransformer": "sae_lightning.nn.vision_transformer",
+}
+
+__all__ = ["LanguageModel", "Transformer", "VisionModel", "VisionTransformer"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
