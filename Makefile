@@ -30,14 +30,14 @@ test-all: test  ## Run the quick tests, then the slow ones, the paper's experime
 	$(PYTEST) -m 'slow or reproduction'
 
 # torch stays the pinned build; what asks for more than training imports comes without its dependencies
-.venv-bench/installed: pyproject.toml constraints.txt $(wildcard tests/benchmarks/requirements*.txt)
+.venv-bench/installed: pyproject.toml constraints.txt $(wildcard benchmarks/requirements*.txt)
 	$(PYTHON) -m venv .venv-bench
-	.venv-bench/bin/pip install --quiet --constraint constraints.txt --editable . -r tests/benchmarks/requirements.txt
-	.venv-bench/bin/pip install --quiet --no-deps -r tests/benchmarks/requirements-no-deps.txt
+	.venv-bench/bin/pip install --quiet --constraint constraints.txt --editable . -r benchmarks/requirements.txt
+	.venv-bench/bin/pip install --quiet --no-deps -r benchmarks/requirements-no-deps.txt
 	@touch $@
 
 bench: .venv-bench/installed  ## Time training steps against other libraries, in .venv-bench; writes docs/benchmarks.*
-	.venv-bench/bin/python -m tests.benchmarks --output docs
+	.venv-bench/bin/python -m benchmarks --output docs
 
 lint: .venv/installed  ## Check style and types
 	$(BIN)/ruff check .

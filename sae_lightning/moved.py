@@ -3,12 +3,33 @@
 import re
 from typing import Any
 
-MODULES: dict[str, str] = {}
+MODULES = {
+    "sae_lightning.callbacks.language": "sae_lightning.subjects.grammar_report",
+    "sae_lightning.callbacks.vision": "sae_lightning.subjects.feature_report",
+    "sae_lightning.data.cached": "sae_lightning.data.activations.cached",
+    "sae_lightning.data.formal_language": "sae_lightning.data.formal_language.activations",
+    "sae_lightning.data.grammar": "sae_lightning.data.formal_language.grammar",
+    "sae_lightning.data.heterogeneity": "sae_lightning.data.synthetic.heterogeneity",
+    "sae_lightning.data.images": "sae_lightning.data.images.datamodule",
+    "sae_lightning.data.live": "sae_lightning.data.activations.live",
+    "sae_lightning.data.sentences": "sae_lightning.data.formal_language.sentences",
+    "sae_lightning.data.separability": "sae_lightning.data.synthetic.separability",
+    "sae_lightning.data.vision": "sae_lightning.data.images.vision",
+    "sae_lightning.data.hosts": "sae_lightning.data.activations.hosts",
+    "sae_lightning.data.hosts.base": "sae_lightning.data.activations.hosts.base",
+    "sae_lightning.data.hosts.image": "sae_lightning.data.activations.hosts.image",
+    "sae_lightning.data.hosts.text": "sae_lightning.data.activations.hosts.text",
+    "sae_lightning.data.reading": "sae_lightning.data.activations.reading",
+    "sae_lightning.modules.language_model": "sae_lightning.subjects.language_model",
+    "sae_lightning.modules.vision_model": "sae_lightning.subjects.vision_model",
+    "sae_lightning.nn.transformer": "sae_lightning.subjects.transformer",
+    "sae_lightning.nn.vision_transformer": "sae_lightning.subjects.vision_transformer",
+}
 """Modules by the paths that files of earlier versions name them by."""
 
 CLASSES = {
-    "sae_lightning.modules.LanguageModel": "sae_lightning.modules.language_model.LanguageModel",
-    "sae_lightning.modules.VisionModel": "sae_lightning.modules.vision_model.VisionModel",
+    "sae_lightning.modules.LanguageModel": "sae_lightning.subjects.language_model.LanguageModel",
+    "sae_lightning.modules.VisionModel": "sae_lightning.subjects.vision_model.VisionModel",
 }
 """The same for classes that a package offered by a shorter path."""
 

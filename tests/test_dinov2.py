@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from tests.conftest import CONFIGS, QUIET, run_cli
-from tests.data.hosts import tiny
+from tests.data.activations.hosts import tiny
 
 pytest.importorskip("transformers")
 pytest.importorskip("litdata")

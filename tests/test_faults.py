@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from sae_lightning import TopKSAE
 from sae_lightning.callbacks import GracefulStop
 from sae_lightning.callbacks.checkpoint_files import newest_checkpoint
-from sae_lightning.checkpoint import read_checkpoint
+from sae_lightning.run.checkpoint import read_checkpoint
 from tests.conftest import CONFIGS, ROOT, process_environment
 from tests.test_resume import (
     PROCESSES,

@@ -14,70 +14,88 @@ FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
 # what the modules of a part may import from this package
 ALLOWED = {
     "moved": set(),
-    "nn.transformer": {"nn.parts"},
-    "nn.vision_transformer": {"nn.parts", "nn.transformer"},
-    "nn.contrastive": set(),
+    "subjects.transformer": {"nn.parts"},
+    "subjects.vision_transformer": {"nn.parts", "subjects.transformer"},
+    "subjects.contrastive": set(),
     "nn": {"moved", "nn"},
     "metrics.functional": {"nn", "metrics.functional"},
     "metrics": {"nn", "metrics"},
-    "checkpoint": set(),
+    "run.checkpoint": set(),
     "data": {
-        *("checkpoint", "data", "files", "moved", "seal", "shipped"),
-        *("nn.parts", "nn.transformer", "nn.vision_transformer"),
+        *("run.checkpoint", "data", "run.files", "moved", "run.seal", "run.shipped"),
+        *("nn.parts", "subjects.transformer", "subjects.vision_transformer"),
     },
-    "plotting": {"plotting", "files", "nn.firing"},
+    "plotting": {"plotting", "run.files", "nn.firing"},
     "geometry": {"geometry", "nn"},
     "modules": {
         *(
-            "checkpoint",
-            "files",
+            "run.checkpoint",
+            "run.files",
             "modules",
             "moved",
             "nn",
             "data.batch",
-            "data.grammar",
             "data.ranks",
-            "data.sentences",
-            "data.views",
         ),
         "metrics",
     },
-    "subjects": {"checkpoint", "data", "modules", "nn", "subjects"},
+    "subjects": {"run.checkpoint", "data", "modules", "nn", "subjects"},
     "report": {"report", "data.contexts", "geometry"},
     "callbacks": {
-        *("callbacks", "checkpoint", "data", "files", "folder", "geometry", "loggers", "metrics", "modules"),
-        *("nn", "plotting", "report", "seal", "subjects"),
-    },
-    "files": set(),
-    "folder": {"files"},
-    "loggers": {"files", "folder"},
-    "resume": {"modules"},
-    "seal": set(),
-    "shipped": set(),
-    "config_files": {"files", "moved", "shipped"},
-    "explain": set(),
-    "parser": {"callbacks", "data", "explain", "files", "modules", "moved", "subjects"},
-    "commands": {
-        *("commands", "config_files", "data", "files", "geometry", "modules", "nn", "parser", "plotting"),
-        *("report", "shipped"),
-    },
-    "lightning_cli": {
         *(
             "callbacks",
-            "checkpoint",
-            "config_files",
+            "run.checkpoint",
             "data",
-            "files",
-            "folder",
-            "loggers",
+            "run.files",
+            "run.folder",
+            "geometry",
+            "run.loggers",
+            "metrics",
+            "modules",
+        ),
+        *("nn", "plotting", "report", "run.seal", "subjects"),
+    },
+    "run.files": set(),
+    "run.folder": {"run.files"},
+    "run.loggers": {"run.files", "run.folder"},
+    "cli.resume": {"modules"},
+    "run.seal": set(),
+    "run.shipped": set(),
+    "cli.config_files": {"run.files", "moved", "run.shipped"},
+    "cli.explain": set(),
+    "cli.parser": {"callbacks", "data", "cli.explain", "run.files", "modules", "moved", "subjects"},
+    "cli.commands": {
+        *(
+            "cli.commands",
+            "cli.config_files",
+            "data",
+            "run.files",
+            "geometry",
+            "modules",
+            "nn",
+            "cli.parser",
+            "plotting",
+        ),
+        *("report", "run.shipped"),
+    },
+    "cli.lightning_cli": {
+        *(
+            "callbacks",
+            "run.checkpoint",
+            "cli.config_files",
+            "data",
+            "run.files",
+            "run.folder",
+            "run.loggers",
             "modules",
             "moved",
-            "parser",
+            "cli.parser",
         ),
-        *("resume", "subjects"),
+        *("cli.resume", "subjects"),
     },
-    "cli": {"commands", "lightning_cli"},
+    "cli": {"cli.commands", "cli.lightning_cli"},
     "__main__": {"cli"},
+    "run": set(),
 }
 
 
@@ -151,6 +169,33 @@ def test_imports_point_one_way(part):
         # the version may be read from anywhere above the maths
         wrong -= {PACKAGE} if part in ("callbacks", "cli") else set()
         assert not wrong, f"{name} imports {sorted(wrong)}"
+
+
+# kinds of data, and which others each of them builds on
+KINDS = {
+    "synthetic": set(),
+    "sources": set(),
+    "activations": {"sources"},
+    "images": {"sources"},
+    "formal_language": {"activations"},
+}
+
+
+def kind_of(name):
+    """The kind of data that a module is about; None for what all of them share."""
+    return next((kind for kind in KINDS if within(name, f"data.{kind}")), None)
+
+
+def test_kinds_of_data_build_on_few_others():
+    seen = set()
+    for name, path in MODULES.items():
+        if within(name, "data") and name != f"{PACKAGE}.data":  # which offers all of them
+            kind = kind_of(name)
+            seen.add(kind)
+            others = {kind_of(target) for target in imported(name, path.read_text(), path.name == "__init__.py")}
+            wrong = others - {None, kind} - KINDS.get(kind, set())
+            assert not wrong, f"{name} imports {sorted(wrong)}"
+    assert seen == {None, *KINDS}
 
 
 def test_nothing_imports_the_command_line_but_main():

@@ -8,11 +8,11 @@ import torch
 import yaml
 
 from sae_lightning import load_module
-from sae_lightning.data.cache import CacheWriter
-from sae_lightning.data.cached import CachedDataModule
+from sae_lightning.data.activations.cache import CacheWriter
+from sae_lightning.data.activations.cached import CachedDataModule
+from sae_lightning.data.activations.hosts.base import Read
 from sae_lightning.data.contexts import TextContext
 from sae_lightning.data.datamodule import SPLIT_SEEDS
-from sae_lightning.data.hosts.base import Read
 from sae_lightning.data.sources import JsonLines
 from sae_lightning.moved import CLASSES, HOMES, MODULES, current, current_path, current_text
 from sae_lightning.nn.parts import Recorded, described_class

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from sae_lightning import load_sae
-from sae_lightning.checkpoint import read_checkpoint
 from sae_lightning.data import HeterogeneityDataModule, SeparabilityDataModule
+from sae_lightning.run.checkpoint import read_checkpoint
 from tests.conftest import CONFIGS, QUIET, run_cli
 from tests.modules.helpers import assert_same
 

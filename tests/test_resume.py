@@ -17,9 +17,9 @@ import torch
 from sae_lightning import SeparabilityDataModule, SpaDE
 from sae_lightning.callbacks import RunCheckpoint, load_results
 from sae_lightning.callbacks.checkpoint_files import newest_checkpoint
-from sae_lightning.checkpoint import read_checkpoint
+from sae_lightning.run.checkpoint import read_checkpoint
 from tests.conftest import CONFIGS, QUIET, contents, run_cli
-from tests.test_loggers import events
+from tests.run.test_loggers import events
 
 STEPS = 40
 # epochs of 6 steps

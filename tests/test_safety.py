@@ -17,11 +17,11 @@ import yaml
 
 from sae_lightning import SeparabilityDataModule, SpaDE, load_codes, load_module, load_sae
 from sae_lightning.callbacks import RunCheckpoint
-from sae_lightning.checkpoint import read_checkpoint
 from sae_lightning.data import CachedDataModule, TensorDataModule, sources
+from sae_lightning.run.checkpoint import read_checkpoint
 from tests.conftest import QUIET, run_cli
-from tests.data.harvesting import Numbers, forged
-from tests.data.test_harvest import harvest
+from tests.data.activations.harvesting import Numbers, forged
+from tests.data.activations.test_harvest import harvest
 from tests.test_resume import arguments
 
 

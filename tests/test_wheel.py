@@ -12,8 +12,8 @@ import pytest
 from tests.conftest import CONFIGS, ROOT
 
 SUBSET = [
-    "tests/test_cli.py::test_a_run_folder_holds_what_is_documented[topk]",
-    "tests/test_command_line.py::test_shipped_configs_can_be_copied_and_changed",
+    "tests/cli/test_cli.py::test_a_run_folder_holds_what_is_documented[topk]",
+    "tests/cli/test_command_line.py::test_shipped_configs_can_be_copied_and_changed",
     "tests/test_imports.py::test_importing_loads_no_more_than_needed",
     "tests/nn/test_parts.py",
     "tests/report",

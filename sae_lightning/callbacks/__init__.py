@@ -5,7 +5,6 @@ from sae_lightning.callbacks.divergence import Divergence
 from sae_lightning.callbacks.dynamics import TrainingDynamics
 from sae_lightning.callbacks.fidelity import DownstreamFidelity
 from sae_lightning.callbacks.geometry import GeometryFigures
-from sae_lightning.callbacks.language import GrammarReport
 from sae_lightning.callbacks.meaning import TopActivations
 from sae_lightning.callbacks.nonfinite import NonfiniteLoss
 from sae_lightning.callbacks.page import ReportPage
@@ -21,7 +20,8 @@ from sae_lightning.callbacks.summary import ModelOverview
 from sae_lightning.callbacks.table import RecoveryTable
 from sae_lightning.callbacks.throughput import Throughput
 from sae_lightning.callbacks.visibility import VisibilityReport
-from sae_lightning.callbacks.vision import FeatureReport
+from sae_lightning.subjects.feature_report import FeatureReport
+from sae_lightning.subjects.grammar_report import GrammarReport
 
 __all__ = [
     "CodesWriter",

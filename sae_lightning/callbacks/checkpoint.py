@@ -16,7 +16,7 @@ from sae_lightning.callbacks.checkpoint_files import WHAT, AtomicCheckpointIO, c
 from sae_lightning.callbacks.generators import generator_states, restore_generators
 from sae_lightning.callbacks.stopping import stops
 from sae_lightning.data.loading import ActivationLoader, batches_done
-from sae_lightning.files import WriteError, prepare_folder, replace_link
+from sae_lightning.run.files import WriteError, prepare_folder, replace_link
 
 _KEY = "sae_lightning_run"
 

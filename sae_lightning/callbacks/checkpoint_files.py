@@ -9,8 +9,8 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
 
-from sae_lightning.checkpoint import read_checkpoint
-from sae_lightning.files import WriteError, replacing
+from sae_lightning.run.checkpoint import read_checkpoint
+from sae_lightning.run.files import WriteError, replacing
 
 WHAT = "checkpoints"
 LAST = "last.ckpt"

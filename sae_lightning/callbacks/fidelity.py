@@ -4,7 +4,7 @@ import lightning.pytorch as pl
 import torch
 from torch import nn
 
-from sae_lightning.data.hosts.spliced import HostBatch, SplicedHost
+from sae_lightning.data.activations.hosts.spliced import HostBatch, SplicedHost
 from sae_lightning.data.ranks import data_ranks
 from sae_lightning.metrics import Fidelity
 from sae_lightning.metrics.functional import FidelityResult

@@ -6,8 +6,8 @@ import lightning.pytorch as pl
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 
-from sae_lightning.loggers import run_folder
 from sae_lightning.plotting import save_png
+from sae_lightning.run.loggers import run_folder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

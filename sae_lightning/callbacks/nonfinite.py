@@ -7,10 +7,10 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from sae_lightning.files import replacing
-from sae_lightning.folder import NONFINITE
-from sae_lightning.loggers import run_folder
 from sae_lightning.modules.run import NonfiniteError, RunModule
+from sae_lightning.run.files import replacing
+from sae_lightning.run.folder import NONFINITE
+from sae_lightning.run.loggers import run_folder
 
 
 class NonfiniteLoss(pl.Callback):

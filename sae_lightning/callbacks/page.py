@@ -15,8 +15,6 @@ from sae_lightning.callbacks.recovery import Recovery, find_recovery
 from sae_lightning.callbacks.table import found_above
 from sae_lightning.callbacks.visibility import Visibility, alone, find_visibility
 from sae_lightning.data.datamodule import ActivationDataModule
-from sae_lightning.files import replacing
-from sae_lightning.loggers import run_folder
 from sae_lightning.modules.module import SAEModule
 from sae_lightning.plotting import family_styles, palette
 from sae_lightning.report import (
@@ -34,6 +32,8 @@ from sae_lightning.report import (
     read_figures,
     render,
 )
+from sae_lightning.run.files import replacing
+from sae_lightning.run.loggers import run_folder
 
 
 class ReportPage(pl.Callback):

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from sae_lightning.data.ranks import data_ranks, is_first_reader
-from sae_lightning.files import replacing
-from sae_lightning.loggers import MEMBERS, run_folder
 from sae_lightning.modules.module import Predictions, SAEModule
 from sae_lightning.nn.firing import fires
-from sae_lightning.seal import KEY, UNSEALED, check_seal, write_sealed
+from sae_lightning.run.files import replacing
+from sae_lightning.run.loggers import MEMBERS, run_folder
+from sae_lightning.run.seal import KEY, UNSEALED, check_seal, write_sealed
 
 _INTEGERS = ("col_indices", "crow_indices", "size")
 _PARTS = (*_INTEGERS, "values", "concepts")

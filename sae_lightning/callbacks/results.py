@@ -12,11 +12,11 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from sae_lightning.callbacks.divergence import find_divergence
-from sae_lightning.files import replacing
-from sae_lightning.loggers import RunTensorBoardLogger, run_folder
 from sae_lightning.modules.module import SAEModule
 from sae_lightning.modules.run import RunModule
-from sae_lightning.seal import seal_json, unseal_json
+from sae_lightning.run.files import replacing
+from sae_lightning.run.loggers import RunTensorBoardLogger, run_folder
+from sae_lightning.run.seal import seal_json, unseal_json
 
 
 class ResultsWriter(pl.Callback):

@@ -3,9 +3,9 @@
 import lightning.pytorch as pl
 
 from sae_lightning.callbacks.recovery import Recovery, find_recovery
-from sae_lightning.files import replacing
-from sae_lightning.loggers import run_folder
 from sae_lightning.modules.module import SAEModule
+from sae_lightning.run.files import replacing
+from sae_lightning.run.loggers import run_folder
 
 FOUND_ABOVE = 0.9
 """Best F1 from which a concept counts as found, where nobody says otherwise."""

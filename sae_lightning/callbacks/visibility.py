@@ -16,15 +16,15 @@ from sae_lightning.callbacks.recovery import ConceptRecovery, Recovery, find_rec
 from sae_lightning.callbacks.table import found_above
 from sae_lightning.data.batch import ActivationBatch
 from sae_lightning.data.collecting import first_samples, random_samples
-from sae_lightning.files import replacing
 from sae_lightning.geometry import Bound, Sight, bounds, sights
-from sae_lightning.loggers import run_folder
 from sae_lightning.metrics import LatentOverlap
 from sae_lightning.metrics.functional import LatentOverlapResult
 from sae_lightning.modules.comparison import Comparison
 from sae_lightning.modules.module import SAEModule, log_key
 from sae_lightning.nn import ReceptiveField
 from sae_lightning.plotting import achieved_f1
+from sae_lightning.run.files import replacing
+from sae_lightning.run.loggers import run_folder
 
 
 class Visibility(NamedTuple):

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from sae_lightning.backends import BackendName, Dense, choose
-from sae_lightning.files import replacing
 from sae_lightning.modules.module import Evaluation, Learned, SAEModule
 from sae_lightning.modules.optimizers import LRSchedulerCallable, OptimizerCallable, adam
 from sae_lightning.nn import (
@@ -28,6 +27,7 @@ from sae_lightning.nn.initialization import (
 )
 from sae_lightning.nn.parts import require_positive, tells
 from sae_lightning.nn.raw_weights import raw_weights
+from sae_lightning.run.files import replacing
 
 
 class BaseSAE(SAEModule):

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from sae_lightning.checkpoint import CHECKPOINT_KEY, read_checkpoint
 from sae_lightning.modules.base import BaseSAE
 from sae_lightning.modules.comparison import Comparison
 from sae_lightning.modules.run import RunModule
 from sae_lightning.nn.parts import build
+from sae_lightning.run.checkpoint import CHECKPOINT_KEY, read_checkpoint
 
 
 def trust_modules(names: Sequence[str]) -> None:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from sae_lightning.checkpoint import CHECKPOINT_KEY
 from sae_lightning.data.ranks import data_group, data_ranks
 from sae_lightning.modules.means import SampleMean
 from sae_lightning.modules.optimizers import (
@@ -28,6 +27,7 @@ from sae_lightning.modules.optimizers import (
 )
 from sae_lightning.moved import current_path
 from sae_lightning.nn.parts import Recorded
+from sae_lightning.run.checkpoint import CHECKPOINT_KEY
 
 SIGTERM_STATUS = 128 + signal.SIGTERM
 """Exit status of a run that SIGTERM ended, 143, as shells and schedulers know it."""

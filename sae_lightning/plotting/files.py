@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sae_lightning.files import replacing
+from sae_lightning.run.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,16 +7,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sae_lightning.modules.language_model import LanguageModel
-    from sae_lightning.modules.vision_model import VisionModel
-    from sae_lightning.nn.transformer import Transformer
-    from sae_lightning.nn.vision_transformer import VisionTransformer
+    from sae_lightning.subjects.language_model import LanguageModel
+    from sae_lightning.subjects.transformer import Transformer
+    from sae_lightning.subjects.vision_model import VisionModel
+    from sae_lightning.subjects.vision_transformer import VisionTransformer
 
 _MODULES = {
-    "LanguageModel": "sae_lightning.modules.language_model",
-    "Transformer": "sae_lightning.nn.transformer",
-    "VisionModel": "sae_lightning.modules.vision_model",
-    "VisionTransformer": "sae_lightning.nn.vision_transformer",
+    "LanguageModel": "sae_lightning.subjects.language_model",
+    "Transformer": "sae_lightning.subjects.transformer",
+    "VisionModel": "sae_lightning.subjects.vision_model",
+    "VisionTransformer": "sae_lightning.subjects.vision_transformer",
 }
 
 __all__ = ["LanguageModel", "Transformer", "VisionModel", "VisionTransformer"]

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.benchmarks import naive
-from tests.benchmarks.measure import ENTRIES
-from tests.benchmarks.ours import make_sae, threshold_of
-from tests.benchmarks.problem import Shape, make_problem
+from benchmarks import naive
+from benchmarks.measure import ENTRIES
+from benchmarks.ours import make_sae, threshold_of
+from benchmarks.problem import Shape, make_problem
 
 ROOT = Path(__file__).parents[2]
 SHAPE = Shape(d_in=6, d_sae=40, batch=32, k=5)
@@ -55,7 +55,7 @@ def test_contenders_step_at_the_sparsity_that_they_should_have(name: str) -> Non
 
 @pytest.mark.slow
 def test_a_quick_run_writes_table_numbers_and_plot(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.benchmarks", "--quick", "--threads", "1", "--output", str(tmp_path)]
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--threads", "1", "--output", str(tmp_path)]
     done = subprocess.run(
         [*command, "--only", "spade", "sae-lens/topk", "loading", "harvest"],
         cwd=ROOT,
@@ -81,7 +81,7 @@ def test_a_quick_run_writes_table_numbers_and_plot(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_step_that_needs_too_much_memory_is_left_out() -> None:
-    command = [sys.executable, "-m", "tests.benchmarks", "--only", "naive/spade", "--shapes", "768,1000000,1024,32"]
+    command = [sys.executable, "-m", "benchmarks", "--only", "naive/spade", "--shapes", "768,1000000,1024,32"]
     done = subprocess.run([*command, "--widths"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "left out: would need" in done.stdout

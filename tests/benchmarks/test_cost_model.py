@@ -6,11 +6,11 @@ import shutil
 import pytest
 import torch
 
+from benchmarks import scale
+from benchmarks.cost_model import STRATEGIES, exchanged, main, memory, plan
+from benchmarks.overhead import LOG_EVERY, SAVE_EVERY, VALIDATE_EVERY, summarise
+from benchmarks.problem import Shape
 from sae_lightning.modules import TopKSAE
-from tests.benchmarks import scale
-from tests.benchmarks.cost_model import STRATEGIES, exchanged, main, memory, plan
-from tests.benchmarks.overhead import LOG_EVERY, SAVE_EVERY, VALIDATE_EVERY, summarise
-from tests.benchmarks.problem import Shape
 from tests.conftest import ROOT
 
 SHAPE = Shape(d_in=64, d_sae=512, batch=128, k=8)

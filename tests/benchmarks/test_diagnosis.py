@@ -10,7 +10,7 @@ from tests.conftest import ROOT, process_environment
 
 def measured(n_samples: int) -> dict[str, float]:
     """What the benchmark prints: in a process of its own, whose highest memory use is that of the diagnosis."""
-    command = [sys.executable, "-m", "tests.benchmarks.diagnosis", "--samples", str(n_samples)]
+    command = [sys.executable, "-m", "benchmarks.diagnosis", "--samples", str(n_samples)]
     command += ["--d_in", "256", "--threads", "1"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=process_environment())
     return {name: float(value) for name, value in (line.split() for line in done.stdout.splitlines())}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.benchmarks.precision_report import differences, write_tables
+from benchmarks.precision_report import differences, write_tables
 
 
 def values(f1: float, l0: float) -> dict[str, float]:

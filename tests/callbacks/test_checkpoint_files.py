@@ -10,7 +10,7 @@ import torch
 from sae_lightning import SeparabilityDataModule, SpaDE
 from sae_lightning.callbacks import RunCheckpoint
 from sae_lightning.callbacks.checkpoint_files import newest_checkpoint, read_older, step_of
-from sae_lightning.checkpoint import read_checkpoint
+from sae_lightning.run.checkpoint import read_checkpoint
 from tests.conftest import contents, run_cli
 from tests.test_resume import arguments
 

@@ -13,8 +13,8 @@ from torch import nn
 from sae_lightning import Comparison, JumpReLUSAE, ReLUSAE, SpaDE, TopKSAE
 from sae_lightning.callbacks import Divergence, RunCheckpoint
 from sae_lightning.callbacks.checkpoint_files import checkpoints_by_step
-from sae_lightning.checkpoint import read_checkpoint
 from sae_lightning.modules.run import RunModule
+from sae_lightning.run.checkpoint import read_checkpoint
 from tests.callbacks.probes import DamagedStream
 from tests.conftest import run_cli
 

@@ -5,8 +5,8 @@ import torch
 
 from sae_lightning import Comparison, SpaDE, TensorDataModule, TopKSAE
 from sae_lightning.callbacks import ConceptRecovery, GeometryFigures
-from sae_lightning.loggers import RunCSVLogger
-from tests.modules.test_language_model import trainer
+from sae_lightning.run.loggers import RunCSVLogger
+from tests.subjects.test_language_model import trainer
 
 
 def run(folder, d_in=4, labelled=True, **arguments):

@@ -13,8 +13,8 @@ from sae_lightning import Comparison, SpaDE, TensorDataModule, TopKSAE
 from sae_lightning.callbacks import ConceptRecovery, ReportPage, TopActivations
 from sae_lightning.callbacks.meaning import as_markdown, latents_to_show
 from sae_lightning.data.contexts import TextContext
-from sae_lightning.loggers import RunTensorBoardLogger
 from sae_lightning.metrics.functional import top_examples
+from sae_lightning.run.loggers import RunTensorBoardLogger
 from tests.callbacks.contexts import ImageData, TextData
 from tests.conftest import run_cli
 from tests.report.test_page import Page

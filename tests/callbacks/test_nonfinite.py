@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 from sae_lightning import Comparison, SpaDE, TopKSAE
 from sae_lightning.callbacks import NonfiniteLoss, RunCheckpoint
-from sae_lightning.checkpoint import read_checkpoint
 from sae_lightning.modules import BaseSAE
 from sae_lightning.modules.run import NonfiniteError
+from sae_lightning.run.checkpoint import read_checkpoint
 from tests.callbacks.probes import DamagedStream
 
 BAD = 12  # batches before the one whose loss is not finite

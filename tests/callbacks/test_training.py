@@ -23,9 +23,9 @@ from sae_lightning.callbacks import (
     TrainingDynamics,
 )
 from sae_lightning.callbacks.results import load_results
-from sae_lightning.loggers import RunCSVLogger, RunTensorBoardLogger
 from sae_lightning.modules.module import log_key
 from sae_lightning.modules.optimizers import own_optimizer
+from sae_lightning.run.loggers import RunCSVLogger, RunTensorBoardLogger
 
 
 def adam(params):

@@ -18,8 +18,8 @@ from sae_lightning.data import (
     SeparabilityDataModule,
     StreamingDataModule,
 )
-from sae_lightning.data.gaussian import GaussianConcepts
 from sae_lightning.data.streaming import ActivationStream, StreamSteps
+from sae_lightning.data.synthetic.gaussian import GaussianConcepts
 from tests.conftest import QUIET, run_process
 from tests.modules.helpers import Clusters, make
 

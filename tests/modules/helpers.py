@@ -12,8 +12,8 @@ from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR, StepLR
 
 from sae_lightning.data import ActivationDataModule
-from sae_lightning.data.gaussian import sample_gaussian_concepts
 from sae_lightning.data.loading import ActivationDataset
+from sae_lightning.data.synthetic.gaussian import sample_gaussian_concepts
 from sae_lightning.modules import BaseSAE, ComposedSAE, JumpReLUSAE, ReLUSAE, SAEModule, SpaDE, TopKSAE
 from sae_lightning.nn import L1, Affine, DistanceWeightedL1, KSparse, Orthant, Simplex, SquaredDistance
 

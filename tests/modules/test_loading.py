@@ -434,8 +434,8 @@ def composed(tmp_path: Path, projection: Any) -> Path:
     "name", ["sources.tagged.TaggedCorpus", "hosts.image.ModuleHost", "hosts.text.TextHost", "reading.WindowReader"]
 )
 def test_a_model_is_made_of_parts_and_not_of_what_reads_files(name: str, tmp_path: Path) -> None:
-    import sae_lightning.data.hosts
-    import sae_lightning.data.reading
+    import sae_lightning.data.activations.hosts
+    import sae_lightning.data.activations.reading
     import sae_lightning.data.sources  # noqa: F401
 
     path = composed(tmp_path, {"class_path": f"sae_lightning.data.{name}", "init_args": {}})

@@ -22,8 +22,8 @@ from sae_lightning.data.loading import ActivationDataset
 from sae_lightning.modules import Comparison, ReLUSAE, SpaDE, TopKSAE
 from sae_lightning.modules.means import SampleMean
 from sae_lightning.subjects import LanguageModel, VisionModel
+from tests.data.formal_language.test_sentences import ENGLISH
 from tests.data.sources.images import write_mnist_like
-from tests.data.test_sentences import ENGLISH
 from tests.modules.helpers import Clusters
 
 COUNTS = (1, 2, 121, 123)

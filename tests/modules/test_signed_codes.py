@@ -18,9 +18,9 @@ from sae_lightning.callbacks import (
     TopActivations,
     TrainingDynamics,
 )
-from sae_lightning.loggers import RunCSVLogger
 from sae_lightning.metrics.functional import latent_similarity, top_examples
 from sae_lightning.nn import L1, Affine, Projection
+from sae_lightning.run.loggers import RunCSVLogger
 from tests.modules.helpers import Clusters
 
 K, D_SAE = 12, 24

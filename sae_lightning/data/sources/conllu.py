@@ -8,7 +8,7 @@ from sae_lightning.data.sources.base import Source, TextExample, UnreadableError
 from sae_lightning.data.sources.blocks import BlockIndex
 from sae_lightning.data.sources.concepts import concept_of_tag
 from sae_lightning.data.sources.paths import find_files
-from sae_lightning.files import EncodingError, decode_text
+from sae_lightning.run.files import EncodingError, decode_text
 
 UPOS = [
     *("NOUN", "PROPN", "VERB", "AUX", "ADJ", "ADV", "PRON", "DET", "ADP", "NUM"),

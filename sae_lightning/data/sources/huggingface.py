@@ -9,7 +9,7 @@ from typing import Any
 
 from sae_lightning.data.sources.base import Source, StreamedSource, TextExample, UnreadableError
 from sae_lightning.data.sources.concepts import concept_of_label
-from sae_lightning.files import EncodingError, read_text
+from sae_lightning.run.files import EncodingError, read_text
 
 DataFiles = str | list[str] | dict[str, str | list[str]]
 

@@ -11,7 +11,7 @@ from typing import Any
 from sae_lightning.data.sources.base import Source, TextExample
 from sae_lightning.data.sources.concepts import concept_of_tag
 from sae_lightning.data.sources.tags import UNIVERSAL, Tagset, check_tagset, universal_tag
-from sae_lightning.files import EncodingError, decode_text
+from sae_lightning.run.files import EncodingError, decode_text
 
 _TRACE = "-NONE-"  # Penn's tag of an empty place in the parse, which is no word of the text
 

@@ -8,7 +8,7 @@ from sae_lightning.data.sources.base import Source, TextExample, UnreadableError
 from sae_lightning.data.sources.blocks import UNITS, BlockIndex, Unit
 from sae_lightning.data.sources.concepts import concept_of_label
 from sae_lightning.data.sources.paths import find_files
-from sae_lightning.files import EncodingError, decode_text
+from sae_lightning.run.files import EncodingError, decode_text
 
 
 class TextFiles(Source[TextExample]):

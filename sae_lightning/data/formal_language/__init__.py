@@ -1,0 +1,1 @@
+"""Formal languages: grammars, their sentences, and the activations of models of them."""

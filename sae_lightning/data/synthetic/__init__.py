@@ -1,0 +1,1 @@
+"""Data whose concepts are known: Gaussians, as in the paper."""

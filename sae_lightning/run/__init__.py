@@ -1,0 +1,1 @@
+"""What makes a run whole: its folder and files, checksums, loggers and checkpoints."""
