@@ -18,6 +18,10 @@ ALLOWED = {
     "subjects.vision_transformer": {"nn.parts", "subjects.transformer"},
     "subjects.contrastive": set(),
     "nn": {"moved", "nn"},
+    "backends.dense": {"nn"},
+    "backends.sparse": {"backends.dense", "backends.sparse", "nn"},
+    "backends.sharded": {"backends.dense", "backends.sharded", "nn"},
+    "backends": {"backends", "nn"},
     "metrics.functional": {"nn", "metrics.functional"},
     "metrics": {"nn", "metrics"},
     "run.checkpoint": set(),
@@ -29,6 +33,7 @@ ALLOWED = {
     "geometry": {"geometry", "nn"},
     "modules": {
         *(
+            "backends",
             "run.checkpoint",
             "run.files",
             "modules",

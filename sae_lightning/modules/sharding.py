@@ -9,7 +9,6 @@ import torch.distributed as dist
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 
-from sae_lightning.backends.sharded import Sharded, Sharding
 from sae_lightning.nn.parts import Part
 from sae_lightning.nn.rows import is_dtensor
 
@@ -72,6 +71,8 @@ def _parts(sae: "BaseSAE") -> Iterator[Part]:
 def _shard_latents(sae: "BaseSAE", mesh: "DeviceMesh", device: torch.device) -> None:
     """Leave each process of a tensor-parallel group the rows of its own latents."""
     from torch.distributed.tensor import Replicate, Shard
+
+    from sae_lightning.backends.sharded import Sharded, Sharding
 
     missing = Sharded.without_rule(sae.sae, sae.regularizer)
     if missing:

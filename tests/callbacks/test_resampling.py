@@ -250,9 +250,6 @@ def test_a_perfect_reconstruction() -> None:
 class AbsTopK(Projection):
     """The k codes of largest magnitude, with their signs."""
 
-    resamplable = True
-    rows_of_latents = frozenset()
-
     def __init__(self, d_sae: int, k: int) -> None:
         super().__init__(d_sae)
         self.k = k
@@ -264,9 +261,6 @@ class AbsTopK(Projection):
 
 class BatchTopK(Projection):
     """The largest pre-codes of a batch, k times as many as it has samples."""
-
-    resamplable = True
-    rows_of_latents = frozenset()
 
     def __init__(self, d_sae: int, k: int) -> None:
         super().__init__(d_sae)
@@ -491,13 +485,19 @@ def test_when_rounds_are_held(until: int | None, steps: list[int], accumulate: i
 
 
 class OwnOrthant(Orthant):
+    """Somebody's projection, which trains something without telling how that is resampled."""
+
+    def __init__(self, d_sae: int) -> None:
+        super().__init__(d_sae)
+        self.gain = torch.nn.Parameter(torch.ones(d_sae))
+
     def forward(self, pre_codes: Tensor) -> Tensor:
-        return super().forward(pre_codes) + 0
+        return super().forward(pre_codes) * self.gain
 
 
 class OwnAffine(Affine):
-    def forward(self, x: Tensor, centre: Tensor | None = None) -> Tensor:
-        return super().forward(x, centre) + 0
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 0
 
 
 @pytest.mark.parametrize("grouped", [False, True], ids=["alone", "comparison"])
@@ -509,7 +509,9 @@ def test_parts_that_do_not_say_how_are_refused_before_the_first_step(
     module: Any = Comparison(D_IN, {"own": build}) if grouped else build(D_IN)
     trainer = make_trainer(3, callbacks=[ResampleDeadLatents(every_n_steps=100)])
     name = (projection if encoder is Affine else encoder).__name__
-    with pytest.raises(ValueError, match=f"dead latents can be resampled only where every part says how.*{name} does"):
+    with pytest.raises(
+        ValueError, match=f"can be resampled only where every part tells how, but {name} has no method restart"
+    ):
         trainer.fit(module, datamodule=Clusters())
     assert trainer.global_step == 0
 

@@ -50,8 +50,8 @@ GOOD = idx_bytes(PIXELS)
         (GOOD[:10], r"but its header gives it the shape|must hold .* values"),
         (GOOD + b"x", "must hold 24 values, as its header says, but holds more"),
         (b"\0\0\x08\x03" + b"\xff" * 12 + b"few", "but holds 3"),
-        (gzip.compress(GOOD)[:-12], "cannot be unpacked"),
-        (gzip.compress(GOOD)[:15] + b"zzzz" + gzip.compress(GOOD)[19:], "cannot be unpacked"),
+        (gzip.compress(GOOD, mtime=0)[:-12], "cannot be unpacked"),
+        (gzip.compress(GOOD, mtime=0)[:15] + b"zzzz" + gzip.compress(GOOD, mtime=0)[19:], "cannot be unpacked"),
     ],
 )
 def test_broken_idx_files_are_refused_by_name(tmp_path, content, message):
