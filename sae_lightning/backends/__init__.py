@@ -51,8 +51,8 @@ def choose(
         return Dense(core, regularizer)
     try:
         from sae_lightning.backends.sparse import Sparse
-    except ModuleNotFoundError:  # whoever deletes it has the dense one
-        if name == "sparse" or chunk_size is not None:
+    except ModuleNotFoundError as error:  # whoever deletes it has the dense one
+        if error.name != f"{__name__}.sparse" or name == "sparse" or chunk_size is not None:
             raise
         return Dense(core, regularizer)
     missing = [*Sparse.without_rule(core, regularizer), *(["loss_terms"] if own_loss else [])]

@@ -102,7 +102,7 @@ class BaseSAE(SAEModule):
         self.backend = backend
         self.chunk_size = chunk_size
         self.dense_above = dense_above
-        self._running: dict[str, Dense] = {}  # by type of device
+        self._running: dict[tuple[str, bool], Dense] = {}  # by type of device, and whether codes cost something
         if backend != "sharded":  # which the strategy makes
             self.running("cpu")
         self.init = init
@@ -159,8 +159,9 @@ class BaseSAE(SAEModule):
         Raises:
             ValueError: If the backend that was asked for is unknown or cannot run these parts.
         """
-        if device not in self._running:
-            self._running[device] = choose(
+        key = device, self.gamma > 0  # gamma may be set at any time
+        if key not in self._running:
+            self._running[key] = choose(
                 self.backend,
                 self.sae,
                 self.regularizer if self.gamma > 0 else None,
@@ -169,11 +170,11 @@ class BaseSAE(SAEModule):
                 self.dense_above,
                 own_loss=type(self).loss_terms is not BaseSAE.loss_terms,
             )
-        return self._running[device]
+        return self._running[key]
 
     def run_by(self, backend: Dense, device: str) -> None:
         """Run this SAE by a backend that was made for it, on a type of device."""
-        self._running = {device: backend}
+        self._running = {(device, costs): backend for costs in (False, True)}
 
     # ------------------------------------------------------------------ weights in raw units
 

@@ -58,6 +58,22 @@ def test_auto_never_fails() -> None:
         ComposedSAE(D_IN, 9, Affine, Twice, L1, backend="sparse")
 
 
+@pytest.mark.parametrize("name", PRESETS)
+def test_gamma_may_be_set_later(name: str) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(20, D_IN)
+    found = []
+    for gamma in (0.0, 0.3):
+        sae = make(name, gamma=gamma)
+        sae.initialize(x)
+        sae.gamma = 0.3
+        found.append(sae.learn(x).terms)
+    assert found[0].keys() == found[1].keys() == {"loss", "mse", "regularizer"}
+    assert torch.equal(found[0]["loss"], found[1]["loss"])
+    sae.gamma = 0.0
+    assert sae.learn(x).terms.keys() == {"loss", "mse"}
+
+
 def test_unknown_backends_are_refused() -> None:
     with pytest.raises(ValueError, match="backend must be one of auto, dense, sparse, sharded, but is 'triton'"):
         ReLUSAE(D_IN, 9, backend="triton")  # type: ignore[arg-type]
