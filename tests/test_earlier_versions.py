@@ -26,6 +26,18 @@ def folder(request, tmp_path, monkeypatch):
     return found
 
 
+NEW = {"gamma_warmup": 0}
+"""Arguments that models have been given since, with the values that change nothing."""
+
+
+def as_then(value):
+    """A description without the arguments that are new, which must have the values that change nothing."""
+    if not isinstance(value, dict):
+        return value
+    assert all(value[name] == NEW[name] for name in value.keys() & NEW.keys())
+    return {name: as_then(item) for name, item in value.items() if name not in NEW}
+
+
 def run(*args):
     outcome = run_cli(*args)
     assert outcome.code == 0, outcome.err[-3000:]
@@ -64,7 +76,7 @@ def test_what_was_trained_is_tested_with_the_results_of_then(name, folder):
     outcome = run("test", "-c", config, "--ckpt_path", checkpoint(name), "--run_dir", "tested", *NO_FIGURES)
     assert not [text for text in outcome.warnings if "hyperparameters" in text]
     found = load_results("tested/results.json")
-    assert found["model"] == current(expected["model"])
+    assert as_then(found["model"]) == current(expected["model"])
     assert found["test"]["samples_seen"] == expected["test"]["samples_seen"]
     losses = {key: value for key, value in expected["test"]["metrics"].items() if key.endswith(("test/loss", "nmse"))}
     assert losses

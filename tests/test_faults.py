@@ -195,11 +195,11 @@ def test_sigterm_ends_a_run_that_waits_for_a_stopped_process_in_good_order(name,
 class Stuck(TopKSAE):
     """It hangs for good in a step, as a process that waits for a disk or a device does."""
 
-    def learn(self, x):
+    def learn(self, x, target=None):
         self.steps = getattr(self, "steps", 0) + 1
         if self.steps == 17:
             time.sleep(10_000)
-        return super().learn(x)
+        return super().learn(x, target)
 
 
 STUCK = ["--model.members.relu.class_path", "tests.test_faults.Stuck", "--model.members.relu.init_args.k", 2]

@@ -38,7 +38,7 @@ class Dense:
 
     def forward_train(self, x: Tensor) -> SAEOutput:
         """Encode, project and decode standardised inputs `(n, d_in)`, such that gradients can be found."""
-        return self.project(self.pre_codes(x))
+        return self.project(self.pre_codes(x), train=True)
 
     def regularize(self, x: Tensor, out: SAEOutput) -> Tensor:
         """What each sample pays, `(n,)`."""
@@ -76,9 +76,10 @@ class Dense:
 
     # ------------------------------------------------------------------ parts
 
-    def project(self, pre_codes: Tensor) -> SAEOutput:
-        """The output that belongs to pre-codes."""
-        codes = self.core.projection(pre_codes)
+    def project(self, pre_codes: Tensor, train: bool = False) -> SAEOutput:
+        """The output that belongs to pre-codes, in the projection's form for training or inference."""
+        projection = self.core.projection
+        codes = projection.forward_train(pre_codes) if train else projection(pre_codes)
         return SAEOutput(self.core.decoder(codes), codes, pre_codes)
 
     def pre_codes(self, x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from sae_lightning.callbacks.figures import publish
 from sae_lightning.callbacks.recovery import find_recovery
 from sae_lightning.data.datamodule import ActivationDataModule
-from sae_lightning.modules.base import BaseSAE
+from sae_lightning.modules.member import Member
 from sae_lightning.modules.module import SAEModule, log_key
 from sae_lightning.modules.sharding import with_full_parameters
 from sae_lightning.plotting import receptive_fields
@@ -75,7 +75,7 @@ class ReceptiveFields(pl.Callback):
 
     @staticmethod
     def _marks(
-        module: SAEModule, sae: BaseSAE, latents: torch.Tensor
+        module: SAEModule, sae: Member, latents: torch.Tensor
     ) -> tuple[dict[str, torch.Tensor], tuple[float, float]]:
         """Prototypes, or directions and where they start, in raw units."""
         core = sae.sae

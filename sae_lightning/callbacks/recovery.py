@@ -28,7 +28,8 @@ from sae_lightning.metrics.functional import (
     MonosemanticityResult,
     NormalizedMSEResult,
 )
-from sae_lightning.modules.module import Evaluation, SAEModule, log_key
+from sae_lightning.modules.member import Evaluation
+from sae_lightning.modules.module import SAEModule, log_key
 
 Stage = Literal["val", "test"]
 
@@ -116,7 +117,7 @@ class RecoveryMetrics(nn.Module):
 
     def update(self, batch: ActivationBatch, evaluation: Evaluation, discover: bool) -> None:
         """Take in one batch."""
-        x, (x_hat, codes, _), _ = evaluation
+        (x_hat, codes, _), x = evaluation.out, evaluation.target
         concepts = batch.concepts
         if (
             not self.labelled

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from sae_lightning.callbacks.figures import publish
 from sae_lightning.callbacks.recovery import Recovery, find_recovery
-from sae_lightning.modules.base import BaseSAE
+from sae_lightning.modules.member import Member
 from sae_lightning.modules.module import SAEModule, log_key
 from sae_lightning.plotting import (
     SweepPoint,
@@ -42,7 +42,7 @@ def sweep_points(module: SAEModule, results: dict[str, Recovery]) -> list[SweepP
     return points
 
 
-def strength(sae: BaseSAE) -> float:
+def strength(sae: Member) -> float:
     """What sets an SAE's sparsity: k where there is one, else gamma."""
     k = sae.sae.projection.at_most()
     return sae.gamma if k is None else k

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 
-from sae_lightning.modules.base import BaseSAE
+from sae_lightning.modules.member import Member
 from sae_lightning.modules.module import SAEModule, log_key
 from sae_lightning.modules.optimizers import own_optimizer
 from sae_lightning.modules.sharding import reshard
@@ -93,18 +93,21 @@ class ResampleDeadLatents(pl.Callback):
         if step % self.every_n_steps or (self.until_step is not None and step > self.until_step):
             return
         x = pl_module.interleaved(batch.activations)  # in one order, so that every rank resamples alike
+        target = None if batch.target is None else pl_module.interleaved(batch.target)
         optimizer = trainer.optimizers[0]
         counts = {}
         for name, sae in pl_module.saes().items():
-            count = self.resample(sae, x, step, own_optimizer(optimizer, name))
+            count = self.resample(sae, x, step, own_optimizer(optimizer, name), target)
             counts[log_key(name, "train", "resampled_latents")] = float(count)
         # not through `pl_module.log`, which would repeat the counts in later rows until a resumed run forgets them
         for logger in trainer.loggers:
             logger.log_metrics(counts, step=step - 1)
 
     @torch.no_grad()
-    def resample(self, sae: BaseSAE, x: Tensor, step: int, optimizer: torch.optim.Optimizer) -> int:
-        """Resample the dead latents of one SAE from raw inputs `(n, d_in)`; returns how many there were.
+    def resample(
+        self, sae: Member, x: Tensor, step: int, optimizer: torch.optim.Optimizer, target: Tensor | None = None
+    ) -> int:
+        """Resample the dead latents of one SAE from raw inputs `(n, d_in)` and targets; returns how many there were.
 
         Raises:
             ValueError: If a part of the SAE does not say how its latents are given a new start.
@@ -116,17 +119,20 @@ class ResampleDeadLatents(pl.Callback):
         n_dead = int((~alive).sum())
         if n_dead == 0:
             return 0
-        distinct, counts = torch.unique(x, dim=0, return_counts=True)
+        distinct, counts, wanted = _distinct(x, target if sae.target_shape is not None else None)
         longest = core.batches_silent.argsort(descending=True, stable=True)
         dead = longest[: min(n_dead, len(distinct))].sort().values
 
         def evaluate() -> SAEOutput:
-            out = sae.evaluate(distinct).out
+            out = sae.evaluate(distinct, wanted).out
             reshard(sae)
             return out
 
         generator = torch.Generator().manual_seed((torch.initial_seed() + step) % 2**64)
-        fired = resample(core, dead, alive, core.standardize(distinct), counts, evaluate, self.encoder_norm, generator)
+        x, target = core.standardize_pair(distinct, wanted)
+        fired = resample(
+            core, dead, alive, x, counts, evaluate, self.encoder_norm, generator, None if wanted is None else target
+        )
         for part in parts:
             parameters = dict(part.named_parameters())
             for name in part.rows_of_latents:
@@ -135,7 +141,15 @@ class ResampleDeadLatents(pl.Callback):
         return len(dead)
 
 
-def _parts(sae: BaseSAE) -> tuple[Encoder, Projection, Decoder]:
+def _distinct(x: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Distinct samples, how often each occurs, and their targets."""
+    if target is None:
+        return *torch.unique(x, dim=0, return_counts=True), None
+    pairs, counts = torch.unique(torch.cat([x, target], dim=-1), dim=0, return_counts=True)
+    return pairs[:, : x.shape[-1]], counts, pairs[:, x.shape[-1] :]
+
+
+def _parts(sae: Member) -> tuple[Encoder, Projection, Decoder]:
     return sae.sae.encoder, sae.sae.projection, sae.sae.decoder
 
 

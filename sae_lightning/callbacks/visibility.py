@@ -167,7 +167,13 @@ class VisibilityReport(pl.Callback):
                 recovery = find_recovery(trainer)
                 assert recovery is not None
                 found = bounds(
-                    *train, len(recovery.concept_names), families, (test[0], test[1]), self.seed, self.n_resamples
+                    train[0],
+                    train[1],
+                    len(recovery.concept_names),
+                    families,
+                    (test[0], test[1]),
+                    self.seed,
+                    self.n_resamples,
                 )
         told: dict[ReceptiveField, Bound] = trainer.strategy.broadcast(found)
         return told

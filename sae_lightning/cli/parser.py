@@ -30,7 +30,7 @@ def _public(package: ModuleType, base: type) -> list[type]:
     """The concrete classes of a kind that a package offers."""
     offered = [getattr(package, name) for name in package.__all__]
     found = [cls for cls in offered if isinstance(cls, type) and issubclass(cls, base) and not inspect.isabstract(cls)]
-    return [cls for cls in found if cls not in (base, modules.BaseSAE)]
+    return [cls for cls in found if cls not in (base, modules.BaseSAE, modules.AffineSAE)]
 
 
 MODELS = [*_public(modules, RunModule), *_public(subjects, RunModule)]

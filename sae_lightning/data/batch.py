@@ -1,5 +1,6 @@
 """What a data source hands to an SAE."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,9 +11,22 @@ class ActivationBatch(NamedTuple):
     """A batch of activations with the concepts of its samples."""
 
     activations: Tensor
-    """Raw activations, `(batch, d_in)`."""
+    """Raw activations, `(batch, d_in)`, or `(batch, n_layers, d_in)` for SAEs of several layers."""
     concepts: Tensor
     """Concept of each sample, int64 `(batch,)` with -1 for unlabelled, or bool `(batch, n_concepts)`."""
+    target: Tensor | None = None
+    """What is to be reconstructed instead of the activations, `(batch, d_out)`; SAEs of inputs ignore it."""
+
+
+def joined(batches: Sequence[ActivationBatch]) -> ActivationBatch:
+    """Concatenate batches; all or none of them must have targets."""
+    fields = zip(*batches, strict=True)
+    return ActivationBatch._make(None if values[0] is None else torch.cat(values) for values in fields)
+
+
+def taken(batch: ActivationBatch, rows: Tensor | slice) -> ActivationBatch:
+    """Return some samples of a batch."""
+    return ActivationBatch._make(None if values is None else values[rows] for values in batch)
 
 
 def as_batch(batch: object) -> ActivationBatch:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_lightning.data.batch import ActivationBatch, as_batch
+from sae_lightning.data.batch import ActivationBatch, as_batch, joined, taken
 
 
 def first_samples(loader: Iterable[Any], n: int) -> ActivationBatch:
@@ -57,8 +57,7 @@ def _smallest(batches: list[ActivationBatch], keys: Tensor, n: int) -> tuple[lis
 def _joined(batches: list[ActivationBatch], rows: slice | Tensor) -> ActivationBatch:
     if not batches or not sum(len(batch.activations) for batch in batches):
         raise ValueError("the data must hold at least one sample, but are empty")
-    activations, concepts = (torch.cat([batch[i] for batch in batches])[rows] for i in range(2))
-    return ActivationBatch(activations, concepts)
+    return taken(joined(batches), rows)
 
 
 def _checked(batch: Any) -> ActivationBatch:

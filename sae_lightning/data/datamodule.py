@@ -85,6 +85,9 @@ class ActivationDataModule(SeededDataModule, ABC):
         ValueError: If an argument is out of range.
     """
 
+    d_out: int | None = None
+    """Size of the targets; None where batches have none."""
+
     def __init__(
         self, d_in: int, concept_names: list[str], batch_size: int, eval_batch_size: int, seed: int | None
     ) -> None:

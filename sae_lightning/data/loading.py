@@ -23,17 +23,20 @@ class ActivationDataset(Dataset[ActivationBatch]):
     Args:
         activations: `(n, d_in)`.
         concepts: int64 `(n,)` or bool `(n, n_concepts)`.
+        target: What is to be reconstructed instead of the activations, `(n, d_out)`; None for nothing else.
     """
 
-    def __init__(self, activations: Tensor, concepts: Tensor) -> None:
+    def __init__(self, activations: Tensor, concepts: Tensor, target: Tensor | None = None) -> None:
         self.activations = activations
         self.concepts = concepts
+        self.target = target
 
     def __len__(self) -> int:
         return len(self.activations)
 
     def __getitem__(self, index: Tensor) -> ActivationBatch:
-        return ActivationBatch(self.activations[index], self.concepts[index])
+        target = None if self.target is None else self.target[index]
+        return ActivationBatch(self.activations[index], self.concepts[index], target)
 
 
 class BatchSequence(DistributedSampler[Any], ABC):

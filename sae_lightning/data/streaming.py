@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from sae_lightning.data.batch import ActivationBatch
+from sae_lightning.data.batch import ActivationBatch, taken
 from sae_lightning.data.datamodule import SPLIT_SEEDS, ActivationDataModule, Split
 from sae_lightning.data.loading import ActivationDataset, ActivationLoader, BatchSequence
 from sae_lightning.data.seeding import seeded_generator
@@ -45,9 +45,7 @@ class ActivationStream(Dataset[ActivationBatch]):
         if self._drawn is None or self._drawn[0] != draw:
             generator = seeded_generator(self.seed, SPLIT_SEEDS["train"], self.rank, draw)
             self._drawn = draw, self.sampler(self.per_draw * self.batch_size, generator)
-        activations, concepts = self._drawn[1]
-        rows = slice(place * self.batch_size, (place + 1) * self.batch_size)
-        return ActivationBatch(activations[rows], concepts[rows])
+        return taken(self._drawn[1], slice(place * self.batch_size, (place + 1) * self.batch_size))
 
 
 class StreamSteps(BatchSequence):

@@ -56,7 +56,7 @@ def read_tensor(path: str | os.PathLike[str], key: str | None = None) -> Tensor:
 
 
 class TensorDataModule(ActivationDataModule):
-    """Activations from a .npy, .safetensors or .pt file, with optional labels.
+    """Activations from a .npy, .safetensors or .pt file, with optional labels and targets.
 
     Samples are put into a random order (drawn from `seed`) and split; training batches are shuffled every epoch.
 
@@ -65,6 +65,8 @@ class TensorDataModule(ActivationDataModule):
         labels: File with the labels: integers `(n,)` with -1 for unlabelled, or bool `(n, n_concepts)`.
         key: Name of the activations in a file with several tensors.
         labels_key: Name of the labels in a file with several tensors.
+        targets: File with what a Transcoder reconstructs instead of the activations, `(n, d_out)`.
+        targets_key: Name of the targets in a file with several tensors.
         concept_names: Names of the concepts in the order of their labels; None numbers them.
         n_concepts: Number of concepts; None: as many as `concept_names`, or the highest label plus 1, which must then
             not exceed the number of samples (time and memory grow with the number of concepts).
@@ -86,6 +88,8 @@ class TensorDataModule(ActivationDataModule):
         labels: str | None = None,
         key: str | None = None,
         labels_key: str | None = None,
+        targets: str | None = None,
+        targets_key: str | None = None,
         concept_names: list[str] | None = None,
         n_concepts: int | None = None,
         val_fraction: float = 0.1,
@@ -94,10 +98,16 @@ class TensorDataModule(ActivationDataModule):
         eval_batch_size: int = 4096,
         seed: int | None = None,
     ) -> None:
-        for name, file in {"path": path, "labels": labels}.items():
+        for name, file in {"path": path, "labels": labels, "targets": targets}.items():
             if file is not None and not os.path.isfile(file):
                 raise FileNotFoundError(f"{name} must be a file, but there is none at {file!r}")
-        activations = _checked_activations(read_tensor(path, key), path)
+        activations = _checked_activations(read_tensor(path, key), path, "activations")
+        target = None
+        if targets is not None:
+            target = _checked_activations(read_tensor(targets, targets_key), targets, "targets")
+            if len(target) != len(activations):
+                raise ValueError(f"targets must be as many as activations, {len(activations)}, but are {len(target)}")
+            self.d_out = target.shape[1]
         names = list(concept_names or [])
         if n_concepts is not None and n_concepts < 1:
             raise ValueError(f"n_concepts must be at least 1, but is {n_concepts}")
@@ -121,7 +131,7 @@ class TensorDataModule(ActivationDataModule):
                 f"every split must hold a sample, but {len(activations)} samples give "
                 f"{n_train} for training, {n_val} for validation and {n_test} for test"
             )
-        self._data = ActivationDataset(activations, concepts)
+        self._data = ActivationDataset(activations, concepts, target)
         self._bounds: dict[Split, tuple[int, int]] = {
             "train": (0, n_train),
             "val": (n_train, n_train + n_val),
@@ -135,26 +145,24 @@ class TensorDataModule(ActivationDataModule):
         return ActivationDataset(*self._data[chosen])
 
 
-def _checked_activations(x: Tensor, path: str) -> Tensor:
+def _checked_activations(x: Tensor, path: str, name: str) -> Tensor:
     if x.ndim != 2:
-        raise ValueError(f"activations must have two dimensions (n, d_in), but those in {path!r} have {x.ndim}")
+        raise ValueError(f"{name} must have two dimensions (n, features), but those in {path!r} have {x.ndim}")
     if not x.is_floating_point():
-        raise ValueError(f"activations must be floating-point numbers, but those in {path!r} are {x.dtype}")
+        raise ValueError(f"{name} must be floating-point numbers, but those in {path!r} are {x.dtype}")
     if len(x) < 2:
-        raise ValueError(f"activations must hold at least two samples, but those in {path!r} hold {len(x)}")
+        raise ValueError(f"{name} must hold at least two samples, but those in {path!r} hold {len(x)}")
     if x.dtype == torch.float64:
         x = x.float()
     if x.shape[1] < 1:
-        raise ValueError(
-            f"activations must have at least one feature, but those in {path!r} have shape {tuple(x.shape)}"
-        )
+        raise ValueError(f"{name} must have at least one feature, but those in {path!r} have shape {tuple(x.shape)}")
     if bool((x == x[:1]).all()):
-        raise ValueError(f"activations must differ between samples, but all {len(x)} in {path!r} are equal")
+        raise ValueError(f"{name} must differ between samples, but all {len(x)} in {path!r} are equal")
     bad = (~x.isfinite()).nonzero()
     if len(bad):
         row, feature = bad[0].tolist()
         raise ValueError(
-            f"activations must be finite, but {path!r} holds {x[row, feature].item()} at row {row}, feature {feature} "
+            f"{name} must be finite, but {path!r} holds {x[row, feature].item()} at row {row}, feature {feature} "
             f"({len(bad)} such values in all)"
         )
     return x

@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sae_lightning.backends import BackendName, Dense, choose
-from sae_lightning.modules.module import Evaluation, Learned, SAEModule
+from sae_lightning.modules.arguments import complete_signature
+from sae_lightning.modules.member import Evaluation, Learned, Member
+from sae_lightning.modules.module import SAEModule
 from sae_lightning.modules.optimizers import LRSchedulerCallable, OptimizerCallable, adam
+from sae_lightning.modules.schedules import Warmup, require_warmup
 from sae_lightning.nn import (
     Decoder,
     Encoder,
@@ -30,12 +33,13 @@ from sae_lightning.nn.raw_weights import raw_weights
 from sae_lightning.run.files import replacing
 
 
-class BaseSAE(SAEModule):
+class BaseSAE(Member, SAEModule):
     r"""A sparse autoencoder: encoder, projection and decoder, with a regularizer that is weighted by gamma.
 
     $$ \mathrm{loss} = \mathrm{mean}_{batch} \|\tilde x - \hat x\|^2 + \gamma \, \mathrm{mean}_{batch} R(z, x) $$
 
-    Subclasses name the parts; `forward`, `encode` and `decode` take and return raw units.
+    Subclasses name the parts; `forward`, `encode` and `decode` take and return raw units. The `**kwargs` of a
+    subclass's constructor stand for the keyword-only arguments of its base.
 
     Args:
         encoder: Maps standardised inputs to pre-codes.
@@ -43,14 +47,22 @@ class BaseSAE(SAEModule):
         decoder: Maps codes to standardised reconstructions.
         regularizer: What codes cost, or None.
         gamma: Weight of the regularizer, at least 0.
-        standardize: Whether the SAE standardises its inputs (mean 0, mean squared norm `d_in`).
         subtract_decoder_bias: Whether the encoder sees `x - b_dec`.
-        init: Initial rows of both matrices.
         l0_init: Mean L0 on the first samples to which lambda is calibrated, or None.
-        chunk_size: Samples whose dense pre-codes are held at a time in a training step, or None for the whole batch.
-        dense_above: Codes per sample above which training uses dense products; None takes a measured share of `d_sae`.
-        backend: How training steps are run: the fastest way that knows the parts (auto), or one by name.
-        n_init_samples: Training samples from which standardisation and initial values are taken.
+        targets: Whether the SAE reconstructs a batch's `target`, with a standardizer of its own, instead of the inputs.
+        n_layers: Number of layers of inputs `(batch, n_layers, d_in)`; None for inputs `(batch, d_in)`.
+        init: Initial rows of both matrices: unit vectors, standard normals, or data points (for an affine encoder:
+            their directions).
+        standardize: Whether the SAE standardizes its inputs (mean 0, mean squared norm `d_in`).
+        n_init_samples: Training samples from which standardization and initial values are taken; at least `d_sae` where
+            these are data points.
+        gamma_warmup: Steps (an integer), or share of training (a number up to 1 such as 0.05), over which gamma rises
+            linearly from 0; 0 for none. The losses of validation and test use the whole gamma.
+        chunk_size: Samples whose dense pre-codes are held at a time in a training step, at least 1, which bounds its
+            memory for many latents; None holds those of the whole batch.
+        dense_above: Codes per sample, at least 1, above which training uses dense products; None takes the share of
+            `d_sae` at which they were measured to become faster.
+        backend: How training steps are run: auto takes the fastest way that knows the parts, dense any parts.
         optimizer: Makes the optimizer from the parameters.
         lr_scheduler: Makes the learning-rate schedule, which steps once per training step.
 
@@ -68,24 +80,28 @@ class BaseSAE(SAEModule):
         decoder: Decoder,
         regularizer: Regularizer | None,
         gamma: float,
-        *,
-        standardize: bool,
-        subtract_decoder_bias: bool,
-        init: Initialization,
-        n_init_samples: int,
+        subtract_decoder_bias: bool = False,
         l0_init: float | None = None,
+        targets: bool = False,
+        n_layers: int | None = None,
+        *,
+        init: Initialization = "unit",
+        standardize: bool = True,
+        n_init_samples: int = 32_768,
+        gamma_warmup: int | float = 0,
         chunk_size: int | None = None,
         dense_above: int | None = None,
         backend: BackendName = "auto",
         optimizer: OptimizerCallable = adam,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
-        super().__init__(encoder.d_in)
+        super().__init__(encoder.d_in // (n_layers or 1))
         if not 0 <= gamma < float("inf"):
             raise ValueError(f"gamma must be at least 0 and finite, but is {gamma}")
         if init not in get_args(Initialization):
             raise ValueError(f"init must be one of {get_args(Initialization)}, but is {init!r}")
         require_positive("n_init_samples", n_init_samples)
+        require_warmup("gamma_warmup", gamma_warmup)
         if l0_init is not None and not 1 <= l0_init <= encoder.d_sae:
             raise ValueError(f"l0_init must lie between 1 and d_sae = {encoder.d_sae}, but is {l0_init}")
         if l0_init is not None and not tells(encoder, "calibrate"):
@@ -93,12 +109,17 @@ class BaseSAE(SAEModule):
         for name, value in {"chunk_size": chunk_size, "dense_above": dense_above}.items():
             if value is not None:
                 require_positive(name, value)
-        self.sae = SparseAutoencoder(encoder, projection, decoder, standardize, subtract_decoder_bias)
+        self.sae = SparseAutoencoder(
+            encoder, projection, decoder, standardize, subtract_decoder_bias, targets, n_layers
+        )
         if regularizer is not None:
             regularizer.check(self.sae)
         self.regularizer = regularizer
         self.d_sae = encoder.d_sae
         self.gamma = gamma
+        self.schedules = nn.ModuleDict()
+        if gamma_warmup:
+            self.schedules["regularizer"] = Warmup(gamma_warmup)
         self.backend = backend
         self.chunk_size = chunk_size
         self.dense_above = dense_above
@@ -113,23 +134,39 @@ class BaseSAE(SAEModule):
         self.register_buffer("initialized", torch.tensor(False))
         # data points are not there yet: until then "data" starts from random directions
         initialize_weights(self.sae, "normal" if init == "normal" else "unit", new_generator())
-        self.save_hyperparameters(self.describe()["init_args"])
+        self.save_hyperparameters()
 
-    def saes(self) -> dict[str, "BaseSAE"]:
-        """This SAE alone, under the empty name."""
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Complete the constructor's signature by the arguments that it passes on to its base."""
+        super().__init_subclass__(**kwargs)
+        complete_signature(cls)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input: `(d_in,)`, or `(n_layers, d_in)`."""
+        return self.sae.input_shape
+
+    @property
+    def target_shape(self) -> tuple[int, ...] | None:
+        """Shape of one target, `(d_out,)`; None where the SAE reconstructs its input."""
+        return None if self.sae.target_standardizer is None else (self.sae.d_out,)
+
+    def saes(self) -> "dict[str, BaseSAE]":
+        """Return this SAE alone, under the empty name."""
         return {"": self}
 
     @torch.no_grad()
-    def initialize(self, x: Tensor) -> None:
-        """Fit standardisation, and take initial values from data where that was asked for.
+    def initialize(self, x: Tensor, target: Tensor | None = None) -> None:
+        """Fit standardization, and take initial values from data where `init` or `l0_init` say so.
 
         Args:
             x: Raw training samples, `(n, d_in)`.
+            target: Their raw targets, `(n, d_out)`, for SAEs that have some.
         """
-        self.sae.standardizer.fit(x)
-        x = self.sae.standardize(x)
+        self.sae.fit_standardizers(x, target)
+        x, wanted = self.sae.standardize_pair(x, target)
         if self.init == "data":
-            initialize_from_data(self.sae, x, new_generator())
+            initialize_from_data(self.sae, x, new_generator(), None if self.target_shape is None else wanted)
         if self.l0_init is not None:
             self._calibrate(x, self.l0_init)
         self.initialized.fill_(True)
@@ -141,7 +178,7 @@ class BaseSAE(SAEModule):
         """Return reconstructions (raw units), codes and pre-codes of raw inputs `(..., d_in)`."""
         running = self.running(x.device.type)
         out = running.all_latents(running.autoencode(self.sae.standardize(x)))
-        return out._replace(x_hat=self.sae.standardizer.inverse(out.x_hat))
+        return out._replace(x_hat=self.sae.destandardize(out.x_hat))
 
     def encode(self, x: Tensor) -> Tensor:
         """Return the codes of raw inputs: `(..., d_in)` to `(..., d_sae)`."""
@@ -198,7 +235,7 @@ class BaseSAE(SAEModule):
 
     @property
     def W_dec(self) -> Tensor:  # noqa: N802  (the field's name)
-        r"""The dictionary in raw units, `(d_sae, d_in)`: reconstructions are $z W_{dec} + b_{dec}$.
+        r"""The dictionary in raw units, `(d_sae, d_out)`: reconstructions are $z W_{dec} + b_{dec}$.
 
         Row i is what latent i adds per unit of its code. (`sae.decoder.weight` holds neither the atoms' norms nor the
         scale of the inputs.)
@@ -207,7 +244,7 @@ class BaseSAE(SAEModule):
 
     @property
     def b_dec(self) -> Tensor:
-        """The reconstruction where no latent fires, in raw units, `(d_in,)`."""
+        """The reconstruction where no latent fires, in raw units, `(d_out,)`."""
         return raw_weights(self.sae).b_dec
 
     @property
@@ -246,9 +283,26 @@ class BaseSAE(SAEModule):
 
     # ------------------------------------------------------------------ training
 
-    def learn(self, x: Tensor) -> Learned:
+    def _schedules(self) -> dict[str, Warmup]:
+        return dict(self.schedules.items())  # type: ignore[arg-type]
+
+    def begin_training(self, n_steps: float) -> None:
+        """Resolve schedules for a training of `n_steps` optimizer steps (inf where nothing bounds it).
+
+        Raises:
+            ValueError: If a schedule needs an end that training does not have.
+        """
+        for schedule in self._schedules().values():
+            schedule.begin(n_steps)
+
+    def advance(self, step: int) -> None:
+        """Set scheduled coefficients to their values after `step` optimizer steps."""
+        for schedule in self._schedules().values():
+            schedule.at(step)
+
+    def learn(self, x: Tensor, target: Tensor | None = None) -> Learned:
         """Evaluate a training batch of raw inputs, and count which latents stayed silent in it."""
-        x = self.sae.standardize(x)
+        x, wanted = self.sae.standardize_pair(x, target)
         running = self.running(x.device.type)
         out = running.forward_train(x)
         fired = running.fired(out)
@@ -257,26 +311,28 @@ class BaseSAE(SAEModule):
             torch.distributed.all_reduce(counts, op=torch.distributed.ReduceOp.MAX)
             fired = counts.bool()
         self.sae.count_silence(fired)
-        return Learned(x, out, self._with_loss(self.loss_terms(x, x, out)), running)
+        factors = {name: schedule.factor() for name, schedule in self._schedules().items()}
+        return Learned(x, out, self._with_loss(self.loss_terms(x, wanted, out), factors), running)
 
-    def evaluate(self, x: Tensor) -> Evaluation:
-        """Standardised inputs, outputs and loss terms of a batch of raw inputs; changes nothing."""
-        x = self.sae.standardize(x)
+    def evaluate(self, x: Tensor, target: Tensor | None = None) -> Evaluation:
+        """Return standardized inputs, outputs and loss terms of a batch of raw inputs; changes nothing."""
+        x, wanted = self.sae.standardize_pair(x, target)
         running = self.running(x.device.type)
         out = running.autoencode(x)
-        terms = self._with_loss(self.loss_terms(x, x, out))
-        return Evaluation(x, running.all_latents(out), terms)
+        terms = self._with_loss(self.loss_terms(x, wanted, out), {})
+        return Evaluation(x, running.all_latents(out), terms, wanted)
 
     def loss_terms(self, x: Tensor, target: Tensor, out: SAEOutput) -> dict[str, Tensor]:
         r"""The terms of the loss by name, each a mean over the batch; the loss is their sum, weighted by `weights`.
 
         A subclass may add terms to those that it gets from here, or replace them. Its training then works on dense
-        codes, which `out` holds.
+        codes, which `out` holds. In training, a term whose name is in `schedules` is multiplied by that schedule's
+        factor.
 
         Args:
-            x: Standardised inputs, `(batch, d_in)`.
-            target: What is reconstructed, standardised.
-            out: What the SAE makes of the inputs.
+            x: Standardized inputs, `(batch, d_in)`.
+            target: What is to be reconstructed, standardized, `(batch, d_out)`.
+            out: Standardized reconstructions, codes and pre-codes.
 
         Returns:
             `mse`, the squared error summed over features, and `regularizer` where gamma is above 0.
@@ -290,11 +346,12 @@ class BaseSAE(SAEModule):
         """The weight of each term of the loss that is not 1."""
         return {"regularizer": self.gamma}
 
-    def _with_loss(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _with_loss(self, terms: dict[str, Tensor], factors: dict[str, Tensor]) -> dict[str, Tensor]:
         weights = self.weights()
         loss = None
         for name, term in terms.items():
             weighted = term * weights[name] if name in weights else term
+            weighted = weighted * factors[name] if name in factors else weighted
             loss = weighted if loss is None else loss + weighted
         assert loss is not None
         return {"loss": loss, **{name: term.detach() for name, term in terms.items()}}

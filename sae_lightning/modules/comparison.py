@@ -9,10 +9,12 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from sae_lightning.data.batch import ActivationBatch
 from sae_lightning.modules.base import BaseSAE
+from sae_lightning.modules.member import StepScalars
 from sae_lightning.modules.module import SAEModule
 from sae_lightning.modules.optimizers import OptimizerGroup, SchedulerGroup
-from sae_lightning.modules.processes import MemberProcesses, StepScalars
+from sae_lightning.modules.processes import MemberProcesses
 from sae_lightning.modules.run import RunModule
 from sae_lightning.nn.parts import require_finite_positive, require_positive
 
@@ -65,7 +67,7 @@ class Comparison(SAEModule):
         self._side_by_side: MemberProcesses | None = None
         self._losses: list[Tensor] = []
         self.init_args["members"] = {name: self._describe_member(sae) for name, sae in self.saes().items()}
-        self.save_hyperparameters(self.describe()["init_args"])
+        self.save_hyperparameters()
 
     @staticmethod
     def _describe_member(sae: BaseSAE) -> dict[str, Any]:
@@ -113,12 +115,12 @@ class Comparison(SAEModule):
             self._side_by_side.close()
             self._side_by_side = None
 
-    def learn_all(self, x: Tensor, with_l0: bool) -> dict[str, StepScalars]:
-        """Losses of every member; where they train side by side, their gradients wait for `backward`."""
+    def learn_all(self, batch: ActivationBatch, with_l0: bool) -> dict[str, StepScalars]:
+        """Return the losses of every member; where they train side by side, their gradients wait for `backward`."""
         if self._side_by_side is None:
-            return super().learn_all(x, with_l0)
+            return super().learn_all(batch, with_l0)
         try:
-            found = self._side_by_side.learn(x, with_l0)
+            found = self._side_by_side.learn(batch, with_l0)
         except BaseException:  # Lightning tells a module of no exception
             self._stop_processes()
             raise

@@ -1,11 +1,10 @@
 """ComposedSAE: any encoder with any projection and any regularizer."""
 
 from collections.abc import Callable
+from typing import Any
 
-from sae_lightning.backends import BackendName
 from sae_lightning.modules.base import BaseSAE
-from sae_lightning.modules.optimizers import LRSchedulerCallable, OptimizerCallable, adam
-from sae_lightning.nn import Decoder, Encoder, Initialization, Projection, Regularizer
+from sae_lightning.nn import Decoder, Encoder, Projection, Regularizer
 
 
 class ComposedSAE(BaseSAE):
@@ -23,16 +22,7 @@ class ComposedSAE(BaseSAE):
         normalize_decoder: Whether atoms have unit norm.
         l0_init: Mean L0 on the first training samples to which the initial lambda of a distance encoder is
             calibrated, from 1 to `d_sae` (with KSparse: positive pre-codes, of which it keeps k); None leaves it.
-        init: Initial rows of both matrices.
-        standardize: Whether the SAE standardises its inputs.
-        n_init_samples: Training samples from which standardisation and initial values are taken.
-        chunk_size: Samples whose dense pre-codes are held at a time in a training step, at least 1, which bounds its
-            memory for many latents; None holds those of the whole batch.
-        dense_above: Codes per sample, at least 1, above which training uses dense products; None takes the share of
-            `d_sae` at which they were measured to become faster.
-        backend: How training steps are run: auto takes the fastest way that knows the parts, dense any parts.
-        optimizer: Makes the optimizer from the parameters.
-        lr_scheduler: Makes the learning-rate schedule, which steps once per training step.
+        **shared: Arguments of `BaseSAE`, by keyword.
 
     Raises:
         ValueError: If the parts do not fit each other.
@@ -57,14 +47,7 @@ class ComposedSAE(BaseSAE):
         subtract_decoder_bias: bool = False,
         normalize_decoder: bool = False,
         l0_init: float | None = None,
-        init: Initialization = "unit",
-        standardize: bool = True,
-        n_init_samples: int = 32_768,
-        chunk_size: int | None = None,
-        dense_above: int | None = None,
-        backend: BackendName = "auto",
-        optimizer: OptimizerCallable = adam,
-        lr_scheduler: LRSchedulerCallable | None = None,
+        **shared: Any,
     ) -> None:
         parts: dict[str, Encoder | Projection | Regularizer | None] = {
             "encoder": encoder(d_in, d_sae),
@@ -77,14 +60,7 @@ class ComposedSAE(BaseSAE):
             **parts,  # type: ignore[arg-type]
             decoder=Decoder(d_in, d_sae, decoder_bias, normalize_decoder),
             gamma=gamma,
-            standardize=standardize,
             subtract_decoder_bias=subtract_decoder_bias,
-            init=init,
             l0_init=l0_init,
-            n_init_samples=n_init_samples,
-            chunk_size=chunk_size,
-            dense_above=dense_above,
-            backend=backend,
-            optimizer=optimizer,
-            lr_scheduler=lr_scheduler,
+            **shared,
         )

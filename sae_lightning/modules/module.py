@@ -2,7 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -10,52 +11,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torchmetrics import Metric
 
-from sae_lightning.backends import Dense
 from sae_lightning.data.batch import ActivationBatch, as_batch
 from sae_lightning.data.ranks import data_group, data_ranks
 from sae_lightning.modules.allocator import keep_freed_memory
 from sae_lightning.modules.clipping import clip_grad_norms, clip_grad_values
+from sae_lightning.modules.member import Evaluation, Member, StepScalars
 from sae_lightning.modules.precision import require_in_range, require_trainable, warn_of_rounded_inputs
-from sae_lightning.modules.processes import StepScalars
 from sae_lightning.modules.run import NonfiniteError, RunModule
 from sae_lightning.modules.sharding import average_gradients, shard, shard_group, with_full_parameters
-from sae_lightning.nn import SAEOutput, fires
 from sae_lightning.nn.rows import full_tensor
-
-if TYPE_CHECKING:
-    from sae_lightning.modules.base import BaseSAE
-
-
-class Learned(NamedTuple):
-    """What one SAE made of one training batch."""
-
-    x: Tensor
-    """Standardised inputs, `(batch, d_in)`."""
-    out: Any
-    """Standardised reconstructions, codes and pre-codes, in the form that the backend works on."""
-    terms: dict[str, Tensor]
-    """Named scalars: `loss`, `mse` and, where there is one, `regularizer`."""
-    backend: Dense
-    """What ran the step."""
-
-    def l0(self) -> Tensor:
-        """Mean number of latents that fire per sample."""
-        return self.backend.count_firing(self.out).double().div(len(self.x)).float()
-
-
-class Evaluation(NamedTuple):
-    """What one SAE made of one batch of validation or test."""
-
-    x: Tensor
-    """Standardised inputs, `(batch, d_in)`."""
-    out: SAEOutput
-    """Standardised reconstructions, codes and pre-codes."""
-    terms: dict[str, Tensor]
-    """Named scalars: `loss`, `mse` and, where there is one, `regularizer`."""
-
-    def l0(self) -> Tensor:
-        """Mean number of latents that fire per sample."""
-        return fires(self.out.codes).sum(-1).double().mean()
 
 
 def log_key(name: str, stage: str, metric: str) -> str:
@@ -85,8 +49,8 @@ class SAEModule(RunModule, ABC):
         self._errors: dict[str, Tensor] = {}  # mean squared errors of the step at hand, by SAE
 
     @abstractmethod
-    def saes(self) -> "dict[str, BaseSAE]":
-        """The SAEs by name; a single one has the empty name."""
+    def saes(self) -> Mapping[str, Member]:
+        """Return the SAEs by name; a single one has the empty name."""
 
     def backends(self) -> dict[str, str]:
         """By SAE, the name of the backend that runs it on the device where it is."""
@@ -119,7 +83,7 @@ class SAEModule(RunModule, ABC):
         """Spread the SAEs over processes where the strategy wants that."""
         if self._trainer is None:  # Lightning's load_from_checkpoint calls this too
             return
-        shard(self, self.trainer)
+        shard(self, self.saes(), self.trainer)
         for metric in self.modules():
             if isinstance(metric, Metric):  # processes that see the same samples count them once
                 metric.process_group = data_group(self.trainer)
@@ -134,29 +98,42 @@ class SAEModule(RunModule, ABC):
             return  # the checkpoint is read after this
         pending = [sae for sae in self.saes().values() if not sae.initialized]
         if pending:
-            sample = self._sample_training_data(max(sae.n_init_samples for sae in pending))
-            warn_of_rounded_inputs(self.trainer, sample)
+            x, target = self._sample_training_data(max(sae.n_init_samples for sae in pending))
+            warn_of_rounded_inputs(self.trainer, x)
             with with_full_parameters(self.trainer, writeback=True):
                 for sae in pending:
-                    sae.initialize(sample[: sae.n_init_samples])
+                    n = sae.n_init_samples
+                    sae.initialize(x[:n], None if target is None else target[:n])
+
+    def on_train_start(self) -> None:
+        """Begin the schedules of coefficients, or continue those of the checkpoint."""
+        super().on_train_start()
+        scheduled = [sae for sae in self.saes().values() if sae.schedules]
+        if scheduled:
+            n_steps = self.trainer.estimated_stepping_batches
+            for sae in scheduled:
+                sae.begin_training(n_steps)
 
     @torch.no_grad()
-    def _sample_training_data(self, n: int) -> Tensor:
-        """The first `n` samples of the training stream, the same on every rank, `(<= n, d_in)`."""
+    def _sample_training_data(self, n: int) -> tuple[Tensor, Tensor | None]:
+        """Return the first `n` samples of the training stream, and their targets, the same on every rank."""
         self.trainer.fit_loop.setup_data()
-        collected: list[Tensor] = []
+        inputs: list[Tensor] = []
+        targets: list[Tensor] = []
         count = 0
-        for batch in self.trainer.train_dataloader or ():
-            x = self._checked(as_batch(batch), f"batch {len(collected)} of the training stream").activations
-            x = x.to(self.device)
-            x = self.interleaved(x)
-            collected.append(x)
-            count += len(x)
+        for loaded in self.trainer.train_dataloader or ():
+            batch = self._checked(as_batch(loaded), f"batch {len(inputs)} of the training stream")
+            inputs.append(self.interleaved(batch.activations.to(self.device)))
+            if batch.target is not None:
+                targets.append(self.interleaved(batch.target.to(self.device)))
+            count += len(inputs[-1])
             if count >= n:
                 break
-        if not collected:
+        if not inputs:
             raise ValueError("the training data must hold at least one batch, but it is empty")
-        return torch.cat(collected)[:n]
+        if targets and len(targets) != len(inputs):
+            raise ValueError(f"all training batches must hold targets, or none, but {len(targets)} of {len(inputs)} do")
+        return torch.cat(inputs)[:n], torch.cat(targets)[:n] if targets else None
 
     def full_tensor(self, parameter: Tensor) -> Tensor:
         """All of a parameter, without its gradient, however it is spread; every process must call this."""
@@ -170,22 +147,28 @@ class SAEModule(RunModule, ABC):
         checked = as_batch(batch)
         self._check_shape(checked)
         # one reduction without a temporary: a sum is finite only if its terms are (or if it overflows)
-        self._suspicious = not bool(checked.activations.sum(dtype=torch.float32).isfinite())
+        values = [checked.activations] if checked.target is None else [checked.activations, checked.target]
+        self._suspicious = not all(bool(value.sum(dtype=torch.float32).isfinite()) for value in values)
         return checked
 
     def _check_shape(self, batch: ActivationBatch) -> None:
         shape = tuple(batch.activations.shape)
-        if len(shape) != 2:
-            raise ValueError(f"a batch's activations must have shape (batch, {self.d_in}), but have {shape}")
+        for sae in self.saes().values():
+            if len(shape) != 1 + len(sae.input_shape):
+                wanted = ", ".join(map(str, ("batch", *sae.input_shape)))
+                raise ValueError(f"a batch's activations must have shape ({wanted}), but have {shape}")
 
     def _checked(self, batch: ActivationBatch, where: str) -> ActivationBatch:
-        """Raise a NonfiniteError that names the first NaN or infinite activation of a batch."""
+        """Raise a NonfiniteError that names the first NaN or infinite value of a batch."""
         self._check_shape(batch)
-        bad = (~batch.activations.isfinite()).nonzero()
-        if len(bad):
-            row, feature = bad[0].tolist()
-            value = batch.activations[row, feature].item()
-            message = f"activations must be finite, but {where} holds {value} at row {row}, feature {feature}"
+        for name, values in (("activations", batch.activations), ("targets", batch.target)):
+            if values is None or bool(values.isfinite().all()):
+                continue
+            place = (~values.isfinite()).nonzero()[0]
+            row, *others = place.tolist()
+            layer = f", layer {others[0]}" if len(others) == 2 else ""
+            value = values[tuple(place)].item()
+            message = f"{name} must be finite, but {where} holds {value} at row {row}{layer}, feature {others[-1]}"
             raise NonfiniteError(message, batch)
         return batch
 
@@ -198,7 +181,10 @@ class SAEModule(RunModule, ABC):
         """Return the summed loss of the SAEs; they share no parameter, so their gradients do not mix."""
         self._check(batch, batch_idx, "training")
         log = self.is_logging_step()
-        found = self.learn_all(batch.activations, with_l0=log)
+        for sae in self.saes().values():
+            if sae.schedules:
+                sae.advance(self.global_step)
+        found = self.learn_all(batch, with_l0=log)
         self.losses = {name: terms["loss"].detach() for name, (terms, _) in found.items()}
         self._errors = {name: terms["mse"].detach() for name, (terms, _) in found.items()}
         if log:
@@ -215,25 +201,26 @@ class SAEModule(RunModule, ABC):
 
     @torch.no_grad()
     def relative_errors(self, batch: ActivationBatch) -> dict[str, Tensor]:
-        """Squared error of the step at hand, relative to the squared norm of its standardised inputs, by SAE."""
+        """Return the squared error of the step at hand, relative to the squared norm of its targets, by SAE."""
         errors = {}
         for name, sae in self.saes().items():
-            norm = sae.sae.standardize(batch.activations).square().sum(-1).mean()
-            if sae.sae.standardizer.enabled:  # all data have d_in; few samples near the mean may have next to nothing
-                norm = norm.clamp(min=self.d_in)
+            _, wanted = sae.sae.standardize_pair(batch.activations, batch.target)
+            norm = wanted.square().sum(-1).mean()
+            if sae.sae.standardizer.enabled:  # all data have d_out; a few samples near the mean may have almost none
+                norm = norm.clamp(min=sae.sae.d_out)
             errors[name] = torch.where(norm > 0, self._errors[name] / norm, 0.0)
         return errors
 
-    def learn_all(self, x: Tensor, with_l0: bool) -> dict[str, StepScalars]:
-        """Losses of every SAE for a training batch of raw inputs, with what is logged.
+    def learn_all(self, batch: ActivationBatch, with_l0: bool) -> dict[str, StepScalars]:
+        """Return the losses of every SAE for a training batch, with what is logged.
 
         Args:
-            x: Raw inputs, `(n, d_in)`.
+            batch: Raw inputs and, for SAEs that have some, targets.
             with_l0: Whether to count the latents that fire.
         """
         found = {}
         for name, sae in self.saes().items():
-            result = sae.learn(x)
+            result = sae.learn(batch.activations, batch.target)
             found[name] = StepScalars(result.terms, result.l0() if with_l0 else None)
         return found
 
@@ -257,7 +244,7 @@ class SAEModule(RunModule, ABC):
         self._check(batch, batch_idx, stream)
         results = {}
         for name, sae in self.saes().items():
-            results[name] = result = sae.evaluate(batch.activations)
+            results[name] = result = sae.evaluate(batch.activations, batch.target)
             self._log_scalars(name, stage, {**result.terms, "l0": result.l0()}, len(result.x))
         self._errors = {name: result.terms["mse"] for name, result in results.items()}
         return results

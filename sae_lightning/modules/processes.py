@@ -13,35 +13,25 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
+from sae_lightning.data.batch import ActivationBatch
+from sae_lightning.modules.member import Member, StepScalars
 from sae_lightning.modules.run import SIGTERM_STATUS
-
-if TYPE_CHECKING:
-    from sae_lightning.modules.base import BaseSAE
 
 _ALIGNMENT = 64  # bytes: what vector instructions like
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
-
-
-class StepScalars(NamedTuple):
-    """What is logged of one SAE's training step."""
-
-    terms: dict[str, Tensor]
-    """Named scalars: `loss`, `mse` and, where there is one, `regularizer`."""
-    l0: Tensor | None
-    """Mean number of latents that fire per sample, where it was asked for."""
 
 
 class _Other(NamedTuple):
@@ -83,7 +73,7 @@ class MemberProcesses:
         TimeoutError: If a process is not ready in time.
     """
 
-    def __init__(self, saes: "dict[str, BaseSAE]", n: int, timeout: float) -> None:
+    def __init__(self, saes: Mapping[str, Member], n: int, timeout: float) -> None:
         if not 2 <= n <= len(saes):
             raise ValueError(f"n must lie between 2 and the number of SAEs, {len(saes)}, but is {n}")
         names = list(saes)
@@ -117,8 +107,8 @@ class MemberProcesses:
             with self._answered(other):
                 other.connection.recv_bytes()
 
-    def learn(self, x: Tensor, with_l0: bool) -> dict[str, StepScalars]:
-        """Losses of a training batch of raw inputs `(n, d_in)`, in the order of the SAEs; keeps their gradients.
+    def learn(self, batch: ActivationBatch, with_l0: bool) -> dict[str, StepScalars]:
+        """Return the losses of a training batch, in the order of the SAEs; keeps their gradients.
 
         Raises:
             Exception: What a member raised, in whatever process.
@@ -127,16 +117,19 @@ class MemberProcesses:
             SIGTERMException: The same after `hurry`.
         """
         began = time.monotonic()
+        x, target = batch.activations, batch.target
+        values = [x] if target is None else [x, target]
         autocast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
         for other in self._others:
             with self._answered(other):
-                other.connection.send((tuple(x.shape), x.dtype, autocast, with_l0))
-                other.connection.send_bytes(x.flatten().view(torch.uint8).numpy().data)
+                other.connection.send(([(tuple(value.shape), value.dtype) for value in values], autocast, with_l0))
+                for value in values:
+                    other.connection.send_bytes(value.flatten().view(torch.uint8).numpy().data)
         scalars: dict[str, StepScalars] = {}
         failure: Exception | None = None
         try:
             for name in self._own:
-                scalars[name], self._found[name] = _learn(self._saes[name], self._parameters[name], x, with_l0)
+                scalars[name], self._found[name] = _learn(self._saes[name], self._parameters[name], values, with_l0)
         except Exception as error:  # the other answers are to be read all the same
             failure = error
         for other in self._others:
@@ -214,7 +207,7 @@ def _end(others: list[_Other]) -> None:
     others.clear()
 
 
-def _tensors(sae: "BaseSAE") -> Iterator[Tensor]:
+def _tensors(sae: Member) -> Iterator[Tensor]:
     return chain(sae.parameters(), sae.buffers())
 
 
@@ -232,10 +225,10 @@ def _share(tensors: Iterable[Tensor]) -> None:
 
 
 def _learn(
-    sae: "BaseSAE", parameters: Sequence[Tensor], x: Tensor, with_l0: bool
+    sae: Member, parameters: Sequence[Tensor], values: Sequence[Tensor], with_l0: bool
 ) -> tuple[StepScalars, Sequence[Tensor | None]]:
-    """One SAE's training step up to its gradients, None for parameters that have none."""
-    result = sae.learn(x)
+    """Run one SAE's training step up to its gradients, None for parameters that have none."""
+    result = sae.learn(*values)
     scalars = StepScalars(
         {key: value.detach() for key, value in result.terms.items()}, result.l0() if with_l0 else None
     )
@@ -247,7 +240,7 @@ def _serve(
     parent: int,
     connection: Connection,
     inherited: Sequence[Connection],
-    shares: "dict[str, tuple[BaseSAE, Sequence[Tensor], Sequence[Tensor]]]",
+    shares: dict[str, tuple[Member, Sequence[Tensor], Sequence[Tensor]]],
 ) -> None:
     """Answer requests until the other end of the pipe is closed, or its process dead."""
     for other in inherited:  # open here, they would outlive the first process
@@ -262,21 +255,22 @@ def _serve(
     with contextlib.suppress(EOFError, OSError):
         connection.send_bytes(b"ready")
         while True:
-            shape, dtype, autocast, with_l0 = connection.recv()
-            x = torch.frombuffer(bytearray(connection.recv_bytes()), dtype=torch.uint8).view(dtype).view(shape)
+            forms, autocast, with_l0 = connection.recv()
+            received = [(bytearray(connection.recv_bytes()), form) for form in forms]
+            values = [torch.frombuffer(data, dtype=dtype).view(shape) for data, (shape, dtype) in received]
             try:
                 with torch.autocast("cpu", autocast, enabled=autocast is not None):
-                    connection.send({name: _answer(*share, x, with_l0) for name, share in shares.items()})
+                    connection.send({name: _answer(*share, values, with_l0) for name, share in shares.items()})
             except Exception as error:
                 connection.send(_picklable(error))
     os._exit(0)  # what was inherited is not this process's to close
 
 
 def _answer(
-    sae: "BaseSAE", parameters: Sequence[Tensor], places: Sequence[Tensor], x: Tensor, with_l0: bool
+    sae: Member, parameters: Sequence[Tensor], places: Sequence[Tensor], values: Sequence[Tensor], with_l0: bool
 ) -> tuple[Any, list[bool]]:
     """Leave one SAE's gradients in their places; its scalars, and which parameters have a gradient."""
-    scalars, grads = _learn(sae, parameters, x, with_l0)
+    scalars, grads = _learn(sae, parameters, values, with_l0)
     for place, grad in zip(places, grads, strict=True):
         if grad is not None:
             place.copy_(grad)

@@ -1,6 +1,9 @@
 """What every module that the command line trains has in common."""
 
+import inspect
 import signal
+import types
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -67,6 +70,27 @@ class RunModule(Recorded, pl.LightningModule):
         self._records: dict[str, OptimizerRecord] | None = None
         self._changed: dict[str, dict[str, tuple[Any, Any]]] = {}  # arguments of optimizers, since the checkpoint
         self._means = nn.ModuleDict()  # of what is logged in evaluation, by key
+
+    def save_hyperparameters(
+        self,
+        *args: Any,
+        ignore: Sequence[str] | str | None = None,
+        frame: types.FrameType | None = None,
+        logger: bool = True,
+    ) -> None:
+        """Save hyperparameters as Lightning does, by default those that `describe` gives.
+
+        Lightning reads them from the constructor's frame, where those that pass through `**kwargs` have no name.
+        """
+        given = self.describe()["init_args"]
+        ignored = {ignore} if isinstance(ignore, str) else set(ignore or ())
+        names = set(given) if not args else {name for name in args if isinstance(name, str)}
+        chosen = {name: value for name, value in given.items() if name in names - ignored}
+        found: Any = args[0] if len(args) == 1 and not isinstance(args[0], str) else chosen
+        outermost = frame or inspect.currentframe()
+        while outermost is not None and outermost.f_back is not None:  # a frame in which Lightning finds no constructor
+            outermost = outermost.f_back
+        super().save_hyperparameters(found, ignore=ignore, frame=outermost, logger=logger)
 
     def train_with(
         self, optimizer: OptimizerCallable | None = None, lr_scheduler: LRSchedulerCallable | None = None

@@ -1,6 +1,6 @@
 """How an SAE is spread over the processes of Lightning's ModelParallelStrategy, and FSDPStrategy is worked with."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +9,7 @@ import torch.distributed as dist
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 
+from sae_lightning.modules.member import Member
 from sae_lightning.nn.parts import Part
 from sae_lightning.nn.rows import is_dtensor
 
@@ -16,16 +17,13 @@ if TYPE_CHECKING:
     import lightning.pytorch as pl
     from torch.distributed.device_mesh import DeviceMesh
 
-    from sae_lightning.modules.base import BaseSAE
-    from sae_lightning.modules.module import SAEModule
-
 _DATA, _LATENTS = "data_parallel", "tensor_parallel"  # Lightning's names
 _FORWARD = ("learn", "evaluate", "encode", "decode", "_calibrate")
 """What is called of an SAE from outside and needs whole weights."""
 
 
-def shard(module: "SAEModule", trainer: "pl.Trainer") -> None:
-    """Make the parameters of all SAEs what the trainer's strategy wants; does nothing for most strategies.
+def shard(module: nn.Module, saes: Mapping[str, Member], trainer: "pl.Trainer") -> None:
+    """Make the parameters of a module's SAEs what the trainer's strategy wants; does nothing for most strategies.
 
     With ModelParallelStrategy the weights become DTensors. Where `tensor_parallel_size` is above 1, each process of a
     group holds the rows of its own latents, and groups are replicas whose gradients are averaged; else they are sharded
@@ -50,7 +48,7 @@ def shard(module: "SAEModule", trainer: "pl.Trainer") -> None:
             "one file, but is True"
         )
     mesh = strategy.device_mesh
-    for sae in module.saes().values():
+    for sae in saes.values():
         meshes = [p.device_mesh for p in sae.parameters() if is_dtensor(p)]
         if not meshes and mesh[_LATENTS].size() == 1 and mesh[_DATA].size() > 1:
             _shard_parameters(sae, mesh[_DATA], strategy.root_device)
@@ -62,13 +60,13 @@ def shard(module: "SAEModule", trainer: "pl.Trainer") -> None:
             )
 
 
-def _parts(sae: "BaseSAE") -> Iterator[Part]:
+def _parts(sae: Member) -> Iterator[Part]:
     yield from (sae.sae.encoder, sae.sae.projection, sae.sae.decoder)
     if sae.regularizer is not None:
         yield sae.regularizer
 
 
-def _shard_latents(sae: "BaseSAE", mesh: "DeviceMesh", device: torch.device) -> None:
+def _shard_latents(sae: Member, mesh: "DeviceMesh", device: torch.device) -> None:
     """Leave each process of a tensor-parallel group the rows of its own latents."""
     from torch.distributed.tensor import Replicate, Shard
 
@@ -95,7 +93,7 @@ def _shard_latents(sae: "BaseSAE", mesh: "DeviceMesh", device: torch.device) -> 
             _replace(part, name, rows.to(device), mesh, placements)
 
 
-def _shard_parameters(sae: "BaseSAE", mesh: "DeviceMesh", device: torch.device) -> None:
+def _shard_parameters(sae: Member, mesh: "DeviceMesh", device: torch.device) -> None:
     """Let FSDP hold a part of every parameter on each process, and put them together where they are used."""
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
     from torch.distributed.tensor import Replicate
@@ -121,7 +119,7 @@ def _replace(part: nn.Module, name: str, held: Tensor, mesh: "DeviceMesh", place
     return parameter
 
 
-def reshard(sae: "BaseSAE") -> None:
+def reshard(sae: Member) -> None:
     """Have an SAE's parameters be what the optimizer knows again: after a forward pass FSDP keeps them whole."""
     from torch.distributed.fsdp import FSDPModule
 
@@ -151,7 +149,7 @@ def average_gradients(module: nn.Module) -> None:
 # ---------------------------------------------------------------------- FSDPStrategy
 
 
-def _check_fsdp(module: "SAEModule", strategy: FSDPStrategy) -> None:
+def _check_fsdp(module: nn.Module, strategy: FSDPStrategy) -> None:
     scalars = [name for name, parameter in module.named_parameters() if parameter.ndim == 0]
     if scalars:
         raise ValueError(

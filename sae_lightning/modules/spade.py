@@ -1,8 +1,8 @@
 """SpaDE, the sparsemax distance encoder."""
 
-from sae_lightning.backends import BackendName
+from typing import Any
+
 from sae_lightning.modules.base import BaseSAE
-from sae_lightning.modules.optimizers import LRSchedulerCallable, OptimizerCallable, adam
 from sae_lightning.nn import Decoder, DistanceWeightedL1, Initialization, Simplex, SquaredDistance
 
 
@@ -24,20 +24,20 @@ class SpaDE(BaseSAE):
         decoder_bias: Whether reconstructions have a bias.
         normalize_decoder: Whether atoms have unit norm.
         init: Initial prototypes and atoms: data points, unit vectors, or standard normals (the authors' choice).
-        standardize: Whether the SAE standardises its inputs.
-        n_init_samples: Training samples from which standardisation and initial values are taken (at least `d_sae`).
-        chunk_size: Samples whose dense pre-codes are held at a time in a training step, at least 1, which bounds its
-            memory for many latents; None holds those of the whole batch.
-        dense_above: Codes per sample, at least 1, above which training uses dense products; None takes the share of
-            `d_sae` at which they were measured to become faster.
-        backend: How training steps are run: auto takes the fastest way that knows the parts, dense any parts.
-        optimizer: Makes the optimizer from the parameters.
-        lr_scheduler: Makes the learning-rate schedule, which steps once per training step.
+        **shared: Arguments of `BaseSAE`, by keyword.
 
     Raises:
         ValueError: If both `lambda_init` and `l0_init` are given.
 
-    Source: Hindupur, Lubana, Fel and Ba (2025), arXiv 2503.01822.
+    Example:
+        >>> import torch
+        >>> sae = SpaDE(d_in=8, d_sae=32)
+        >>> codes = sae.encode(torch.randn(5, 8))
+        >>> bool((codes >= 0).all()), codes.sum(-1).round(decimals=4).tolist()
+        (True, [1.0, 1.0, 1.0, 1.0, 1.0])
+
+    References:
+        Hindupur, Lubana, Fel and Ba (2025), arXiv 2503.01822.
     """
 
     def __init__(
@@ -49,14 +49,9 @@ class SpaDE(BaseSAE):
         l0_init: float | None = None,
         decoder_bias: bool = False,
         normalize_decoder: bool = False,
+        *,
         init: Initialization = "data",
-        standardize: bool = True,
-        n_init_samples: int = 32_768,
-        chunk_size: int | None = None,
-        dense_above: int | None = None,
-        backend: BackendName = "auto",
-        optimizer: OptimizerCallable = adam,
-        lr_scheduler: LRSchedulerCallable | None = None,
+        **shared: Any,
     ) -> None:
         if lambda_init is not None and l0_init is not None:
             raise ValueError(f"give lambda_init or l0_init, not both: they are {lambda_init} and {l0_init}")
@@ -68,14 +63,7 @@ class SpaDE(BaseSAE):
             decoder=Decoder(d_in, d_sae, decoder_bias, normalize_decoder),
             regularizer=DistanceWeightedL1(d_sae),
             gamma=gamma,
-            standardize=standardize,
-            subtract_decoder_bias=False,
-            init=init,
             l0_init=l0_init,
-            n_init_samples=n_init_samples,
-            chunk_size=chunk_size,
-            dense_above=dense_above,
-            backend=backend,
-            optimizer=optimizer,
-            lr_scheduler=lr_scheduler,
+            init=init,
+            **shared,
         )

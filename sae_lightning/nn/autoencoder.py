@@ -44,6 +44,10 @@ class SparseAutoencoder(nn.Module):
         decoder: Maps codes to standardised reconstructions.
         standardize: Whether inputs are standardised.
         subtract_decoder_bias: Whether the encoder sees `x - b_dec` instead of `x`.
+        targets: Whether reconstructions are those of targets `(..., d_out)`, with a standardizer of their own, instead
+            of the inputs (a transcoder).
+        n_layers: For inputs `(..., n_layers, d_in / n_layers)`, each layer with its own scale (a crosscoder); encoder
+            and decoder work on the layers side by side, `d_in` features in all.
 
     Raises:
         ValueError: If the parts do not fit each other.
@@ -60,13 +64,19 @@ class SparseAutoencoder(nn.Module):
         decoder: Decoder,
         standardize: bool = True,
         subtract_decoder_bias: bool = False,
+        targets: bool = False,
+        n_layers: int | None = None,
     ) -> None:
         super().__init__()
-        if projection.d_sae != encoder.d_sae or decoder.weight.shape != encoder.weight.shape:
+        if not (projection.d_sae == encoder.d_sae == decoder.d_sae and (targets or decoder.d_out == encoder.d_in)):
             raise ValueError(
                 f"encoder, projection and decoder must agree on d_in and d_sae, but they are for "
-                f"{tuple(encoder.weight.shape)}, ({projection.d_sae},) and {tuple(decoder.weight.shape)}"
+                f"{(encoder.d_sae, encoder.d_in)}, ({projection.d_sae},) and {(decoder.d_sae, decoder.d_out)}"
             )
+        if n_layers is not None and (n_layers < 1 or encoder.d_in % n_layers):
+            raise ValueError(f"n_layers must divide the encoder's d_in, {encoder.d_in}, but is {n_layers}")
+        if targets and (subtract_decoder_bias or n_layers is not None):
+            raise ValueError("targets cannot be combined with subtract_decoder_bias or n_layers")
         if encoder.nonpositive and not projection.shift_invariant:
             raise ValueError(
                 f"{type(encoder).__name__} gives pre-codes that are never positive, so that "
@@ -76,7 +86,10 @@ class SparseAutoencoder(nn.Module):
             raise ValueError("subtract_decoder_bias needs a decoder with a bias (decoder_bias=True)")
         self.d_in = encoder.d_in
         self.d_sae = encoder.d_sae
-        self.standardizer = Standardizer(self.d_in, standardize)
+        self.d_out = decoder.d_out
+        self.input_shape = (self.d_in,) if n_layers is None else (n_layers, self.d_in // n_layers)
+        self.standardizer = Standardizer(self.d_in, standardize, n_layers or 1)
+        self.target_standardizer = Standardizer(self.d_out, standardize) if targets else None
         self.encoder = encoder
         self.projection = projection
         self.decoder = decoder
@@ -112,22 +125,53 @@ class SparseAutoencoder(nn.Module):
         return self.decoder.bias if self.subtract_decoder_bias else None
 
     def standardize(self, x: Tensor) -> Tensor:
-        """Check the last dimension of raw inputs and standardise them.
+        """Check the shape of raw inputs and standardize them, `(..., d_in)`; layers come to lie side by side.
 
         Raises:
-            ValueError: If the last dimension is not `d_in`.
+            ValueError: If the last dimensions are not those of an input.
         """
-        if x.shape[-1] != self.d_in:
-            raise ValueError(
-                f"inputs must have d_in = {self.d_in} in their last dimension, but have shape {tuple(x.shape)}"
-            )
-        standardized: Tensor = self.standardizer(x)
+        shape = self.input_shape
+        if x.shape[-len(shape) :] != shape:
+            wanted = f"d_in = {self.d_in} in their last dimension" if len(shape) == 1 else f"shape (..., {shape})"
+            raise ValueError(f"inputs must have {wanted}, but have shape {tuple(x.shape)}")
+        standardized: Tensor = self.standardizer(x if len(shape) == 1 else x.flatten(-2))
         return standardized
+
+    def fit_standardizers(self, x: Tensor, target: Tensor | None = None) -> None:
+        """Take means and scales from raw samples, `(n, d_in)`, and from their targets, `(n, d_out)`, where it has some.
+
+        Raises:
+            ValueError: If samples cannot be standardized, or targets are missing.
+        """
+        self.standardizer.fit(x if len(self.input_shape) == 1 else x.flatten(-2))
+        if self.target_standardizer is not None:
+            self.standardize_pair(x, target)  # checks the shapes
+            assert target is not None
+            self.target_standardizer.fit(target)
+
+    def standardize_pair(self, x: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Standardize raw inputs, and what is reconstructed: raw targets where the SAE has some, or the inputs.
+
+        Raises:
+            ValueError: If targets are missing, or shapes do not fit.
+        """
+        x = self.standardize(x)
+        if self.target_standardizer is None:
+            return x, x
+        if target is None or target.shape != (*x.shape[:-1], self.d_out):
+            got = "there is none" if target is None else f"has shape {tuple(target.shape)}"
+            raise ValueError(f"a batch's target must have shape {(*x.shape[:-1], self.d_out)}, but {got}")
+        return x, self.target_standardizer(target)
+
+    def destandardize(self, x_hat: Tensor) -> Tensor:
+        """Return standardized reconstructions in raw units, in the shape of inputs or targets."""
+        raw = (self.target_standardizer or self.standardizer).inverse(x_hat)
+        return raw if len(self.input_shape) == 1 else raw.reshape(*raw.shape[:-1], *self.input_shape)
 
     def forward(self, x: Tensor) -> SAEOutput:
         """Return reconstructions (raw units), codes and pre-codes of raw inputs `(..., d_in)`."""
         out = self.autoencode(self.standardize(x))
-        return out._replace(x_hat=self.standardizer.inverse(out.x_hat))
+        return out._replace(x_hat=self.destandardize(out.x_hat))
 
     def encode(self, x: Tensor) -> Tensor:
         """Return the codes of raw inputs: `(..., d_in)` to `(..., d_sae)`."""
@@ -141,7 +185,7 @@ class SparseAutoencoder(nn.Module):
             ValueError: If the last dimension is not `d_sae`.
         """
         self.check_codes(codes)
-        return self.standardizer.inverse(self.decoder(codes))
+        return self.destandardize(self.decoder(codes))
 
     def check_codes(self, codes: Tensor) -> None:
         """Raise a ValueError unless the last dimension of codes is `d_sae`."""

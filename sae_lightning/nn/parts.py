@@ -42,6 +42,7 @@ class Recorded:
         try:
             bound = inspect.signature(cls.__init__).bind(instance, *args, **kwargs)
         except TypeError:  # copy and pickle call without arguments and restore `__dict__` afterwards;
+            _reject_unnamed(cls, kwargs)
             return instance  # a caller's mistake is reported by `__init__` itself
         bound.apply_defaults()
         arguments = {name: _plain(value) for name, value in list(bound.arguments.items())[1:]}  # without `self`
@@ -54,6 +55,19 @@ class Recorded:
         cls = self.made_as
         init_args = {key: value for key, value in self.init_args.items() if key not in self.undescribed}
         return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": init_args}
+
+
+def _reject_unnamed(cls: type, given: dict[str, Any]) -> None:
+    """Raise a TypeError for arguments that would pass through `**kwargs` to a base without being recorded."""
+    constructor = vars(cls).get("__init__")
+    if constructor is None or not constructor.__code__.co_flags & inspect.CO_VARKEYWORDS:
+        return
+    unknown = given.keys() - inspect.signature(constructor).parameters.keys()
+    if unknown:
+        raise TypeError(
+            f"{cls.__name__} takes no argument {', '.join(sorted(unknown))}: its constructor must name it (only "
+            "keyword-only arguments of its base pass through **kwargs)"
+        )
 
 
 class Part(Recorded):

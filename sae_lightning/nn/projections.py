@@ -17,6 +17,7 @@ class Projection(Part, nn.Module, ABC):
     """Base of all projections: the nearest point of a set of codes, which is what `forward` returns.
 
     A subclass needs `forward` alone. What else it tells must be told again by a subclass of it that changes `forward`.
+    `forward` is the form for inference, in which the codes of a sample do not depend on the rest of its batch.
 
     Args:
         d_sae: Number of latents.
@@ -38,6 +39,11 @@ class Projection(Part, nn.Module, ABC):
     @abstractmethod
     def forward(self, pre_codes: Tensor) -> Tensor:
         """Return the codes of pre-codes `(..., d_sae)`, of the same shape."""
+
+    def forward_train(self, pre_codes: Tensor) -> Tensor:
+        """Return the codes of a training batch, where these may depend on the rest of the batch; else as `forward`."""
+        codes: Tensor = self(pre_codes)
+        return codes
 
     def unbounded(self, pre_codes: Tensor) -> Tensor:
         """Codes without a bound that the set puts on how many of them are nonzero, `(..., d_sae)`."""

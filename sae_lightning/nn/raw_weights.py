@@ -26,9 +26,9 @@ class RawWeights(NamedTuple):
     b_enc: Tensor | None
     """`(d_sae,)`."""
     W_dec: Tensor
-    """The dictionary, `(d_sae, d_in)`: row i is the direction that latent i adds per unit of its code."""
+    """The dictionary, `(d_sae, d_out)`: row i is the direction that latent i adds per unit of its code."""
     b_dec: Tensor
-    """`(d_in,)`: the reconstruction where no latent fires."""
+    """`(d_out,)`: the reconstruction where no latent fires."""
 
 
 @torch.no_grad()
@@ -50,7 +50,9 @@ def raw_weights(sae: "SparseAutoencoder") -> RawWeights:
     if is_dtensor(sae.encoder.weight):
         raise ValueError("weights in raw units need an SAE on one process: load its checkpoint instead (load_sae)")
     mean, scale = sae.standardizer.input_mean.double(), sae.standardizer.input_scale.double()
-    bias = torch.zeros_like(mean) if sae.decoder.bias is None else sae.decoder.bias.double()
+    output = sae.target_standardizer or sae.standardizer
+    out_mean, out_scale = output.input_mean.double(), output.input_scale.double()
+    bias = torch.zeros_like(out_mean) if sae.decoder.bias is None else sae.decoder.bias.double()
     dtype = torch.float64 if sae.decoder.weight.dtype == torch.float64 else torch.float32
     w_enc = b_enc = None
     form = sae.encoder.affine_form(sae.projection.shift_invariant) if tells(sae.encoder, "affine_form") else None
@@ -58,4 +60,5 @@ def raw_weights(sae: "SparseAutoencoder") -> RawWeights:
         matrix, offset = form[0].double(), form[1].double()
         centre = mean / scale + (bias if sae.subtract_decoder_bias else 0)
         w_enc, b_enc = (matrix / scale).T.to(dtype).contiguous(), (offset - matrix @ centre).to(dtype)
-    return RawWeights(w_enc, b_enc, (scale * sae.decoder.atoms.double()).to(dtype), (scale * bias + mean).to(dtype))
+    w_dec, b_dec = out_scale * sae.decoder.atoms.double(), out_scale * bias + out_mean
+    return RawWeights(w_enc, b_enc, w_dec.to(dtype), b_dec.to(dtype))

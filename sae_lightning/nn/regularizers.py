@@ -123,6 +123,11 @@ class AuxK(Regularizer):
         self.k_aux = k_aux
         self.dead_after = dead_after
 
+    def check(self, sae: "SparseAutoencoder") -> None:
+        """Require an SAE that reconstructs its inputs."""
+        if sae.target_standardizer is not None:
+            raise ValueError("AuxK explains the residual of inputs, so it cannot be combined with targets")
+
     def forward(self, sae: "SparseAutoencoder", x: Tensor, out: "SAEOutput") -> Tensor:
         """Return the squared error of the residual's reconstruction per sample, `(batch,)`."""
         dead = self.dead(sae)

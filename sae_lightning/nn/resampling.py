@@ -40,6 +40,7 @@ def resample(
     evaluate: Callable[[], SAEOutput],
     share: float,
     generator: torch.Generator,
+    target: Tensor | None = None,
 ) -> Tensor:
     r"""Put latents at samples that are explained badly, such that each fires on its own sample.
 
@@ -64,18 +65,23 @@ def resample(
         evaluate: Gives the output for these samples, with the codes of all latents, from the weights as they are.
         share: Norm of a new encoder row as a share of the mean of the live ones, before it is strengthened.
         generator: Source of randomness, on the CPU.
+        target: Standardized targets of the samples, `(n, d_out)`, for SAEs that reconstruct these instead of `x`; an
+            encoder row then points to its sample, as residuals lie in another space.
 
     Returns:
         Which of the latents fire on their own sample, bool `(n_latents,)`.
 
     Source: after Bricken et al. (2023), Towards Monosemanticity.
     """
+    wanted = x if target is None else target
     out = evaluate()
-    errors = (x - out.x_hat).square().sum(-1).double().cpu()
+    errors = (wanted - out.x_hat).square().sum(-1).double().cpu()
     weights = counts.cpu() * (errors / errors.max().clamp_min(1e-300)).square() + 1e-12
     own = torch.multinomial(weights, len(latents), replacement=False, generator=generator).to(x.device)
     centre = 0.0 if sae.centre is None else full_tensor(sae.centre.detach())
-    sae.encoder.restart(latents, x[own] - centre, (x - out.x_hat)[own], alive, share)
+    inputs = x[own] - centre
+    residuals = (x - out.x_hat)[own] if target is None else inputs
+    sae.encoder.restart(latents, inputs, residuals, alive, share)
     sae.projection.restart(latents)
     firing = fires(out.codes)
     usual = out.codes[firing].abs().mean() if bool(firing.any()) else x.new_tensor(1.0)
@@ -90,7 +96,7 @@ def resample(
         if attempt == _ROUNDS or not bool(weak.any()):
             break
         sae.encoder.strengthen(latents[weak], _FACTOR)
-    codes, missing = out.codes[:, latents], x - out.x_hat
+    codes, missing = out.codes[:, latents], wanted - out.x_hat
     z = out.codes[own, latents][:, None]
     atoms = torch.where(z < 0, -1, 1) * missing[own] / z.abs().clamp_min(usual)
     if sae.decoder.unit_norm:

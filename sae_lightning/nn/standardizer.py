@@ -19,6 +19,7 @@ class Standardizer(nn.Module):
     Args:
         d_in: Size of an input.
         enabled: False leaves inputs as they are.
+        n_layers: For inputs of several layers side by side: each has a scale of its own.
 
     Shapes: `(..., d_in)` to the same.
     """
@@ -26,11 +27,12 @@ class Standardizer(nn.Module):
     input_mean: Tensor
     input_scale: Tensor
 
-    def __init__(self, d_in: int, enabled: bool = True) -> None:
+    def __init__(self, d_in: int, enabled: bool = True, n_layers: int = 1) -> None:
         super().__init__()
         self.enabled = enabled
+        self.n_layers = n_layers
         self.register_buffer("input_mean", torch.zeros(d_in))
-        self.register_buffer("input_scale", torch.ones(()))
+        self.register_buffer("input_scale", torch.ones(() if n_layers == 1 else d_in))  # of each feature's layer
 
     @torch.no_grad()
     def fit(self, x: Tensor) -> None:
@@ -46,21 +48,30 @@ class Standardizer(nn.Module):
             raise ValueError(f"standardisation needs at least two training samples, but got {len(x)}")
         if x.ndim != 2 or x.shape[-1] != len(self.input_mean):
             raise ValueError(f"training samples must have shape (n, {len(self.input_mean)}), but have {tuple(x.shape)}")
+        layers = [self._statistics(layer) for layer in x.chunk(self.n_layers, dim=-1)]
+        self.input_mean.copy_(torch.cat([mean for mean, _ in layers]))
+        if self.n_layers == 1:
+            self.input_scale.fill_(layers[0][1])
+        else:
+            self.input_scale.copy_(torch.cat([torch.full_like(mean, scale) for mean, scale in layers]))
+
+    @staticmethod
+    def _statistics(x: Tensor) -> tuple[Tensor, float]:
+        """Mean and scale of one layer's samples `(n, d)`."""
         if bool((x == x[0]).all()):
             raise ValueError("standardisation needs training samples that differ, but all are equal")
         x = x.double()
         mean = x.mean(0)
         scale = math.sqrt((x - mean).square().sum(-1).mean().item() / x.shape[-1])
         sizes = (x - x.median(0).values).square().mean(-1).sqrt().sort().values
-        most = float(sizes[int(_MOST * (len(sizes) - 1))])
+        most = float(sizes[max(1, int(_MOST * (len(sizes) - 1)))])
         if most < _SMALLEST * scale:
             raise ValueError(
                 f"standardisation needs training samples of comparable size, but {_MOST:.0%} of them lie within "
                 f"{most:.3g} (root mean square) of their median, and one {float(sizes[-1]):.3g} away: remove such "
                 "outliers, or give standardize = False"
             )
-        self.input_mean.copy_(mean)
-        self.input_scale.fill_(scale)
+        return mean, scale
 
     def forward(self, x: Tensor) -> Tensor:
         """Return standardised inputs, in the buffers' precision."""

@@ -38,8 +38,8 @@ class Bursting(BaseSAE):
         )
         self.left, self.value, self.seen = at, value, []
 
-    def learn(self, x):
-        result = super().learn(x)
+    def learn(self, x, target=None):
+        result = super().learn(x, target)
         self.left -= 1
         self.seen.append({key: tensor.clone() for key, tensor in self.state_dict().items() if "silent" not in key})
         if self.left == -1:

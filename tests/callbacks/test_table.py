@@ -15,7 +15,7 @@ def measured(n_concepts: int):
     codes = torch.tensor([[1.0, 1.0], [1.0, 1.0], [0.0, 1.0], [0.0, 1.0]])
     concepts = torch.tensor([0, 0, 1, 1]) if n_concepts else torch.full((4,), -1)
     metrics = RecoveryMetrics(2, 2, n_concepts, top_n=1, with_similarity=True, discovery_samples=4)
-    metrics.update(ActivationBatch(x, concepts), Evaluation(x, SAEOutput(x, codes, codes), {}), discover=False)
+    metrics.update(ActivationBatch(x, concepts), Evaluation(x, SAEOutput(x, codes, codes), {}, x), discover=False)
     return metrics.compute()
 
 

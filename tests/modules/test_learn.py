@@ -39,8 +39,8 @@ def trained(name: str, steps: int, optimizer: Callable[..., Any], **options: Any
     ways: list[bool] = []
     learn = sae.learn
 
-    def watched(x: Tensor) -> Any:
-        result = learn(x)
+    def watched(*batch: Tensor | None) -> Any:
+        result = learn(*batch)
         ways.append(isinstance(result.out.codes, SparseCodes))
         return result
 

@@ -60,7 +60,7 @@ def test_only_products_and_matrices_are_in_half_precision(
 ) -> None:
     sae = make(name, d_in=D_IN, chunk_size=5 if sparsely else None)
     learned, learn = [], sae.learn
-    monkeypatch.setattr(sae, "learn", lambda x: learned.append(learn(x)) or learned[-1])
+    monkeypatch.setattr(sae, "learn", lambda *batch: learned.append(learn(*batch)) or learned[-1])
     spy = Spy()
     trainer = fit(
         sae,

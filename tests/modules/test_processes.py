@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sae_lightning.data.batch import as_batch
 from sae_lightning.modules import Comparison, ComposedSAE, ReLUSAE
 from sae_lightning.modules.processes import MemberProcesses
 from sae_lightning.nn import Affine, Orthant, Regularizer
@@ -136,7 +137,7 @@ def test_gradients_are_weighted() -> None:
         sae.zero_grad()
     processes = MemberProcesses(saes, 2, 60.0)
     for factor in (2.0, 0.5):  # accumulated
-        processes.learn(x, with_l0=False)
+        processes.learn(as_batch(x), with_l0=False)
         processes.backward([factor, factor])
     for name, sae in saes.items():
         for p, grad in zip(sae.parameters(), expected[name], strict=True):

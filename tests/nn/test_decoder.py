@@ -73,7 +73,7 @@ def test_parameters() -> None:
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ((0, 4), "d_in must be at least 1, but is 0"),
+        ((0, 4), "d_out must be at least 1, but is 0"),
         ((3, -1), "d_sae must be at least 1, but is -1"),
     ],
 )

@@ -65,8 +65,8 @@ class Sharded(Dense):
         """What is subtracted from inputs."""
         return None if self.core.centre is None else local(self.core.centre)
 
-    def project(self, pre_codes: Tensor) -> SAEOutput:
-        """The output that belongs to pre-codes of this process's own latents."""
+    def project(self, pre_codes: Tensor, train: bool = False) -> SAEOutput:
+        """The output that belongs to pre-codes of this process's own latents; all rules have one form."""
         core = self.core
         codes = _PROJECTIONS[type(core.projection)](self.sharding, core.projection, pre_codes)
         return SAEOutput(self._decode(codes), codes, pre_codes)
@@ -106,7 +106,7 @@ class Sharded(Dense):
     def decode(self, codes: Tensor) -> Tensor:
         """Reconstructions in raw units, `(..., d_sae)` to `(..., d_in)`."""
         self.core.check_codes(codes)
-        return self.core.standardizer.inverse(self._decode(codes[..., self.sharding.own]))
+        return self.core.destandardize(self._decode(codes[..., self.sharding.own]))
 
 
 # ---------------------------------------------------------------------- rules, by the exact type of a part

@@ -5,7 +5,7 @@ import os
 import shutil
 import time
 from argparse import SUPPRESS
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,8 @@ from sae_lightning.data.collecting import first_samples, random_samples
 from sae_lightning.data.datamodule import ActivationDataModule
 from sae_lightning.data.tensor import TensorDataModule
 from sae_lightning.geometry import Architecture, Diagnosis, diagnose
-from sae_lightning.modules import BaseSAE, JumpReLUSAE, ReLUSAE, SpaDE, TopKSAE
+from sae_lightning.modules import JumpReLUSAE, ReLUSAE, SpaDE, TopKSAE
+from sae_lightning.modules.member import Member
 from sae_lightning.modules.module import SAEModule
 from sae_lightning.nn.parts import require_positive
 from sae_lightning.plotting import concept_bounds, concept_dimensions, save_png
@@ -127,7 +128,7 @@ def architectures_of(model: SAEModule | None, d_in: int) -> list[Architecture]:
         model: One SAE, or a Comparison of several; None for the presets.
         d_in: Size of an activation, for the presets.
     """
-    saes: dict[str, BaseSAE]
+    saes: Mapping[str, Member]
     saes = {cls.__name__: cls(d_in, _WIDTH) for cls in PRESETS} if model is None else model.saes()
     kinds: dict[tuple[Any, ...], list[str]] = {}
     for name, sae in saes.items():
@@ -142,7 +143,7 @@ def architectures_of(model: SAEModule | None, d_in: int) -> list[Architecture]:
     return [architecture for _, architecture in sorted(found, key=lambda pair: pair[0])]
 
 
-def _order(cls: type[BaseSAE]) -> int:
+def _order(cls: type[Member]) -> int:
     """Place of a class among the presets; behind them for all others."""
     return PRESETS.index(cls) if cls in PRESETS else len(PRESETS)
 

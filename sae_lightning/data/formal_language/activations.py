@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sae_lightning.data.activations.hosts.spliced import HostBatch, SplicedHost
 from sae_lightning.data.activations.layers import activations_at, find_layer
-from sae_lightning.data.batch import ActivationBatch
+from sae_lightning.data.batch import ActivationBatch, joined, taken
 from sae_lightning.data.datamodule import SPLIT_SEEDS, Split
 from sae_lightning.data.formal_language.derivations import Sentences, SentenceSampler
 from sae_lightning.data.formal_language.grammar import BEGIN, N_SPECIAL, PAD, Grammar
@@ -114,11 +114,11 @@ class WordActivations:
         while missing > 0:
             sentences = self.sampler.draw(int(missing / self.words_per_sentence) + 8, generator)
             part = self.of(sentences)
-            parts.append(ActivationBatch(part.activations[:missing], part.concepts[:missing]))
+            parts.append(taken(part, slice(missing)))
             missing -= len(part.activations)
         if len(parts) == 1:
             return parts[0]
-        return ActivationBatch(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
+        return joined(parts)
 
     def of(self, sentences: Sentences) -> ActivationBatch:
         """The activations of the words of sentences, in their order."""
@@ -250,7 +250,7 @@ class FormalLanguageDataModule(StreamingDataModule):
         generator = seeded_generator(self.seed, SPLIT_SEEDS[split])
         sizes = [min(65_536, n - begin) for begin in range(0, n, 65_536)]
         parts = [self._words(size, generator) for size in sizes]
-        return ActivationDataset(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
+        return ActivationDataset(*joined(parts))
 
     def train_dataloader(self) -> ActivationLoader:
         """New training batches; or those in memory, in an order of their own every epoch."""

@@ -1,0 +1,73 @@
+"""Schedules of coefficients, as part of the checkpoint."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def require_warmup(name: str, length: int | float) -> None:
+    """Raise a ValueError unless `length` is a number of steps (an integer) or a share of training up to 1."""
+    share = isinstance(length, float)
+    if isinstance(length, bool) or not (0 <= length <= 1 if share else length >= 0):
+        raise ValueError(
+            f"{name} must be a number of steps (an integer) or a share of training between 0 and 1, but is {length}"
+        )
+
+
+class Warmup(nn.Module):
+    r"""Linear warm-up of a coefficient from 0: its factor after t steps is $\min(1, t / n)$.
+
+    Length and step are buffers: a resumed run continues the same warm-up, whatever its own length is. Before training
+    begins, the factor is 1.
+
+    Args:
+        length: Number n of optimizer steps (an integer, at least 1), or a share of training (at most 1).
+
+    Raises:
+        ValueError: If `length` is out of range.
+
+    Example:
+        >>> warmup = Warmup(0.5)
+        >>> warmup.begin(n_steps=8)
+        >>> [float(warmup.at(step)) for step in range(6)]
+        [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
+    """
+
+    n_steps: Tensor
+    step: Tensor
+
+    def __init__(self, length: int | float) -> None:
+        super().__init__()
+        require_warmup("length", length)
+        self.length = length
+        self.register_buffer("n_steps", torch.tensor(0))
+        self.register_buffer("step", torch.tensor(0))
+
+    def begin(self, n_steps: float) -> None:
+        """Fix the length, for a training of `n_steps` optimizer steps, unless a checkpoint has done so.
+
+        Raises:
+            ValueError: If a share is wanted of a training without an end.
+        """
+        if int(self.n_steps):
+            return
+        if isinstance(self.length, int):
+            self.n_steps.fill_(self.length)
+        elif math.isinf(n_steps):
+            raise ValueError(
+                f"a warm-up over a share of training, {self.length}, needs trainer.max_steps or max_epochs; without "
+                "them give a number of steps"
+            )
+        else:
+            self.n_steps.fill_(max(1, round(self.length * n_steps)))
+
+    def at(self, step: int) -> Tensor:
+        """Set the number of optimizer steps taken, and return the factor there."""
+        self.step.fill_(step)
+        return self.factor()
+
+    def factor(self) -> Tensor:
+        """Return the factor at the current step, a scalar between 0 and 1."""
+        factor = (self.step.float() / self.n_steps.clamp_min(1)).clamp_max(1)
+        return torch.where(self.n_steps > 0, factor, 1.0)
