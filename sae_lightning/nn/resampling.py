@@ -50,9 +50,9 @@ def resample(
        so competition between latents is taken into account under any projection. The first four rounds also strengthen
        latents that fire less than a fifth as often as the mean live latent, which would soon be dead again.
     4. Set each atom to $r / \max(z, \bar z)$, where $r = x - \hat x$ is the residual of its sample without new atoms,
-       $z$ the latent's code there, and $\bar z$ the mean firing code from before. Then scale the new atoms by one factor of
-       at most 1 that minimizes the error on the batch, since together they would overshoot the residual. Atoms of unit
-       norm only keep their direction.
+       $z$ the latent's code there, and $\bar z$ the mean firing code from before. Then scale the new atoms by one
+       factor of at most 1 that minimizes the error on the batch, since together they would overshoot the residual.
+       Atoms of unit norm only keep their direction.
 
     Args:
         sae: The SAE; its parts must pass `require_resamplable`.
