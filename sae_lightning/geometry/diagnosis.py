@@ -214,7 +214,7 @@ def _check(
     for what, (points, labels) in {"x": (x, concepts), "held_out": held_out}.items():
         if points.ndim != 2 or not points.is_floating_point() or points.shape[1] != x.shape[-1] or not len(points):
             raise ValueError(
-                f"{what} must hold samples, floating-point (n, d_in), as many features in both, but has shape "
+                f"{what} must hold samples, floating-point (n, d_in), with the d_in of x, but has shape "
                 f"{tuple(points.shape)} and {points.dtype}"
             )
         fits = (

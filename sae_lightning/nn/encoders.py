@@ -67,11 +67,11 @@ class Encoder(Part, nn.Module, ABC):
                 are none.
             share: Norm of a new row, relative to the mean norm of the rows of `alive`.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not say how a dead latent is resampled")
+        raise NotImplementedError(f"{type(self).__name__} does not define how a dead latent is resampled")
 
     def strengthen(self, latents: Tensor, factor: float) -> None:
         """Raise the pre-codes of the given latents at the samples of their `restart`, by a factor above 1."""
-        raise NotImplementedError(f"{type(self).__name__} does not say how a dead latent is resampled")
+        raise NotImplementedError(f"{type(self).__name__} does not define how a dead latent is resampled")
 
     def receptive_field(self, firing: Firing) -> ReceptiveField | None:
         """Return the shape of the set on which a latent fires under a projection's `firing` rule; None if unknown."""

@@ -25,7 +25,7 @@ def require_resamplable(sae: SparseAutoencoder) -> None:
     for part, method in told:
         if not tells(part, method):
             raise ValueError(
-                f"dead latents can be resampled only where every part tells how, but {type(part).__name__} has no "
+                f"dead latents can be resampled only if every part defines how, but {type(part).__name__} has no "
                 f"method {method} of its own"
             )
 
