@@ -1,8 +1,8 @@
-"""How a training step is run: ways that all give the values and gradients of the formulas in `sae_lightning.nn`.
+"""Backends run training steps; all compute the values and gradients of the formulas in `sae_lightning.nn`.
 
-A backend has rules for the exact types of the parts that it knows (`type(part)`, so that a subclass with a changed
-formula is not run by its parent's rule). `dense` needs no rules and takes any parts. The others are held to it by one
-test over all their rules; to delete one changes no result, only its cost.
+`dense` runs any parts. The other backends have a rule per part, by the exact type of the part, so that the rule of a
+parent is never applied to a subclass with another formula. Tests compare every rule with `dense`, so a backend changes
+only the cost of a step, not its results.
 """
 
 from typing import Literal, get_args
@@ -12,7 +12,7 @@ from sae_lightning.nn.autoencoder import SparseAutoencoder
 from sae_lightning.nn.regularizers import Regularizer
 
 BackendName = Literal["auto", "dense", "sparse", "sharded"]
-"""`auto`: the fastest that knows the parts; `sharded` is for strategies that put latents on several processes."""
+"""`auto` is the fastest backend with rules for the parts; `sharded` is for latents spread over several processes."""
 
 
 def choose(
@@ -24,19 +24,29 @@ def choose(
     dense_above: int | None = None,
     own_loss: bool = False,
 ) -> Dense:
-    """The backend that runs an SAE on one process.
+    """Return the backend that runs an SAE on one process.
 
     Args:
-        name: What the user asked for.
+        name: Name of the backend.
         core: The SAE.
-        regularizer: What its codes cost, or None.
-        device: Type of the device that it is on.
-        chunk_size: Samples whose dense pre-codes are held at a time, which needs the sparse backend.
-        dense_above: Codes per sample above which the sparse backend takes dense products.
-        own_loss: Whether the loss is somebody's own, of which no rule knows what it reads.
+        regularizer: Penalty on its codes, or None.
+        device: Type of the device of the SAE, such as `cpu`.
+        chunk_size: Number of samples whose dense pre-codes are in memory at a time; needs the sparse backend.
+        dense_above: Number of codes per sample above which the sparse backend uses dense products.
+        own_loss: Whether `loss_terms` is overridden: it may then read outputs that only the dense backend computes.
+
+    Returns:
+        The backend.
 
     Raises:
-        ValueError: If the backend that was asked for is unknown or cannot run these parts.
+        ValueError: If the backend is unknown or cannot run these parts.
+
+    Example:
+        >>> from sae_lightning.backends import choose
+        >>> from sae_lightning.nn import L1, Affine, Decoder, Orthant, SparseAutoencoder
+        >>> core = SparseAutoencoder(Affine(2, 4), Orthant(4), Decoder(2, 4))
+        >>> choose("auto", core, L1(4), device="cpu").name, choose("auto", core, L1(4), device="cuda").name
+        ('sparse', 'dense')
     """
     if name not in get_args(BackendName):
         raise ValueError(f"backend must be one of {', '.join(get_args(BackendName))}, but is {name!r}")
@@ -51,7 +61,7 @@ def choose(
         return Dense(core, regularizer)
     try:
         from sae_lightning.backends.sparse import Sparse
-    except ModuleNotFoundError as error:  # whoever deletes it has the dense one
+    except ModuleNotFoundError as error:  # the package must work without the folder `sparse`
         if error.name != f"{__name__}.sparse" or name == "sparse" or chunk_size is not None:
             raise
         return Dense(core, regularizer)

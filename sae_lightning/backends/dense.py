@@ -1,4 +1,4 @@
-"""The backend that works on dense codes, for any parts and on any device."""
+"""Backend on dense codes, for any parts and any device."""
 
 from typing import ClassVar
 
@@ -13,14 +13,25 @@ from sae_lightning.nn.regularizers import AuxK, Regularizer
 
 
 class Dense:
-    """Runs an SAE as its parts are written: the products, projections and losses of all latents.
+    """Backend that calls the parts of an SAE as they are, on the codes of all latents.
 
-    The other backends derive from it and replace what they do in another way. What they return in `out` is their own
-    affair; `regularize`, `fired` and `count_firing` take it.
+    Base class of the other backends, which override the methods that they speed up. The outputs of `forward_train` and
+    `autoencode` differ between backends: pass them only to methods of the backend that returned them.
 
     Args:
         core: The SAE.
-        regularizer: What its codes cost, or None.
+        regularizer: Penalty on its codes, or None.
+
+    Example:
+        >>> import torch
+        >>> from sae_lightning.backends import Dense
+        >>> from sae_lightning.nn import L1, Affine, Decoder, Orthant, SparseAutoencoder
+        >>> core = SparseAutoencoder(Affine(2, 2), Orthant(2), Decoder(2, 2))
+        >>> _ = torch.nn.init.eye_(core.encoder.weight)
+        >>> x = torch.tensor([[3.0, -1.0]])
+        >>> backend = Dense(core, L1(2))
+        >>> backend.regularize(x, backend.forward_train(x)).tolist()  # the codes are [3, 0]
+        [3.0]
     """
 
     name: ClassVar[str] = "dense"
@@ -31,17 +42,17 @@ class Dense:
 
     @staticmethod
     def without_rule(core: SparseAutoencoder, regularizer: Regularizer | None) -> list[str]:
-        """Names of the classes among the parts for which this backend has no rule."""
+        """Return the class names of the parts for which this backend has no rule."""
         return []
 
     # ------------------------------------------------------------------ a training step
 
     def forward_train(self, x: Tensor) -> SAEOutput:
-        """Encode, project and decode standardised inputs `(n, d_in)`, such that gradients can be found."""
+        """Encode, project and decode standardized inputs `(n, d_in)`, with gradients."""
         return self.project(self.pre_codes(x), train=True)
 
     def regularize(self, x: Tensor, out: SAEOutput) -> Tensor:
-        """What each sample pays, `(n,)`."""
+        """Return the regularizer's penalty per sample, `(n,)`."""
         assert self.regularizer is not None
         if type(self.regularizer) is AuxK and type(self.core.encoder) in _SOME_LATENTS:
             return self._aux_k(self.regularizer, x, out)
@@ -49,50 +60,50 @@ class Dense:
         return paid
 
     def fired(self, out: SAEOutput) -> Tensor:
-        """Which latents fire anywhere in the batch, bool `(d_sae,)`."""
+        """Return which latents fire on at least one sample of the batch, bool `(d_sae,)`."""
         return self.core.fired(out.codes)
 
     def count_firing(self, out: SAEOutput) -> Tensor:
-        """Number of codes that fire in the batch, a scalar."""
+        """Return the number of firing codes in the batch, a scalar."""
         return fires(out.codes).sum()
 
     # ------------------------------------------------------------------ evaluation
 
     def autoencode(self, x: Tensor) -> SAEOutput:
-        """Outputs for standardised inputs, in which codes and pre-codes are those that `regularize` takes."""
+        """Encode, project and decode standardized inputs `(n, d_in)` for evaluation; `regularize` takes the output."""
         return self.project(self.pre_codes(x))
 
     def all_latents(self, out: SAEOutput) -> SAEOutput:
-        """An output of `autoencode` with the codes and pre-codes of all latents."""
+        """Convert an output of `autoencode` to dense codes and pre-codes of all latents."""
         return out
 
     def encode(self, x: Tensor) -> Tensor:
-        """Codes of raw inputs, `(..., d_in)` to `(..., d_sae)`."""
+        """Return the codes of raw inputs: `(..., d_in)` to `(..., d_sae)`."""
         return self.core.encode(x)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Reconstructions in raw units, `(..., d_sae)` to `(..., d_in)`."""
+        """Return reconstructions of codes in raw units: `(..., d_sae)` to `(..., d_in)`."""
         return self.core.decode(codes)
 
     # ------------------------------------------------------------------ parts
 
     def project(self, pre_codes: Tensor, train: bool = False) -> SAEOutput:
-        """The output that belongs to pre-codes, in the projection's form for training or inference."""
+        """Project and decode pre-codes `(..., d_sae)`, by the projection's form for training or for inference."""
         projection = self.core.projection
         codes = projection.forward_train(pre_codes) if train else projection(pre_codes)
         return SAEOutput(self.core.decoder(codes), codes, pre_codes)
 
     def pre_codes(self, x: Tensor) -> Tensor:
-        """Pre-codes of standardised inputs."""
+        """Return the pre-codes of standardized inputs: `(..., d_in)` to `(..., d_sae)`."""
         core = self.core
         encoder = core.encoder
         if core.centre is not None and type(encoder) is Affine and not has_hooks(encoder):
-            # the centre's gradient without that of every input, which is a product of its own
+            # this computes the gradient of the center without that of each input, which would cost one more product
             return affine(x, core.centre, encoder.weight, encoder.bias, encoder.pre_code_scale)
         return core.pre_codes(x)
 
     def pre_codes_of(self, x: Tensor, latents: Tensor) -> Tensor:
-        """Pre-codes of some latents only, `(n, n_latents)`, for encoders with a rule."""
+        """Return the pre-codes of the given latents only, `(n, n_latents)`; works for encoders in `_SOME_LATENTS`."""
         return _SOME_LATENTS[type(self.core.encoder)](self.core, x, latents)
 
     def _aux_k(self, regularizer: AuxK, x: Tensor, out: SAEOutput) -> Tensor:
@@ -104,7 +115,7 @@ class Dense:
 
 
 def has_hooks(part: torch.nn.Module) -> bool:
-    """Whether a part must be called as a module: a hook may replace what it takes or returns."""
+    """Return whether a part has hooks, which may replace its inputs or outputs: it must then be called as a module."""
     return bool(part._forward_hooks or part._forward_pre_hooks)
 
 

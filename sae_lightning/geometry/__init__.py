@@ -1,4 +1,4 @@
-"""What the data ask for: how many dimensions concepts have, and which receptive fields can hold them."""
+"""Geometry of the data: dimensions of concepts, and the best F1 that receptive fields of each family can reach."""
 
 from sae_lightning.geometry.bounds import Bound, bounds
 from sae_lightning.geometry.clusters import Clusters, cluster

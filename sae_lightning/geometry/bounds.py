@@ -1,4 +1,4 @@
-"""What single latents can reach: for every concept, the best F1 of any receptive field of a family."""
+"""Bounds on single latents: for each concept, the best F1 of any receptive field of a family."""
 
 import math
 from collections.abc import Sequence
@@ -8,23 +8,23 @@ import torch
 from torch import Tensor
 
 from sae_lightning.geometry.f1 import bootstrap_interval, f1_of, outcomes
-from sae_lightning.geometry.search import Labelled, Search
+from sae_lightning.geometry.search import Labeled, Search
 from sae_lightning.nn.receptive_fields import Points, ReceptiveField
 
-_FEWEST_MEMBERS = 2  # members that a concept needs in each split
+_FEWEST_MEMBERS = 2  # least number of members of a concept in each split
 
 
 class Bound(NamedTuple):
-    """The best F1 of one family, each `(n_concepts,)` in float64, NaN where a concept could not be fitted."""
+    """Best F1 of one family, float64 `(n_concepts,)` each, NaN for concepts that could not be fitted."""
 
     f1: Tensor
-    """On held-out samples."""
+    """F1 on held-out samples."""
     low: Tensor
-    """Lower end of its interval."""
+    """Lower end of its confidence interval."""
     high: Tensor
-    """Upper end."""
+    """Upper end of its confidence interval."""
     train_f1: Tensor
-    """On the samples on which it was fitted."""
+    """F1 on the samples to which the receptive fields were fitted."""
 
 
 def bounds(
@@ -37,32 +37,34 @@ def bounds(
     n_resamples: int = 1000,
     confidence: float = 0.95,
 ) -> dict[ReceptiveField, Bound]:
-    """Bound the F1 with which one latent can find a concept, by fitting a receptive field of its family to it.
+    """Bound the F1 with which one latent can detect each concept, by fitting the receptive fields of each family.
 
-    Fields are fitted on one set of samples and reported on another. A search finds no more than good fields: where
-    samples are few for their dimension, a better one may exist, but nothing tells which.
+    Fields are fitted to one set of samples and evaluated on another. The search is heuristic: better fields may exist,
+    in particular if there are few samples for their dimension.
 
-    Unlabelled samples are left out, as `ConceptF1` does. A concept with fewer than two members or without others, in
-    either set, gets NaN.
+    Unlabeled samples are ignored, as in `ConceptF1`. A concept gets NaN if one of the sets holds fewer than two members
+    of it, or members only.
 
     Args:
         x: Activations, `(n, d_in)`.
-        concepts: Their concepts, int64 `(n,)` with -1 for unlabelled, or bool `(n, n_concepts)`.
+        concepts: Their concepts, int64 `(n,)` with -1 for unlabeled, or bool `(n, n_concepts)`.
         n_concepts: Number of concepts, at least 1.
-        families: Which families to fit; at most `n_pieces` products per concept and start.
+        families: Families to fit.
         held_out: Activations and concepts on which F1 is reported.
-        seed: Seed of the order of samples, random starts and resamples.
-        n_resamples: Bootstrap resamples of the held-out samples, at least 1.
-        confidence: Share of resamples within the interval, between 0 and 1.
+        seed: Seed for the order of samples, random starts and resamples.
+        n_resamples: Number of bootstrap resamples of the held-out samples, at least 1.
+        confidence: Coverage of the intervals, between 0 and 1.
 
     Returns:
         A bound for each family.
 
     Raises:
-        TypeError: If a family is none.
-        ValueError: If shapes, labels or numbers do not fit, activations are not finite, or no sample is labelled.
+        TypeError: If a family is not a `ReceptiveField`.
+        ValueError: If shapes, labels or numbers are invalid, activations are not finite, or no sample is labeled.
 
     Example:
+        >>> import torch
+        >>> from sae_lightning.geometry import bounds
         >>> from sae_lightning.nn import Ball, HalfSpace
         >>> x = torch.linspace(-1, 1, 101)[:, None]
         >>> middle = (x.abs() < 0.35).long().flatten()
@@ -79,21 +81,22 @@ def bounds(
         raise ValueError(f"n_resamples must be at least 1, but is {n_resamples}")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie between 0 and 1, but is {confidence}")
-    members, labelled = _members("concepts", x, concepts, n_concepts)
-    held_out_members, held_out_labelled = _members("held_out", *held_out, n_concepts)
+    members, labeled = _members("concepts", x, concepts, n_concepts)
+    held_out_members, held_out_labeled = _members("held_out", *held_out, n_concepts)
     if held_out[0].shape[1] != x.shape[1]:
         raise ValueError(f"held_out must have d_in = {x.shape[1]}, as x has, but has {held_out[0].shape[1]}")
     fittable = _fittable(members) & _fittable(held_out_members)
     found = {family: torch.full((len(Bound._fields), n_concepts), math.nan).double() for family in families}
     if fittable.any():
         generator = torch.Generator().manual_seed(seed)
-        labelled = labelled[torch.randperm(len(labelled), generator=generator)]
-        one_of_each = torch.unique(members[labelled][:, fittable].byte().argmax(0))  # first, so that no part has none
-        labelled = labelled[_to_the_front(one_of_each, len(labelled))]
-        training, mean, scale = _standardised(x[labelled])
-        search = Search(Labelled(Points.of(training), members[labelled][:, fittable].T.contiguous()), seed)
-        tested = Points.of((held_out[0][held_out_labelled].float() - mean) / scale)
-        tested_members = held_out_members[held_out_labelled][:, fittable].T
+        labeled = labeled[torch.randperm(len(labeled), generator=generator)]
+        # one member of each concept comes first, so that every part of the data has members
+        one_of_each = torch.unique(members[labeled][:, fittable].byte().argmax(0))
+        labeled = labeled[_to_the_front(one_of_each, len(labeled))]
+        training, mean, scale = _standardized(x[labeled])
+        search = Search(Labeled(Points.of(training), members[labeled][:, fittable].T.contiguous()), seed)
+        tested = Points.of((held_out[0][held_out_labeled].float() - mean) / scale)
+        tested_members = held_out_members[held_out_labeled][:, fittable].T
         for family, bound in found.items():
             best = search.best(family)
             counts = outcomes(family.score(tested, best.parameters)[0] > best.thresholds[0, :, None], tested_members)
@@ -103,7 +106,7 @@ def bounds(
 
 
 def _members(name: str, x: Tensor, concepts: Tensor, n_concepts: int) -> tuple[Tensor, Tensor]:
-    """Membership, bool `(n, n_concepts)`, and which samples have a label, int64 `(n_labelled,)`."""
+    """Return membership, bool `(n, n_concepts)`, and the indices of labeled samples, int64 `(n_labeled,)`."""
     if x.ndim != 2 or not x.is_floating_point() or not bool(x.isfinite().all()):
         raise ValueError(
             f"activations must be finite floating-point numbers (n, d_in), but those of {name} are not: they have "
@@ -114,7 +117,7 @@ def _members(name: str, x: Tensor, concepts: Tensor, n_concepts: int) -> tuple[T
             raise ValueError(
                 f"{name} of dtype bool must have shape {(len(x), n_concepts)}, but has {tuple(concepts.shape)}"
             )
-        members, labelled = concepts, torch.arange(len(x))
+        members, labeled = concepts, torch.arange(len(x))
     else:
         if concepts.dtype != torch.int64 or concepts.shape != (len(x),):
             raise ValueError(
@@ -124,29 +127,29 @@ def _members(name: str, x: Tensor, concepts: Tensor, n_concepts: int) -> tuple[T
         wrong = concepts[(concepts < -1) | (concepts >= n_concepts)]
         if len(wrong):
             raise ValueError(f"{name} must hold labels from -1 to {n_concepts - 1}, but holds {int(wrong[0])}")
-        members, labelled = concepts[:, None] == torch.arange(n_concepts), (concepts >= 0).nonzero().flatten()
-    if not len(labelled):
-        raise ValueError(f"{name} must label some samples, but all {len(x)} are unlabelled")
-    return members, labelled
+        members, labeled = concepts[:, None] == torch.arange(n_concepts), (concepts >= 0).nonzero().flatten()
+    if not len(labeled):
+        raise ValueError(f"{name} must label some samples, but all {len(x)} are unlabeled")
+    return members, labeled
 
 
 def _fittable(members: Tensor) -> Tensor:
-    """Which concepts have enough members, and samples that are none."""
+    """Return which concepts have enough members, and also samples that are not members."""
     n_members = members.sum(0)
     return (n_members >= _FEWEST_MEMBERS) & (n_members < len(members))
 
 
 def _to_the_front(chosen: Tensor, n: int) -> Tensor:
-    """The numbers below n in their order, but for the chosen ones, which come first."""
+    """Return the integers from 0 to n - 1 with the chosen ones first and the others in order."""
     others = torch.ones(n, dtype=torch.bool)
     others[chosen] = False
     return torch.cat([chosen, others.nonzero().flatten()])
 
 
-def _standardised(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Samples with a mean of zero and a mean squared norm of one, what was subtracted, and what they were divided by.
+def _standardized(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return samples with mean zero and mean squared norm one, the subtracted mean, and the scale divided by.
 
-    It is only for the search's sake: every family is closed under shift and scale.
+    This only helps the search, since all families are closed under shift and scale.
     """
     x = x.float()
     mean = x.mean(0)

@@ -1,4 +1,4 @@
-"""What the geometry of the data lets each architecture see, before anything is trained."""
+"""Diagnosis: which concepts each architecture can find, from the geometry of the data, before training."""
 
 import math
 from collections.abc import Sequence
@@ -16,41 +16,41 @@ from sae_lightning.nn.receptive_fields import ReceptiveField
 
 
 class ConceptGeometry(NamedTuple):
-    """What was found of one concept."""
+    """Results for one concept."""
 
     name: str
     n_samples: int
-    """Samples to which bounds are fitted, and of which dimensions are estimated."""
+    """Number of samples to which bounds are fitted, and from which dimensions are estimated."""
     n_held_out: int
-    """Samples on which the bounds are reported."""
+    """Number of samples on which bounds are reported."""
     share: float
-    """Share of all samples."""
+    """Fraction of all samples."""
     dimension: Dimension
     k: int | None
-    """Codes that a TopK needs for its samples: the dimension, and one for the centre; None where it is not known."""
+    """Number of codes that TopK needs for its samples: the dimension, plus one for the center; None if unknown."""
     bounds: dict[str, Estimate]
-    """Best held-out F1 that a single latent could reach, by family of receptive fields."""
+    """Best held-out F1 that a single latent can reach, by name of the family of receptive fields."""
 
 
 class Diagnosis(NamedTuple):
-    """What the data ask for."""
+    """Results for all concepts and architectures."""
 
     concepts: tuple[ConceptGeometry, ...]
     verdicts: tuple[Verdict, ...]
     heterogeneity: Heterogeneity
-    """How much the concepts' dimensions differ."""
+    """Differences between the concepts' dimensions."""
     recommendation: Recommendation
     found_above: float
-    """Best F1 from which a concept counts as found."""
+    """Least F1 with which a concept counts as found."""
     confidence: float
     """Coverage of all intervals."""
     clustered: bool
-    """Whether the concepts are clusters that k-means found, since no sample had a label."""
+    """Whether the concepts are clusters found by k-means, because no sample had a label."""
     notes: tuple[str, ...]
-    """What a reader should know."""
+    """Caveats to show with the results."""
 
     def plain(self) -> dict[str, Any]:
-        """The same in JSON's types; null is what is not known."""
+        """Return the same as JSON types, with None for unknown numbers."""
         plain: dict[str, Any] = _plain(self)
         return plain
 
@@ -68,26 +68,38 @@ def diagnose(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Diagnosis:
-    """Measure each concept's dimension and how well a latent of each architecture could detect it.
+    """Estimate each concept's dimension, bound how well a latent of each architecture can detect it, and recommend one.
 
-    Bounds are those of latents that live in one SAE (`ReceptiveField.of_one_sae`): TopK's cones share their apex.
-
-    Where no sample has a label, clusters found by k-means take the place of concepts.
+    Bounds hold for latents that belong to one SAE (`ReceptiveField.of_one_sae`): the cones of TopK share their apex. If
+    no sample has a label, clusters found by k-means replace the concepts.
 
     Args:
         x: Samples, float `(n, d_in)`.
-        concepts: int64 `(n,)` with -1 for unlabelled, or bool `(n, n_concepts)`.
-        names: Names of the concepts; empty for unlabelled data.
+        concepts: Their concepts, int64 `(n,)` with -1 for unlabeled, or bool `(n, n_concepts)`.
+        names: Names of the concepts; empty for unlabeled data.
         held_out: Other samples with their concepts, on which bounds are reported.
-        architectures: Those to compare, in order of preference where nothing else decides.
-        n_clusters: Clusters to find where no sample has a label, at least 1.
-        found_above: Best F1 from which a concept counts as found, between 0 and 1.
-        n_resamples: Resamples of the held-out samples for the bounds' intervals.
+        architectures: Architectures to compare; the first is preferred if all else is equal.
+        n_clusters: Number of clusters if no sample has a label, at least 1.
+        found_above: Least F1 with which a concept counts as found, between 0 and 1.
+        n_resamples: Number of bootstrap resamples of the held-out samples for the intervals of bounds.
         confidence: Coverage of the intervals, between 0 and 1.
-        seed: Seed of everything random.
+        seed: Seed of all random numbers.
+
+    Returns:
+        The diagnosis.
 
     Raises:
         ValueError: If an argument is out of range, or shapes do not fit.
+
+    Example:
+        >>> import torch
+        >>> from sae_lightning.geometry import Architecture, diagnose
+        >>> from sae_lightning.nn import HalfSpace
+        >>> x = torch.linspace(-1, 1, 101)[:, None]
+        >>> concepts = (x > 0.5).long().flatten()
+        >>> found = diagnose(x, concepts, ["low", "high"], (x, concepts), [Architecture("ReLU", HalfSpace())])
+        >>> found.verdicts[0].shows  # a half-space can cut off either of them
+        ('low', 'high')
     """
     names, notes = list(names), []
     _check(x, concepts, names, held_out, architectures, found_above)
@@ -97,17 +109,17 @@ def diagnose(
         names, concepts, held_out = found.names, found.of(x), (held_out[0], found.of(held_out[0]))
         notes.append(
             "No sample has a label: the concepts below are clusters that k-means found. They are convex by "
-            "construction, so that the bound of convex cells is high whatever the data; dimensions mean what they say."
+            "construction, so the bound of convex cells is high for any data; dimensions are not affected by this."
         )
         if len(names) < n_clusters:
-            notes.append(f"Only {len(names)} different clusters were found, although {n_clusters} were asked for.")
+            notes.append(f"Only {len(names)} different clusters were found, although {n_clusters} were requested.")
     architectures = [a._replace(field=a.field and a.field.of_one_sae) for a in architectures]
     fields = list(dict.fromkeys(a.field for a in architectures if a.field is not None))
     unknown = [a.name for a in architectures if a.field is None]
     if unknown:
         notes.append(f"No bound for {', '.join(unknown)}: the receptive fields of such latents are not known.")
     if _nothing_to_tell_apart(concepts, len(names)):
-        notes.append("No bounds: there is one concept, and no other labelled samples that it could be told from.")
+        notes.append("No bounds: there is one concept, and no other labeled samples to distinguish it from.")
         fields = []
     labels = _labels(fields, architectures)
     limits = bounds(x, concepts, len(names), fields, held_out, seed, n_resamples, confidence) if fields else {}
@@ -153,9 +165,9 @@ def _verdict(
 
 
 def _needed_by_sample(concepts: Tensor, needed: Sequence[int | None], d_in: int) -> list[int]:
-    """Latents that each sample with a concept of known dimension needs, for all its concepts together.
+    """Return the number of latents that each sample needs for all its concepts of known dimension, if there are any.
 
-    At most `d_in + 1`: concepts may share directions, and a sample has no more.
+    At most `d_in + 1`, since concepts may share directions, and there are no more than `d_in`.
     """
     sums = torch.zeros(len(concepts), dtype=torch.int64, device=concepts.device)
     for concept, n in enumerate(needed):
@@ -165,7 +177,7 @@ def _needed_by_sample(concepts: Tensor, needed: Sequence[int | None], d_in: int)
 
 
 def _labels(fields: Sequence[ReceptiveField], architectures: Sequence[Architecture]) -> dict[ReceptiveField, str]:
-    """A name for each family; where several share one, with the architecture that brought it."""
+    """Return a unique name for each family, with the name of an architecture if several families share theirs."""
     names = [field.name for field in fields]
     return {
         field: field.name
@@ -180,7 +192,7 @@ def _any_label(concepts: Tensor) -> bool:
 
 
 def _nothing_to_tell_apart(concepts: Tensor, n_concepts: int) -> bool:
-    """Whether all samples that count belong to one concept."""
+    """Return whether all labeled samples belong to one concept."""
     return n_concepts == 1 and bool(concepts.all() if concepts.dtype == torch.bool else True)
 
 
@@ -202,7 +214,7 @@ def _check(
     for what, (points, labels) in {"x": (x, concepts), "held_out": held_out}.items():
         if points.ndim != 2 or not points.is_floating_point() or points.shape[1] != x.shape[-1] or not len(points):
             raise ValueError(
-                f"{what} must hold samples, floating-point (n, d_in), as many features in both, but has shape "
+                f"{what} must hold samples, floating-point (n, d_in), with the d_in of x, but has shape "
                 f"{tuple(points.shape)} and {points.dtype}"
             )
         fits = (

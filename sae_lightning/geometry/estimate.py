@@ -1,4 +1,4 @@
-"""A number that was estimated from samples, with its interval."""
+"""Estimates from samples, with confidence intervals."""
 
 import math
 from statistics import NormalDist
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Estimate(NamedTuple):
-    """A number with its confidence interval; all three are NaN where samples do not suffice."""
+    """A number with its confidence interval; all three are NaN if there were too few samples."""
 
     value: float
     low: float
@@ -14,7 +14,7 @@ class Estimate(NamedTuple):
 
     @property
     def known(self) -> bool:
-        """Whether there is a number."""
+        """Whether the number is known."""
         return not math.isnan(self.value)
 
 
@@ -22,10 +22,15 @@ UNKNOWN = Estimate(math.nan, math.nan, math.nan)
 
 
 def deviations(confidence: float) -> float:
-    """Half the width of a normal distribution's central interval, in standard deviations.
+    """Return half the width of a normal distribution's central interval, in standard deviations.
 
     Raises:
-        ValueError: If `confidence` does not lie between 0 and 1.
+        ValueError: If `confidence` is not between 0 and 1.
+
+    Example:
+        >>> from sae_lightning.geometry.estimate import deviations
+        >>> round(deviations(0.95), 2)
+        1.96
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie between 0 and 1, both excluded, but is {confidence}")

@@ -1,4 +1,4 @@
-"""F1 of thresholded scores: the exact best threshold, a smooth surrogate, and an interval for it."""
+"""F1 of thresholded scores: the exact best threshold, a smooth surrogate, and a bootstrap interval."""
 
 from typing import Any
 
@@ -9,19 +9,25 @@ from torch.autograd.function import once_differentiable
 
 
 def best_threshold(scores: Tensor, members: Tensor, lowest: float = -torch.inf) -> tuple[Tensor, Tensor]:
-    r"""Threshold t for which "score > t" has the highest F1, exactly, by sorting.
+    r"""Return the threshold t for which "score > t" has the highest F1, found exactly by sorting.
 
     $$ F_1 = \frac{2 TP}{\mathrm{fired} + \mathrm{members}} $$
 
-    Between two scores the threshold lies halfway. Where several thresholds are equally good, the highest is taken.
+    The threshold is halfway between two scores. Of equally good thresholds, the highest is returned.
 
     Args:
-        scores: `(..., n)`.
+        scores: Scores, `(..., n)`.
         members: Which samples are members, bool `(..., n)`, broadcast against the scores.
-        lowest: What a threshold must not lie below.
+        lowest: Lower limit of thresholds.
 
     Returns:
-        Thresholds in the scores' precision, and F1 in float64, both `(...)`. F1 is 0 where no score exceeds `lowest`.
+        Thresholds in the dtype of the scores, and F1 in float64, both `(...)`. F1 is 0 if no score exceeds `lowest`.
+
+    Example:
+        >>> import torch
+        >>> from sae_lightning.geometry.f1 import best_threshold
+        >>> best_threshold(torch.tensor([1.0, 4.0, 6.0, 9.0]), torch.tensor([False, False, True, True]))
+        (tensor(5.), tensor(1., dtype=torch.float64))
     """
     n = scores.shape[-1]
     ordered, order = scores.sort(descending=True)
@@ -36,13 +42,13 @@ def best_threshold(scores: Tensor, members: Tensor, lowest: float = -torch.inf) 
     lower = ordered.gather(-1, (at + 1).clamp(max=n - 1))
     lower = torch.where(at == n - 1, upper - (ordered[..., :1] - least).clamp(min=1), lower)
     middle = lower + (upper - lower) / 2
-    threshold = torch.where(middle < upper, middle, lower)  # halfway may be rounded up
+    threshold = torch.where(middle < upper, middle, lower)  # the midpoint may be rounded up to the upper score
     threshold = torch.where(best < 0, ordered[..., :1], threshold).clamp(min=lowest)
     return threshold[..., 0], best[..., 0].clamp(min=0)
 
 
 class _SmoothF1(Function):
-    """The formula of `smooth_f1`, in few passes: they are what a climb costs beside its products."""
+    """Formula of `smooth_f1` in few passes over the scores, since passes take much of the time of a search."""
 
     @staticmethod
     def forward(ctx: Any, scores: Tensor, thresholds: Tensor, members: Tensor, temperatures: Tensor) -> Tensor:
@@ -69,13 +75,20 @@ def smooth_f1(scores: Tensor, thresholds: Tensor, members: Tensor, temperatures:
     $$ \frac{2 \sum_{x \in c} \sigma(x)}{\sum_x \sigma(x) + |c|} $$
 
     Args:
-        scores: `(n_starts, n_concepts, n)`.
-        thresholds: `(n_starts, n_concepts)`.
-        members: Which samples are members, as numbers of the scores' precision, `(n_concepts, n)`.
-        temperatures: Widths of the step, `(n_starts, n_concepts)`.
+        scores: Scores, `(n_starts, n_concepts, n)`.
+        thresholds: Thresholds $t$, `(n_starts, n_concepts)`.
+        members: 1 for members and 0 for others, in the dtype of the scores, `(n_concepts, n)`.
+        temperatures: Widths $\tau$ of the step, `(n_starts, n_concepts)`.
 
     Returns:
-        `(n_starts, n_concepts)`.
+        Smooth F1, `(n_starts, n_concepts)`.
+
+    Example:
+        >>> import torch
+        >>> from sae_lightning.geometry.f1 import smooth_f1
+        >>> scores, members, one = torch.tensor([[[-9.0, 9.0]]]), torch.tensor([[0.0, 1.0]]), torch.ones(1, 1)
+        >>> round(smooth_f1(scores, 0 * one, members, one).item(), 3)
+        1.0
     """
     f1: Tensor = _SmoothF1.apply(scores, thresholds, members, temperatures)  # type: ignore[no-untyped-call]
     return f1
@@ -87,7 +100,14 @@ def outcomes(fires: Tensor, members: Tensor) -> Tensor:
 
 
 def f1_of(counts: Tensor) -> Tensor:
-    """F1 from `outcomes`; NaN where there are neither members nor positives."""
+    """Return F1 from the counts of `outcomes`; NaN if there are neither members nor positives.
+
+    Example:
+        >>> import torch
+        >>> from sae_lightning.geometry.f1 import f1_of
+        >>> f1_of(torch.tensor([3.0, 1.0, 1.0]))  # true positives, false positives, false negatives
+        tensor(0.7500)
+    """
     twice: Tensor = 2 * counts[0]
     return twice / (twice + counts[1] + counts[2])
 
@@ -95,25 +115,26 @@ def f1_of(counts: Tensor) -> Tensor:
 def bootstrap_interval(
     counts: Tensor, n: int, n_resamples: int, confidence: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Percentile interval of F1 under resampling of the samples with replacement.
+    """Return the percentile interval of F1 for samples that are resampled with replacement.
 
-    A sample enters F1 by its outcome alone, so that a resample is one draw from a multinomial distribution over the
-    outcomes, at a cost that does not depend on the number of samples.
+    F1 depends on the numbers of outcomes only, so a resample is one draw from a multinomial distribution over outcomes,
+    at a cost independent of the number of samples.
 
     Args:
-        counts: What `outcomes` gave, `(3, ...)`.
+        counts: Counts of `outcomes`, `(3, ...)`.
         n: Number of samples.
         n_resamples: Number of resamples.
-        confidence: Share of the resamples within the interval, between 0 and 1.
+        confidence: Coverage of the interval, between 0 and 1.
         generator: Source of randomness.
 
     Returns:
-        Lower and upper end, `(...)`, float64.
+        Lower and upper ends, float64 `(...)`.
 
-    Source: Efron and Tibshirani (1993), An Introduction to the Bootstrap, chapter 13.
+    References:
+        Efron and Tibshirani (1993), An Introduction to the Bootstrap, chapter 13.
     """
     left, still_possible, drawn = torch.full((n_resamples, *counts.shape[1:]), float(n)).double(), 1.0, []
-    for share in counts / n:  # one outcome after the other, each among the samples that the earlier ones left
+    for share in counts / n:  # multinomial as a sequence of binomials on the remaining samples
         probability = (share / still_possible).nan_to_num(0.0).clamp(0, 1)
         drawn.append(torch.binomial(left, probability.expand_as(left), generator=generator))
         left, still_possible = left - drawn[-1], still_possible - share

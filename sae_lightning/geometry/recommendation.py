@@ -1,4 +1,4 @@
-"""Which architecture, how many latents, and how many that fire: what bounds and dimensions speak for, in words."""
+"""Recommendation of architecture, width and sparsity from bounds and dimensions, with reasons in words."""
 
 import math
 from collections.abc import Sequence
@@ -9,50 +9,52 @@ from sae_lightning.geometry.estimate import Estimate
 from sae_lightning.nn.receptive_fields import ReceptiveField
 
 TOLERANCE = 0.02
-"""Difference in F1 that counts as none."""
+"""Differences in F1 up to this are ignored."""
 UNEVEN = 2.0
-"""Ratio of the largest to the smallest dimension from which one k does not fit all concepts."""
+"""Ratio of the largest to the smallest dimension from which on one k does not fit all concepts."""
 
 
 class Architecture(NamedTuple):
-    """An SAE architecture, as far as its assumptions go."""
+    """Assumptions of an SAE architecture."""
 
     name: str
     field: ReceptiveField | None
-    """What a single latent of it can see; None where that is not known."""
+    """Receptive fields of its latents; None if unknown."""
     k: int | None = None
-    """How many codes it keeps of every sample, whatever the sample; None where their number adapts."""
+    """Fixed number of codes per sample; None if the number depends on the sample."""
 
 
 class Verdict(NamedTuple):
-    """What the assumptions of an architecture do to the concepts of the data."""
+    """Which concepts of the data the assumptions of an architecture let it find."""
 
     name: str
     family: str | None
-    """Name of its receptive fields; None where they are not known, and so are the bounds."""
+    """Name of its family of receptive fields; None if unknown, in which case bounds are unknown as well."""
     assumes: str | None
+    """Assumption of this family about concepts."""
     k: int | None
-    """How many codes it keeps of every sample; None where their number adapts."""
+    """Fixed number of codes per sample; None if the number depends on the sample."""
     mean_bound: float
-    """Mean over concepts of the best F1 that a single latent could reach."""
+    """Mean over concepts of the best F1 that a single latent can reach."""
     min_bound: Estimate
-    """The bound of the concept for which it is smallest."""
+    """Smallest bound of a concept."""
     shows: tuple[str, ...]
-    """Concepts that a single latent could find, as far as the interval of the bound tells."""
+    """Concepts that a single latent may find: the interval of the bound reaches `found_above`."""
     hides: tuple[str, ...]
-    """Concepts that no single latent of it can find, whatever the training: the whole interval lies too low."""
+    """Concepts that no single latent can find after any training: the interval of the bound is below `found_above`."""
 
 
 class Recommendation(NamedTuple):
-    """What to train; None for what the data do not tell."""
+    """Recommended architecture and sizes; None where the data do not determine them."""
 
     architecture: str | None
     d_sae: int | None
     k: int | None
-    """What to ask for where the recommended architecture keeps a fixed number of codes."""
+    """Number of codes per sample, if the recommended architecture fixes it."""
     l0: float | None
-    """Mean number of firing latents to ask for otherwise."""
+    """Target mean number of firing latents per sample otherwise."""
     reasons: tuple[str, ...]
+    """Reasons for the recommendation, as sentences."""
 
 
 def recommend(
@@ -62,33 +64,43 @@ def recommend(
     needed_by_sample: Sequence[int],
     heterogeneity: Heterogeneity,
 ) -> Recommendation:
-    """Choose by rules that bounds and dimensions give reasons for.
+    """Recommend an architecture, its width and its sparsity by fixed rules.
 
     Architecture:
 
-    1. Those whose mean and smallest bound over the concepts are both within 0.02 of those of the one with the highest
-       mean can see what any of them can see; of the smallest it is the upper end of the interval that counts, since
-       few held-out samples may tell no better. An architecture whose receptive fields are not known does not compete.
-    2. One that keeps a fixed number of codes is left out if others remain. That number is an assumption more, and where
-       the concepts' dimensions differ by a factor of 2 or more it is too small for one or too large for another.
-    3. Of the rest the simplest: one is simpler than another if its receptive fields are special cases of the other's.
-       More freedom than the data ask for has to be learned, and lets latents split concepts. Where none is simpler,
-       the first in the order in which they were given.
+    1. Take the architecture with the highest mean bound over concepts, and all others whose mean and smallest bound are
+       within 0.02 of its mean and smallest bound. The upper end of the interval is used for the smallest bound, since
+       it may be uncertain with few held-out samples. Architectures with unknown receptive fields are ignored.
+    2. Discard architectures with a fixed number of codes if others remain. The fixed number is one more assumption, and
+       if dimensions differ by a factor of 2 or more it is too small for some concepts or too large for others.
+    3. Take the simplest of the rest, that is, one whose receptive fields are special cases of another's. Unneeded
+       freedom must be learned, and lets latents split concepts. If none is simpler, take the first one given.
 
     Numbers:
 
-    4. A sample of a concept takes about a latent for each direction in which the concept varies, and one for its
-       centre: its dimension plus 1. A sample of several concepts takes the sum. The largest over the samples is the k
-       that a fixed number of codes needs; where the number adapts, the L0 to ask for is the mean over the samples.
-    5. Codes are never negative, so that a direction takes two latents, one for either side. The width is twice the sum
-       of what all concepts need, as if they shared no latent, rounded up to a power of 2.
+    4. A sample of a concept needs one latent per dimension of the concept and one for its center. A sample of several
+       concepts needs the sum. The recommended k is the maximum over samples, the recommended L0 the mean.
+    5. Codes are nonnegative, so each direction takes two latents, one per sign. The recommended width is twice the sum
+       over concepts of needed latents, as if concepts shared no latent, rounded up to a power of 2.
 
     Args:
-        architectures: Those to choose from, in order of preference where nothing else decides.
-        verdicts: What was found of each.
-        needed: Latents that a sample of each concept needs; None where its dimension is not known.
-        needed_by_sample: Latents that each sample needs, over those with a concept whose dimension is known.
-        heterogeneity: How much the concepts' dimensions differ.
+        architectures: Architectures to choose from; the first is preferred if all else is equal.
+        verdicts: Verdict on each architecture.
+        needed: Number of latents that a sample of each concept needs; None if its dimension is unknown.
+        needed_by_sample: Number of latents that each sample needs, for the samples with a concept of known dimension.
+        heterogeneity: Differences between the concepts' dimensions.
+
+    Returns:
+        The recommendation with its reasons.
+
+    Example:
+        >>> from sae_lightning.geometry import Architecture, Estimate, Verdict, heterogeneity, recommend
+        >>> from sae_lightning.nn import HalfSpace
+        >>> relu, bound = Architecture("ReLU", HalfSpace()), Estimate(1.0, 0.9, 1.0)
+        >>> verdict = Verdict("ReLU", "half-space", HalfSpace().assumes, None, 1.0, bound, ("A", "B"), ())
+        >>> found = recommend([relu], [verdict], [3, 5], [3, 3, 3, 5], heterogeneity([2.0, 4.0]))
+        >>> found.architecture, found.d_sae, found.l0  # 16 = 2 * (3 + 5), 3.5 = (3 + 3 + 3 + 5) / 4
+        ('ReLU', 16, 3.5)
     """
     known = [i for i, verdict in enumerate(verdicts) if not math.isnan(verdict.mean_bound)]
     reasons: list[str] = []
@@ -96,10 +108,10 @@ def recommend(
     if known:
         chosen = architectures[_choose(known, architectures, verdicts, heterogeneity, reasons)]
     else:
-        reasons.append("No architecture is named, since no bound is known.")
+        reasons.append("No architecture is recommended, since no bound is known.")
     sizes = [n for n in needed if n is not None]
     if not needed_by_sample:
-        reasons.append("Width and sparsity are not named, since no concept's dimension is known.")
+        reasons.append("Width and sparsity are not recommended, since no concept's dimension is known.")
         return Recommendation(chosen and chosen.name, None, None, None, tuple(reasons))
     total = sum(sizes)
     largest, smallest = max(needed_by_sample), min(needed_by_sample)
@@ -108,21 +120,21 @@ def recommend(
     fixed = chosen is not None and chosen.k is not None
     if fixed:
         reasons.append(
-            f"k = {largest}: the most that a sample needs (for each of its concepts the dimension, and one for the "
-            f"centre); the least is {smallest}."
+            f"k = {largest}: the most that a sample needs, which is one latent per dimension of each of its concepts "
+            f"and one for each center; the least is {smallest}."
         )
     else:
         reasons.append(
-            f"L0 of about {l0:.0f}: the mean over samples ({smallest} to {largest}); a sample needs, for each of its "
-            "concepts, the dimension, and one latent for the centre."
+            f"L0 of about {l0:.0f}: the mean over samples ({smallest} to {largest}); a sample needs one latent per "
+            "dimension of each of its concepts and one for each center."
         )
     reasons.append(
-        f"d_sae = {d_sae}: all concepts together need {total}, twice that for either sign of every direction, "
+        f"d_sae = {d_sae}: all concepts together need {total} latents, twice as many for both signs of each direction, "
         "rounded up to a power of 2."
     )
     missing = len(needed) - len(sizes)
     if missing:
-        reasons.append(f"These are too small by what the {missing} concepts need whose dimension is not known.")
+        reasons.append(f"These numbers do not include {missing} concepts whose dimension is not known.")
     return Recommendation(
         chosen and chosen.name, d_sae, largest if fixed else None, None if fixed else l0, tuple(reasons)
     )
@@ -135,7 +147,7 @@ def _choose(
     heterogeneity: Heterogeneity,
     reasons: list[str],
 ) -> int:
-    """Apply rules 1 to 3 to the architectures with a bound, and say what they did."""
+    """Apply rules 1 to 3 to the architectures with a bound, and append the reasons."""
     best = verdicts[max(known, key=lambda i: verdicts[i].mean_bound)]
     able = [
         i
@@ -171,14 +183,14 @@ def _choose(
         f"{verdict.name}: a latent sees a {verdict.family}, and the bounds of {verdict.mean_bound:.3f} in the mean "
     )
     reason += (
-        f"and {verdict.min_bound.value:.3f} at worst are within {TOLERANCE:g} of the best, or cannot be told from that."
+        f"and {verdict.min_bound.value:.3f} at worst are within {TOLERANCE:g} of the best, given their uncertainty."
     )
     more = [verdicts[i].name for i in others if _simpler(architectures[chosen], architectures[i])]
     same = [verdicts[i].name for i in others if verdicts[i].name not in more]
     if more:
-        reason += f" {_listed(more)} could see as much, but with more freedom than that takes."
+        reason += f" {_listed(more)} could see as much, but with more freedom than needed."
     if same:
-        reason += f" As far as the bounds go, {_listed(same)} would do as well; the first one given is named."
+        reason += f" By the bounds, {_listed(same)} would do as well; the first one given is recommended."
     reasons.append(reason)
     if verdict.hides:
         reasons.append(f"Even so, no single latent of it can find {_listed(list(verdict.hides))}.")
@@ -190,7 +202,7 @@ def _choose(
 
 
 def _simpler(one: Architecture, other: Architecture) -> bool:
-    """Whether the receptive fields of one are special cases of the other's."""
+    """Return whether the receptive fields of `one` are special cases of those of `other`."""
     if one.field is None or other.field is None or one.field == other.field:
         return False
     cases = list(other.field.special_cases)

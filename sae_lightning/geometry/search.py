@@ -1,4 +1,4 @@
-"""The receptive fields of a family that find concepts best: smooth F1, climbed from many starts at once."""
+"""Search for the receptive fields that detect concepts best, by gradient ascent on a smooth F1 from many starts."""
 
 from typing import NamedTuple
 
@@ -9,56 +9,56 @@ from torch.nn import functional as F  # noqa: N812  (the usual name)
 from sae_lightning.geometry.f1 import best_threshold, f1_of, outcomes, smooth_f1
 from sae_lightning.nn.receptive_fields import Landmarks, Parameters, Points, ReceptiveField
 
-_SCREENED = (4096, 50, 32_768)  # samples on which starts are compared: at least; members of each concept; at most
+_SCREENED = (4096, 50, 32_768)  # samples for the comparison of starts: minimum, members of each concept, maximum
 _BATCH = 8192
 _SCREEN_STEPS, _REFINE_STEPS = 30, 100
-_TEMPERATURES = (0.3, 0.1, 0.03)  # widths of the smooth step in standard deviations of the score, one after the other
+_TEMPERATURES = (0.3, 0.1, 0.03)  # successive widths of the smooth step, in standard deviations of the score
 _LEARNING_RATE = 0.05
-_KEPT = 2  # starts of each concept that are refined
-_SNAPSHOTS = 5  # moments of the refinement among which held-back samples choose: in high dimension it overfits
-_JITTER = 0.02  # relative noise, which lets equal pieces of a start grow apart
-_HELD_BACK = 0.2  # share of the training samples
-_FEWEST_MEMBERS = 5  # below which held-back samples are no judges
-_RIDGES = (1.0, 0.1, 0.01)  # of discriminant directions, as shares of the mean variance
+_KEPT = 2  # number of refined starts per concept
+_SNAPSHOTS = 5  # of the refinement, to stop early by held-back samples: it overfits in high dimension
+_JITTER = 0.02  # relative noise that makes equal pieces of a start differ
+_HELD_BACK = 0.2  # fraction of the training samples
+_FEWEST_MEMBERS = 5  # least number of held-back members for a comparison on held-back samples
+_RIDGES = (1.0, 0.1, 0.01)  # regularization of discriminant directions, relative to the mean variance
 
 
-class Labelled(NamedTuple):
-    """Points with what they are members of."""
+class Labeled(NamedTuple):
+    """Points with their concepts."""
 
     points: Points
     members: Tensor
-    """Bool `(n_concepts, n)`."""
+    """Which points are members of each concept, bool `(n_concepts, n)`."""
 
-    def part(self, begin: int, end: int) -> "Labelled":
-        """The samples from one to another."""
+    def part(self, begin: int, end: int) -> "Labeled":
+        """Return the samples from `begin` to `end`."""
         x, squared_norms = self.points
-        return Labelled(Points(x[begin:end], squared_norms[begin:end]), self.members[:, begin:end])
+        return Labeled(Points(x[begin:end], squared_norms[begin:end]), self.members[:, begin:end])
 
 
 class Fitted(NamedTuple):
-    """The best members of a family that were found, one per concept."""
+    """Best members of a family that a search found, one per concept."""
 
     parameters: Parameters
-    """Each begins with `(1, n_concepts)` or `(1, 1)`."""
+    """Their parameters, with leading dimensions `(1, n_concepts)` or `(1, 1)`."""
     thresholds: Tensor
-    """`(1, n_concepts)`."""
+    """Their thresholds, `(1, n_concepts)`."""
     f1: Tensor
-    """On all samples of the search, `(1, n_concepts)` float64."""
+    """F1 on all samples of the search, float64 `(1, n_concepts)`."""
 
 
 class Search:
-    """Searches on one set of samples; what is found is remembered, for families of which it is a special case.
+    """Search for the best receptive fields on one set of samples; results are cached for families that contain them.
 
-    All starts climb a little on some of the samples; the best of them climb on all but those held back; and among the
-    starts and what became of them, samples that were held back choose.
+    First, all starts are improved by a few gradient steps on a part of the samples. Then the best are refined on all
+    samples except those held back. Finally, the starts and the refined fields are compared on the held-back samples.
 
     Args:
-        data: Samples in random order, whose mean is zero and mean squared norm is one (or zero); every concept must
-            have members.
+        data: Samples in random order, with mean zero and mean squared norm one (or zero); each concept must have
+            members.
         seed: Seed of the random starts.
     """
 
-    def __init__(self, data: Labelled, seed: int) -> None:
+    def __init__(self, data: Labeled, seed: int) -> None:
         n = data.members.shape[1]
         n_fitted = n - int(_HELD_BACK * n)
         self.data = data
@@ -71,7 +71,7 @@ class Search:
         self._found: dict[ReceptiveField, Fitted] = {}
 
     def best(self, field: ReceptiveField) -> Fitted:
-        """Find the members of a family whose F1 is highest for each concept."""
+        """Return the member of a family with the highest F1 found, for each concept."""
         if field not in self._found:
             self._found[field] = self._search(field)
         return self._found[field]
@@ -92,10 +92,10 @@ class Search:
         scores = field.score(self.data.points, best)
         return Fitted(best, *best_threshold(scores, self.data.members, field.lowest_threshold))
 
-    def _f1(self, field: ReceptiveField, parameters: Parameters, training: Labelled) -> Tensor:
-        """F1 on what is held back, with thresholds from other samples, `(n_starts, n_concepts)`."""
+    def _f1(self, field: ReceptiveField, parameters: Parameters, training: Labeled) -> Tensor:
+        """Return F1 on held-back samples with thresholds from training samples, `(n_starts, n_concepts)`."""
         judged, found = self.held_back.members, []
-        for start in range(len(next(iter(parameters.values())))):  # in turn, for the memory's sake
+        for start in range(len(next(iter(parameters.values())))):  # one at a time, to save memory
             one = {name: value[start : start + 1] for name, value in parameters.items()}
             scores = field.score(training.points, one)
             thresholds, f1 = best_threshold(scores, training.members, field.lowest_threshold)
@@ -105,46 +105,53 @@ class Search:
         return torch.cat(found)
 
 
-def landmarks(data: Labelled, generator: torch.Generator, n_members: int = 16) -> Landmarks:
-    """Centres, discriminant directions by several ridges, and some members of each concept.
+def landmarks(data: Labeled, generator: torch.Generator, n_members: int = 16) -> Landmarks:
+    """Return centers, discriminant directions for several regularizations, and random members of each concept.
 
     Args:
-        data: Points whose mean is zero; every concept must have members.
+        data: Points with mean zero; each concept must have members.
         generator: Source of randomness.
-        n_members: How many members to draw of each concept.
+        n_members: Number of members to draw per concept, with replacement.
+
+    Returns:
+        The landmarks.
     """
     x, members = data.points.x, data.members.to(data.points.x)
-    centres = members @ x / members.sum(1)[:, None]
-    # the covariance of all points gives the same directions as that within concept and rest
+    centers = members @ x / members.sum(1)[:, None]
+    # discriminant directions from the total covariance equal those from the covariance within concept and rest
     variances, axes = torch.linalg.eigh((x.T @ x / len(x)).double())
-    along, mean = centres.double() @ axes, variances.mean().clamp(min=1e-12)
+    along, mean = centers.double() @ axes, variances.mean().clamp(min=1e-12)
     ridged = [along / (variances.clamp(min=0) + ridge * mean) @ axes.T for ridge in _RIDGES]
-    directions = torch.stack([centres, *(direction.to(x) for direction in ridged)])
-    directions[directions.norm(dim=-1) == 0] = F.one_hot(torch.tensor(0), x.shape[1]).to(x)  # any, where none tells
+    directions = torch.stack([centers, *(direction.to(x) for direction in ridged)])
+    # any unit vector where no direction separates
+    directions[directions.norm(dim=-1) == 0] = F.one_hot(torch.tensor(0), x.shape[1]).to(x)
     drawn = torch.multinomial(members, n_members, replacement=True, generator=generator).T
     others = torch.randint(len(x), drawn.shape, generator=generator)
-    return Landmarks(centres, F.normalize(directions, dim=-1), x[drawn], x[others])
+    return Landmarks(centers, F.normalize(directions, dim=-1), x[drawn], x[others])
 
 
 def climb(
     field: ReceptiveField,
     starts: Parameters,
-    data: Labelled,
+    data: Labeled,
     n_steps: int,
     temperatures: tuple[float, ...],
     n_snapshots: int,
 ) -> list[Parameters]:
-    """Climb the smooth F1 of all starts at once, by Adam, while the smooth step becomes steeper.
+    """Maximize the smooth F1 of all starts in parallel with Adam, while the smooth step becomes steeper.
 
     Args:
         field: The family.
-        starts: Where to begin.
-        data: Samples in random order; each step takes the next batch of them.
-        n_steps: Number of steps.
-        temperatures: First and last width of the step, in standard deviations of the scores.
-        n_snapshots: At how many moments to keep what was reached; the last one is the end.
+        starts: Initial parameters.
+        data: Samples in random order; each optimization step uses the next batch.
+        n_steps: Number of optimization steps.
+        temperatures: First and last width of the smooth step, in standard deviations of the scores.
+        n_snapshots: Number of equally spaced snapshots.
+
+    Returns:
+        Parameters at each snapshot; the last is the final result.
     """
-    # steps are relative to the length of each vector
+    # optimize relative to the length of each vector
     sizes = {name: _length(start) for name, start in starts.items()}
     relative = {name: (start / sizes[name]).requires_grad_() for name, start in starts.items()}
     first = data.part(0, _BATCH)
@@ -159,7 +166,7 @@ def climb(
         optimizer.param_groups[0]["lr"] = _LEARNING_RATE * min(1, 2 * left)
         temperature = temperatures[0] ** left * temperatures[1] ** (1 - left)
         batch = data.part(begin, begin + _BATCH)
-        begin = begin + _BATCH if begin + 2 * _BATCH <= data.members.shape[1] else 0  # whole batches only
+        begin = begin + _BATCH if begin + 2 * _BATCH <= data.members.shape[1] else 0  # full batches only
         scores = field.score(batch.points, {name: value * sizes[name] for name, value in relative.items()})
         threshold = (thresholds + spread * moved).clamp(min=field.lowest_threshold)
         f1 = smooth_f1(
@@ -178,7 +185,7 @@ def _spread(scores: Tensor) -> Tensor:
 
 
 def _length(vectors: Tensor) -> Tensor:
-    """Root mean square of each vector's numbers, or that of a unit vector for zeros, `(..., 1)`."""
+    """Return the root mean square of each vector's entries, or that of a unit vector if it is zero, `(..., 1)`."""
     length = vectors.square().mean(-1, keepdim=True).sqrt()
     return torch.where(length > 0, length, vectors.shape[-1] ** -0.5)
 
@@ -195,7 +202,7 @@ def _joined(several: list[Parameters]) -> Parameters:
 
 
 def _ranked(parameters: Parameters, f1: Tensor, n: int) -> Parameters:
-    """The n best starts of each concept, the first on a tie; where a number is shared, those best on average."""
+    """Return the n best starts of each concept, or the n best on average if concepts share a parameter."""
     shared = f1.shape[1] > 1 and any(value.shape[1] == 1 for value in parameters.values())
     order = (f1.mean(1, keepdim=True) if shared else f1).argsort(dim=0, descending=True, stable=True)[:n]
     if shared:

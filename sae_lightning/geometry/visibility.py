@@ -1,4 +1,4 @@
-"""What a trained SAE finds of each concept, beside what it could have found."""
+"""Comparison of the concepts that a trained SAE finds with the bound of its architecture."""
 
 import math
 from collections.abc import Sequence
@@ -16,23 +16,32 @@ class Sight(NamedTuple):
     """How well one SAE sees one concept."""
 
     best_f1: float
-    """Of its best latent; NaN for a concept without samples."""
+    """F1 of its best latent; NaN for a concept without samples."""
     bound: Estimate
-    """The best F1 that any latent of its architecture could reach; unknown where no bound was fitted."""
+    """Best F1 that any latent of its architecture can reach; unknown if no bound was fitted."""
     state: State
-    """Found: the best latent's F1 suffices. Missed: it does not, but that of another latent of the architecture could.
-    Out of reach: no latent's could. Hidden: it does not, and the bound is not known."""
+    """Found: the F1 of the best latent reaches `found_above`. Missed: it does not, but another latent of the
+    architecture could. Out of reach: no latent could. Hidden: it does not, and the bound is unknown."""
 
 
 def sights(best_f1: Tensor, bound: Bound | None, found_above: float) -> list[Sight]:
-    """Compare what one SAE achieved with its bound, concept by concept.
+    """Compare the F1 of an SAE with its bound for each concept.
 
-    A concept is out of reach where even the upper end of the bound's interval lies below `found_above`.
+    A concept is out of reach if the upper end of the bound's interval is below `found_above`.
 
     Args:
         best_f1: F1 of the best latent for each concept, `(n_concepts,)`.
-        bound: Bound of its architecture; None where it is not known.
-        found_above: Best F1 from which a concept counts as found.
+        bound: Bound of its architecture; None if unknown.
+        found_above: Least F1 with which a concept counts as found.
+
+    Returns:
+        One result per concept.
+
+    Example:
+        >>> import torch
+        >>> from sae_lightning.geometry import sights
+        >>> [sight.state for sight in sights(torch.tensor([0.95, 0.3]), None, found_above=0.9)]
+        ['found', 'hidden']
     """
     limits: Sequence[Estimate] = [UNKNOWN] * len(best_f1)
     if bound is not None:

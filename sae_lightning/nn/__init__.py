@@ -1,4 +1,4 @@
-"""The mathematics of sparse autoencoders, in torch alone: encoder, projection, regularizer, decoder."""
+"""Formulas of sparse autoencoders, with torch as the only dependency: encoder, projection, regularizer, decoder."""
 
 from sae_lightning.nn.autoencoder import SAEOutput, SparseAutoencoder
 from sae_lightning.nn.decoder import Decoder

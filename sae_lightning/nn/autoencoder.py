@@ -16,33 +16,32 @@ from sae_lightning.nn.standardizer import Standardizer
 
 
 class SAEOutput(NamedTuple):
-    """What a forward pass returns."""
+    """Output of a forward pass."""
 
     x_hat: Tensor
     """Reconstructions, `(..., d_in)`."""
     codes: Tensor
     """Sparse codes, `(..., d_sae)`."""
     pre_codes: Tensor
-    """Pre-codes, before the projection, `(..., d_sae)`."""
+    """Output of the encoder, before the projection, `(..., d_sae)`."""
 
 
 class SparseAutoencoder(nn.Module):
-    r"""A sparse autoencoder, as a projection of encoded inputs onto a set of sparse codes.
+    r"""Sparse autoencoder: an encoder, a projection onto a set of sparse codes, and a linear decoder.
 
     $$ v = \mathrm{encoder}(\tilde x), \qquad z = \Pi_S(v), \qquad \hat x = z W_{dec} + b_{dec} $$
 
-    `forward`, `encode` and `decode` speak raw units and any leading shape, with `forward == decode(encode(x))`;
-    `autoencode` is the same between standardised units, where losses are computed. These are the formulas: what runs
-    them in a training step is in `sae_lightning.backends`.
+    `forward`, `encode` and `decode` use raw units and any leading shape, and `forward(x).x_hat == decode(encode(x))`.
+    `autoencode` uses standardized units, in which losses are computed. `sae_lightning.backends` runs training steps.
 
-    Products follow autocast or the precision of the two matrices; everything else stays in at least float32, also where
-    the module is converted to half precision (docs/precision.md).
+    Matrix products follow autocast or the dtype of the weights. Everything else stays in at least float32, even if the
+    module is converted to half precision (docs/precision.md).
 
     Args:
-        encoder: Maps standardised inputs to pre-codes.
+        encoder: Maps standardized inputs to pre-codes.
         projection: Maps pre-codes to codes.
-        decoder: Maps codes to standardised reconstructions.
-        standardize: Whether inputs are standardised.
+        decoder: Maps codes to standardized reconstructions.
+        standardize: Whether to standardize the inputs.
         subtract_decoder_bias: Whether the encoder sees `x - b_dec` instead of `x`.
         targets: Whether reconstructions are those of targets `(..., d_out)`, with a standardizer of their own, instead
             of the inputs (a transcoder).
@@ -50,9 +49,17 @@ class SparseAutoencoder(nn.Module):
             and decoder work on the layers side by side, `d_in` features in all.
 
     Raises:
-        ValueError: If the parts do not fit each other.
+        ValueError: If the parts do not fit together.
 
-    Source: Hindupur, Lubana, Fel and Ba (2025), arXiv 2503.01822.
+    References:
+        Hindupur, Lubana, Fel and Ba (2025), arXiv 2503.01822.
+
+    Example:
+        >>> import torch
+        >>> from sae_lightning.nn import Affine, Decoder, KSparse, SparseAutoencoder
+        >>> sae = SparseAutoencoder(Affine(3, 8), KSparse(8, k=2), Decoder(3, 8))
+        >>> sae.encode(torch.ones(5, 3)).shape
+        torch.Size([5, 8])
     """
 
     batches_silent: Tensor
@@ -97,7 +104,7 @@ class SparseAutoencoder(nn.Module):
         self.register_buffer("batches_silent", torch.zeros(self.d_sae, dtype=torch.int64))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """Move and convert, but keep everything except matrices from half precision, at which it would be ruined."""
+        """Move or convert the module, but keep vectors and scalars in at least float32: half precision ruins them."""
 
         def convert(tensor: Tensor) -> Tensor:
             converted = fn(tensor)
@@ -108,24 +115,24 @@ class SparseAutoencoder(nn.Module):
         return super()._apply(convert, recurse)  # type: ignore[no-untyped-call]
 
     def autoencode(self, x: Tensor) -> SAEOutput:
-        """Run encoder, projection and decoder on standardised inputs; `x_hat` is standardised too."""
+        """Run encoder, projection and decoder on standardized inputs; `x_hat` is standardized too."""
         pre_codes = self.pre_codes(x)
         codes = self.projection(pre_codes)
         return SAEOutput(self.decoder(codes), codes, pre_codes)
 
     def pre_codes(self, x: Tensor) -> Tensor:
-        """Run the encoder on standardised inputs."""
+        """Run the encoder on standardized inputs: `(..., d_in)` to `(..., d_sae)`."""
         centre = self.centre
         pre_codes: Tensor = self.encoder(x if centre is None else x - centre)
         return pre_codes
 
     @property
     def centre(self) -> Tensor | None:
-        """What the encoder's inputs are relative to, standardised: the decoder's bias, where that was asked for."""
+        """Vector subtracted from the encoder's inputs: the decoder's bias if `subtract_decoder_bias`, else None."""
         return self.decoder.bias if self.subtract_decoder_bias else None
 
     def standardize(self, x: Tensor) -> Tensor:
-        """Check the shape of raw inputs and standardize them, `(..., d_in)`; layers come to lie side by side.
+        """Check the shape of raw inputs and standardize them, `(..., d_in)`; layers are put side by side.
 
         Raises:
             ValueError: If the last dimensions are not those of an input.
@@ -169,7 +176,7 @@ class SparseAutoencoder(nn.Module):
         return raw if len(self.input_shape) == 1 else raw.reshape(*raw.shape[:-1], *self.input_shape)
 
     def forward(self, x: Tensor) -> SAEOutput:
-        """Return reconstructions (raw units), codes and pre-codes of raw inputs `(..., d_in)`."""
+        """Return reconstructions in raw units, codes and pre-codes of raw inputs `(..., d_in)`."""
         out = self.autoencode(self.standardize(x))
         return out._replace(x_hat=self.destandardize(out.x_hat))
 
@@ -179,7 +186,7 @@ class SparseAutoencoder(nn.Module):
         return codes
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Return reconstructions in raw units: `(..., d_sae)` to `(..., d_in)`.
+        """Return reconstructions of codes in raw units: `(..., d_sae)` to `(..., d_in)`.
 
         Raises:
             ValueError: If the last dimension is not `d_sae`.
@@ -196,23 +203,23 @@ class SparseAutoencoder(nn.Module):
 
     @torch.no_grad()
     def count_silence(self, fired: Tensor) -> None:
-        """Add one batch to the silence of every latent, and reset those that `fired`, bool `(d_sae,)`."""
+        """Add one batch to `batches_silent` of each latent, and reset it for those that `fired`, bool `(d_sae,)`."""
         self.batches_silent.add_(1).masked_fill_(fired, 0)
 
     @staticmethod
     @torch.no_grad()
     def fired(codes: Tensor) -> Tensor:
-        """Which latents fire anywhere in a batch of codes `(..., d_sae)`, bool `(d_sae,)`."""
+        """Return which latents fire on at least one sample of codes `(..., d_sae)`, bool `(d_sae,)`."""
         rows = codes.flatten(0, -2)
-        return fires(torch.maximum(rows.amax(0), -rows.amin(0)))  # two reductions: `abs` would copy all codes
+        return fires(torch.maximum(rows.amax(0), -rows.amin(0)))  # not `abs`, which would copy all codes
 
     def receptive_field(self) -> ReceptiveField | None:
-        """Shape of the set on which a latent fires, as the parts tell; None where they do not."""
+        """Return the shape of the set on which a latent fires, or None if the parts do not declare it."""
         firing = self.projection.firing
         if firing is None or not tells(self.projection, "firing") or not tells(self.encoder, "receptive_field"):
             return None
         return self.encoder.receptive_field(firing)
 
     def dynamics(self) -> dict[str, Tensor]:
-        """Scalars worth watching during training, by name."""
+        """Return scalars to log during training, by name."""
         return {**self.encoder.dynamics(), **self.projection.dynamics()}

@@ -1,4 +1,4 @@
-"""Encoders: from an input to one pre-code per latent."""
+"""Encoders: map an input to one pre-code per latent."""
 
 import math
 from abc import ABC, abstractmethod
@@ -22,10 +22,11 @@ _LEAST_COSINE = 0.3  # between a new row and its sample
 
 
 class Encoder(Part, nn.Module, ABC):
-    """Base of all encoders: `weight` is latent-major, row i belongs to latent i.
+    """Base of all encoders: row i of `weight` `(d_sae, d_in)` belongs to latent i.
 
-    A subclass needs `forward` alone. What else it tells (a receptive field, an affine form, how a dead latent is
-    resampled) must be told again by a subclass of it that changes `forward`.
+    A subclass needs only `forward`. The other methods (receptive field, affine form, resampling of dead latents)
+    describe that formula: a subclass that overrides the `forward` of a concrete encoder must define them again, or they
+    do not apply to it (`parts.tells`).
 
     Args:
         d_in: Size of an input.
@@ -39,8 +40,8 @@ class Encoder(Part, nn.Module, ABC):
     undescribed = frozenset({"d_in", "d_sae"})
     rows_of_latents = frozenset({"weight"})
     rows_are: ClassVar[Literal["directions", "prototypes"]] = "directions"
-    """What the rows of `weight` are in the space of the inputs."""
-    nonpositive: bool = False  # True where pre-codes never exceed zero, so that only Simplex can use them
+    """Meaning of the rows of `weight` in input space."""
+    nonpositive: bool = False  # True if pre-codes never exceed zero, so that only Simplex can use them
 
     def __init__(self, d_in: int, d_sae: int) -> None:
         super().__init__()
@@ -52,59 +53,85 @@ class Encoder(Part, nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
-        """Return pre-codes of inputs `(..., d_in)`, `(..., d_sae)`."""
+        """Map inputs `(..., d_in)` to pre-codes `(..., d_sae)`."""
 
     def restart(self, latents: Tensor, inputs: Tensor, residuals: Tensor, alive: Tensor, share: float) -> None:
-        """Put each of some latents at a sample, for `ResampleDeadLatents`.
+        """Point each of the given latents at a sample, for `ResampleDeadLatents`.
 
         Args:
-            latents: Which latents, int64 `(n,)`.
-            inputs: What the encoder sees of a sample for each latent (less the decoder's bias where that is
-                subtracted), `(n, d_in)`.
-            residuals: What the SAE leaves unexplained of these samples, `(n, d_in)`.
-            alive: Latents that serve as examples, bool `(d_sae,)`; where there are none, initial values do.
-            share: Norm of a new row as a share of the mean of those that serve as examples.
+            latents: Latents to restart, int64 `(n,)`.
+            inputs: Encoder input for one sample per latent (minus the decoder's bias if the SAE subtracts it),
+                `(n, d_in)`.
+            residuals: Reconstruction errors `x - x_hat` of these samples, `(n, d_in)`.
+            alive: Latents over which norms and biases are averaged, bool `(d_sae,)`; initial values are used if there
+                are none.
+            share: Norm of a new row, relative to the mean norm of the rows of `alive`.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not say how a dead latent is resampled")
+        raise NotImplementedError(f"{type(self).__name__} does not define how a dead latent is resampled")
 
     def strengthen(self, latents: Tensor, factor: float) -> None:
-        """Raise the pre-codes of some latents at the samples that they were put at, by a factor above 1."""
-        raise NotImplementedError(f"{type(self).__name__} does not say how a dead latent is resampled")
+        """Raise the pre-codes of the given latents at the samples of their `restart`, by a factor above 1."""
+        raise NotImplementedError(f"{type(self).__name__} does not define how a dead latent is resampled")
 
     def receptive_field(self, firing: Firing) -> ReceptiveField | None:
-        """Shape of the set on which a latent fires, where a projection looks at `firing`; None where nobody said."""
+        """Return the shape of the set on which a latent fires under a projection's `firing` rule; None if unknown."""
         return None
 
     def affine_form(self, up_to_a_shift: bool) -> tuple[Tensor, Tensor] | None:
-        r"""Matrix $A$ `(d_sae, d_in)` and offset $a$ `(d_sae,)` with $v = A x + a$; None where there are none.
+        r"""Return $A$ `(d_sae, d_in)` and $a$ `(d_sae,)` such that $v = A x + a$; None if pre-codes are not affine.
 
         Args:
-            up_to_a_shift: Whether $v$ may differ by a number that all latents share, which the projection ignores.
+            up_to_a_shift: Whether $v$ may differ by a number common to all latents, because the projection ignores it.
         """
         return None
 
     def calibrate(self, x: Tensor, projection: "Projection", l0: float) -> float:
-        """Scale pre-codes so that the mean L0 on standardised samples `(n, d_in)` is `l0`; return what was reached."""
+        """Scale the pre-codes such that the mean L0 on a batch is `l0`.
+
+        Args:
+            x: Standardized samples, `(n, d_in)`; `SquaredDistance` uses the first 512.
+            projection: Projection of the SAE. All positive pre-codes count for `KSparse`, not only the k largest.
+            l0: Target mean number of firing latents per sample, from 1 to `d_sae`.
+
+        Returns:
+            The mean L0 reached. (It jumps where several latents enter the support at once.)
+
+        Raises:
+            ValueError: If the encoder cannot be calibrated, `l0` is out of range, or the offsets are so low that fewer
+                latents fire at any scale.
+        """
         raise ValueError(f"l0_init needs the encoder SquaredDistance, but got {type(self).__name__}")
 
     def dynamics(self) -> dict[str, Tensor]:
-        """Scalars worth watching during training, by name."""
+        """Return scalars to log during training, by name."""
         return {}
 
 
 class Affine(Encoder):
     r"""Affine encoder: $v = s (W x + b)$.
 
-    A latent with this encoder sees a half-space, so its concept must be linearly separable (with k-sparse codes
-    and no bias: a cone, so it must be separable by angle).
+    A latent fires on a half-space, so it can only find a concept that is linearly separable. (With `KSparse` and
+    without bias it fires on a cone, so the concept must be separable by angle.)
 
     Args:
         d_in: Size of an input.
         d_sae: Number of latents.
-        bias: Whether latents have a bias of their own.
-        pre_code_scale: Frozen factor $s$ of the pre-codes; 1 works best, the authors used `1 / (2 * d_in)`.
+        bias: Whether each latent has a trained bias.
+        pre_code_scale: Fixed factor $s$ of the pre-codes; 1 works best, the authors used `1 / (2 * d_in)`.
 
-    Shapes: input `(..., d_in)`, output `(..., d_sae)`.
+    Shape:
+        Inputs `(..., d_in)`, pre-codes `(..., d_sae)`.
+
+    Raises:
+        ValueError: If a size is below 1, or `pre_code_scale` is not positive and finite.
+
+    Example:
+        >>> import torch
+        >>> from sae_lightning.nn import Affine
+        >>> encoder = Affine(2, 3, bias=False)
+        >>> _ = torch.nn.init.eye_(encoder.weight)
+        >>> encoder(torch.tensor([5.0, 7.0])).tolist()
+        [5.0, 7.0, 0.0]
     """
 
     rows_of_latents = frozenset({"weight", "bias"})
@@ -116,32 +143,32 @@ class Affine(Encoder):
         self.bias = nn.Parameter(torch.zeros(d_sae)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return pre-codes in float32 (or float64), `(..., d_sae)`."""
+        """Map inputs `(..., d_in)` to pre-codes `(..., d_sae)`, in float32 or float64."""
         return affine(x, None, self.weight, self.bias, self.pre_code_scale)
 
     def restart(self, latents: Tensor, inputs: Tensor, residuals: Tensor, alive: Tensor, share: float) -> None:
-        """Point rows along the residuals, or to the samples where a residual points away from its own sample.
+        """Set rows to the direction of the residual, or of the input if the two differ too much in direction.
 
-        A bias becomes the mean of the live ones, but not positive.
+        Set biases to the mean bias of `alive`, but at most 0.
         """
-        rows, towards = F.normalize(residuals, dim=-1), F.normalize(inputs, dim=-1)
-        rows = torch.where((rows * towards).sum(-1, keepdim=True) < _LEAST_COSINE, towards, rows)
+        rows, directions = F.normalize(residuals, dim=-1), F.normalize(inputs, dim=-1)
+        rows = torch.where((rows * directions).sum(-1, keepdim=True) < _LEAST_COSINE, directions, rows)
         norm = share * mean_of_live(self.weight.detach().norm(dim=-1), alive, 1.0)
         set_rows(self.weight, latents, (norm * rows).to(self.weight.dtype))
         if self.bias is not None:
             set_rows(self.bias, latents, float(mean_of_live(self.bias.detach(), alive, 0.0).clamp_max(0)))
 
     def strengthen(self, latents: Tensor, factor: float) -> None:
-        """Make rows longer."""
+        """Multiply the rows by `factor`."""
         set_rows(self.weight, latents, factor * full_tensor(self.weight.detach())[latents])
 
     def affine_form(self, up_to_a_shift: bool) -> tuple[Tensor, Tensor]:
-        """The scaled weight and bias."""
+        """Return the scaled weight and bias."""
         bias = self.weight.new_zeros(self.d_sae) if self.bias is None else self.bias
         return self.pre_code_scale * self.weight, self.pre_code_scale * bias
 
     def receptive_field(self, firing: Firing) -> ReceptiveField | None:
-        """Half-spaces by level; cones among the largest, unless biases move their borders; cells by differences."""
+        """Return half-spaces for "level", cones for "largest" (None with biases) and convex cells for "differences"."""
         cone = Cone() if self.bias is None else None
         return {"level": HalfSpace(), "largest": cone, "differences": ConvexCell()}[firing]
 
@@ -149,14 +176,12 @@ class Affine(Encoder):
 class SquaredDistance(Encoder):
     r"""Distance encoder: $v_i = b_i - \lambda \|x - w_i\|^2$ with one trained $\lambda = \mathrm{softplus}(\rho)$.
 
-    The rows of `weight` are the prototypes $w_i$. A latent with this encoder and the simplex projection sees a
-    convex polytope around its prototype. Small $\lambda$ gives uniform codes, large $\lambda$ one-hot codes.
+    The rows of `weight` are the prototypes $w_i$. With `Simplex`, a latent fires on a convex polytope around its
+    prototype; small $\lambda$ gives uniform codes, large $\lambda$ one-hot codes.
 
-    Without offsets $b_i$ (the default) no pre-code is positive, and only the simplex, to which a constant is nothing,
-    can use them. With trained offsets the others can too: with the orthant a latent sees the ball of radius
-    $\sqrt{b_i / \lambda}$ around its prototype. On the simplex they turn the cells into those of a power diagram, just
-    as the biases of an affine encoder do: $b_i - \lambda \|x - w_i\|^2$ and
-    $2 \lambda w_i \cdot x + (b_i - \lambda \|w_i\|^2)$ differ by the same number for all latents.
+    Without offsets $b_i$ (the default) pre-codes are never positive, so only `Simplex`, which ignores a common shift,
+    can use them. With trained offsets and `Orthant`, a latent fires in the ball of radius $\sqrt{b_i / \lambda}$ around
+    its prototype. With `Simplex`, offsets give the cells of a power diagram, as the biases of an affine encoder do.
 
     Args:
         d_in: Size of an input.
@@ -164,12 +189,17 @@ class SquaredDistance(Encoder):
         lambda_init: Initial value of $\lambda$, positive.
         offset_init: Initial value of every offset $b_i$, finite; None for no offsets.
 
-    Shapes: input `(..., d_in)`, output `(..., d_sae)`.
-
     Raises:
-        ValueError: If `lambda_init` is not positive and finite, or `offset_init` not finite.
+        ValueError: If `lambda_init` is not positive and finite, or `offset_init` is not finite.
 
-    Source: Hindupur, Lubana, Fel and Ba (2025), arXiv 2503.01822 (without offsets).
+    References:
+        Hindupur, Lubana, Fel and Ba (2025), arXiv 2503.01822 (without offsets).
+
+    Example:
+        >>> import torch
+        >>> from sae_lightning.nn import SquaredDistance
+        >>> SquaredDistance(2, 1, lambda_init=0.5)(torch.tensor([3.0, 4.0]))[0].item()  # the prototype is zero
+        -12.5
     """
 
     rows_of_latents = frozenset({"weight", "offset"})
@@ -187,41 +217,41 @@ class SquaredDistance(Encoder):
 
     @property
     def scale(self) -> Tensor:
-        r"""The current $\lambda$, a positive scalar."""
+        r"""Current $\lambda$, a positive scalar."""
         return F.softplus(at_least_float32(local(self.raw_lambda)))
 
     @property
     def wide_offset(self) -> Tensor | None:
-        """The offsets in float32 (or float64), `(d_sae,)`; None without."""
+        """Offsets in at least float32, `(d_sae,)`, or None."""
         return None if self.offset is None else at_least_float32(self.offset)
 
     @torch.no_grad()
     def set_lambda(self, value: float) -> None:
-        r"""Set $\lambda$ to `value` (the inverse of softplus, exact for tiny and huge values)."""
+        r"""Set $\lambda$ to `value`, by an inverse of softplus that is exact for tiny and huge values."""
         require_finite_positive("lambda_init", value)
         if value > torch.finfo(torch.float32).max:
             raise ValueError(
-                f"lambda must be a number of float32, but is {value:.3g}: are there inputs of very different sizes?"
+                f"lambda must fit in float32, but is {value:.3g}: do inputs differ by many orders of magnitude?"
             )
         raw = value + math.log(-math.expm1(-value))
         self.raw_lambda.fill_(raw)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return pre-codes in float32 (or float64), `(..., d_sae)`; none exceeds its offset (up to rounding)."""
+        """Map inputs `(..., d_in)` to pre-codes `(..., d_sae)`, in float32 or float64."""
         return negative_squared_distance(x, self.weight, self.scale, self.wide_offset)
 
     def without_offset(self, pre_codes: Tensor) -> Tensor:
-        r"""What is left of pre-codes `(..., d_sae)` without their offsets, $-\lambda \|x - w_i\|^2$."""
+        r"""Subtract the offsets from pre-codes `(..., d_sae)`, which leaves $-\lambda \|x - w_i\|^2$."""
         return pre_codes if self.wide_offset is None else pre_codes - self.wide_offset
 
     def restart(self, latents: Tensor, inputs: Tensor, residuals: Tensor, alive: Tensor, share: float) -> None:
-        """Put prototypes at the samples, with the mean offset of the live ones."""
+        """Set prototypes to the inputs, and offsets to the mean offset of `alive`."""
         set_rows(self.weight, latents, inputs.to(self.weight.dtype))
         if self.offset is not None and self.offset_init is not None:
             set_rows(self.offset, latents, float(mean_of_live(self.offset.detach(), alive, self.offset_init)))
 
     def strengthen(self, latents: Tensor, factor: float) -> None:
-        """Raise offsets. Without them a prototype at its sample has the largest pre-code there is."""
+        """Raise offsets; without offsets, a prototype at its sample already has the largest possible pre-code."""
         if self.offset is not None:
             offset = full_tensor(self.offset.detach())[latents]
             scale = F.softplus(at_least_float32(full_tensor(self.raw_lambda.detach())))
@@ -229,7 +259,7 @@ class SquaredDistance(Encoder):
             set_rows(self.offset, latents, (offset + (factor - 1) * (offset.abs() + unit)).to(offset.dtype))
 
     def affine_form(self, up_to_a_shift: bool) -> tuple[Tensor, Tensor] | None:
-        r"""Up to $-\lambda \|x\|^2$, which all latents share: $2 \lambda w_i \cdot x + b_i - \lambda \|w_i\|^2$."""
+        r"""Return $2 \lambda w_i$ and $b_i - \lambda \|w_i\|^2$, without the common $-\lambda \|x\|^2$."""
         if not up_to_a_shift:
             return None
         rows, scale = self.weight.double(), self.scale.double()
@@ -237,33 +267,15 @@ class SquaredDistance(Encoder):
         return 2 * scale * rows, offset if self.wide_offset is None else offset + self.wide_offset
 
     def receptive_field(self, firing: Firing) -> ReceptiveField | None:
-        """Balls by level, cells by differences (which are affine) and among the largest: there balls cut by others."""
+        """Return balls for "level", convex cells for "differences" and for "largest" (balls cut by half-spaces)."""
         return Ball() if firing == "level" else ConvexCell()
 
     @torch.no_grad()
     def calibrate(self, x: Tensor, projection: "Projection", l0: float) -> float:
-        """Set lambda so that the mean L0 on a batch is `l0`, by bisection.
-
-        On the simplex lambda sets how far below its best rival's a latent's pre-code may lie. With the other
-        projections, whose encoder has offsets, it sets the radius of the balls in which latents fire. The k-sparse
-        projection would hide all but k of them, so that positive pre-codes are counted there, of which it takes the k
-        largest.
-
-        Args:
-            x: Standardised samples, `(n, d_in)`; the first 512 are used.
-            projection: The projection of the SAE.
-            l0: Wanted mean number of firing latents per sample, between 1 and `d_sae`.
-
-        Returns:
-            The mean L0 that was reached. (It jumps where several latents enter the support at once.)
-
-        Raises:
-            ValueError: If `l0` lies outside 1 and `d_sae`, or offsets are so low that fewer latents fire, however small
-                lambda is.
-        """
+        """Set lambda by bisection such that the mean L0 on a batch is `l0` (see `Encoder.calibrate`)."""
         if not 1 <= l0 <= self.d_sae:
             raise ValueError(f"l0_init must lie between 1 and d_sae = {self.d_sae}, but is {l0}")
-        # not from pre-codes: an offset far above the distances would leave little of them
+        # not from pre-codes: a large offset would round the distances away
         rows = full_tensor(self.weight)
         distances = -negative_squared_distance(x[:_CALIBRATION_SAMPLES], rows, self.scale) / self.scale
         offset = 0.0 if self.offset is None else full_tensor(self.offset)
@@ -271,7 +283,7 @@ class SquaredDistance(Encoder):
         def mean_l0(scale: float) -> float:
             return float(fires(projection.unbounded(offset - distances * scale)).sum(-1).double().mean())
 
-        # the useful range of lambda is around one over the spread of a sample's distances, at any scale of the data
+        # useful values of lambda are around one over the standard deviation of a sample's distances
         unit = 1.0 / max(distances.std(-1, correction=0).mean().item(), 1e-30)
         low, high = math.log(unit) - 20.0, math.log(unit) + 20.0
         if self.offset is not None and mean_l0(0.0) < l0:
@@ -287,11 +299,11 @@ class SquaredDistance(Encoder):
         return mean_l0(math.exp(high))
 
     def distances(self, pre_codes: Tensor) -> Tensor:
-        """Recover the squared distances from the pre-codes of all latents, `(..., d_sae)`."""
+        """Return the squared distances that belong to pre-codes of all latents, `(..., d_sae)`."""
         return -self.without_offset(pre_codes) / self.scale
 
     def dynamics(self) -> dict[str, Tensor]:
-        """The current lambda and, where there are offsets, their mean."""
+        """Return the current lambda and, if there are offsets, their mean."""
         found = {"lambda": self.scale.detach()}
         if self.offset is not None:
             found["offset_mean"] = full_tensor(self.offset.detach()).mean()

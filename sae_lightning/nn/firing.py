@@ -1,4 +1,4 @@
-"""When a latent fires: the one rule behind L0, silence, dead latents and every metric."""
+"""Definition of a firing latent, used for L0, dead latents and every metric."""
 
 import torch
 from torch import Tensor
@@ -7,21 +7,24 @@ FIRING_THRESHOLD: float = 1e-6
 
 
 def fires(codes: Tensor, threshold: float = FIRING_THRESHOLD) -> Tensor:
-    r"""Tell where a latent fires, $|z| > 10^{-6}$, compared in at least float32.
+    r"""Return where codes fire, $|z| > 10^{-6}$.
 
-    Codes may be signed: a negative code counts as a positive one does. Half precision would round the threshold itself
-    (1e-6 is subnormal in float16), so codes are widened first. NaN does not fire.
+    The sign does not matter, and NaN does not fire. Codes are converted to at least float32 first, since half precision
+    would round the threshold (1e-6 is subnormal in float16).
 
     Args:
         codes: Codes of any shape.
-        threshold: The magnitude to exceed.
+        threshold: Magnitude that a firing code exceeds.
 
     Returns:
         Bool tensor of the same shape.
 
-    Source: the value is that of Hindupur, Lubana, Fel and Ba (2025), arXiv 2503.01822.
+    References:
+        Hindupur, Lubana, Fel and Ba (2025), arXiv 2503.01822, for the threshold.
 
     Example:
+        >>> import torch
+        >>> from sae_lightning.nn import fires
         >>> fires(torch.tensor([0.5, -0.5, 1e-7, 0.0]))
         tensor([ True,  True, False, False])
     """

@@ -1,4 +1,4 @@
-"""Initial values of an SAE's weights: random, or taken from data."""
+"""Initial weights of an SAE: random, or taken from data."""
 
 from typing import Literal
 
@@ -9,27 +9,42 @@ from sae_lightning.nn.autoencoder import SparseAutoencoder
 from sae_lightning.nn.rows import fill_rows
 
 Initialization = Literal["data", "unit", "normal"]
-"""Rows of both matrices: random data points, random unit vectors, or independent standard normals."""
+"""Initial rows of encoder and decoder: random data points, random unit vectors, or standard normal entries."""
 
 
 def new_generator() -> torch.Generator:
-    """A generator seeded by the program's seed, whatever has been drawn from the global generator since.
+    """Return a generator with the seed of torch's global generator, but not its current state.
 
-    Two SAEs that are built in one program (alone or as members of a Comparison) so start from the same draw.
+    So all SAEs built in one program, alone or as members of a Comparison, start from the same random numbers.
+
+    Example:
+        >>> import torch
+        >>> from sae_lightning.nn.initialization import new_generator
+        >>> torch.equal(torch.rand(3, generator=new_generator()), torch.rand(3, generator=new_generator()))
+        True
     """
     return torch.Generator().manual_seed(torch.initial_seed())
 
 
 @torch.no_grad()
 def initialize_weights(sae: SparseAutoencoder, how: Literal["unit", "normal"], generator: torch.Generator) -> None:
-    """Fill the encoder with random rows and the decoder with a copy of them; biases stay as they are.
+    """Fill the rows of encoder and decoder with the same random numbers; biases stay as they are.
 
     A decoder of another space than the encoder's (targets) gets rows of its own.
 
     Args:
-        sae: The SAE to initialise.
-        how: Random unit vectors, or independent standard normals (the authors' choice).
+        sae: The SAE to initialize.
+        how: `unit` for random unit vectors, `normal` for standard normal entries (the authors' choice).
         generator: Source of randomness, on the CPU.
+
+    Example:
+        >>> import torch
+        >>> from sae_lightning.nn import Affine, Decoder, Orthant, SparseAutoencoder
+        >>> from sae_lightning.nn.initialization import initialize_weights
+        >>> sae = SparseAutoencoder(Affine(4, 2), Orthant(2), Decoder(4, 2))
+        >>> initialize_weights(sae, "unit", torch.Generator().manual_seed(0))
+        >>> [round(norm, 4) for norm in sae.encoder.weight.norm(dim=1).tolist()]
+        [1.0, 1.0]
     """
 
     def drawn(size: int) -> Tensor:
@@ -45,16 +60,25 @@ def initialize_weights(sae: SparseAutoencoder, how: Literal["unit", "normal"], g
 def initialize_from_data(
     sae: SparseAutoencoder, x: Tensor, generator: torch.Generator, target: Tensor | None = None
 ) -> None:
-    """Put prototypes and atoms at random data points (for an affine encoder: in their directions).
+    """Set the rows of encoder and decoder to random data points, or to their directions for an affine encoder.
 
-    Where there are fewer samples than latents, points are drawn again and moved by a thousandth of the data's
-    scale, so that no two latents are equal.
+    If there are fewer samples than latents, some are drawn several times, and noise of a thousandth of the data's scale
+    keeps latents distinct.
 
     Args:
-        sae: The SAE to initialise.
-        x: Standardised samples, `(n, d_in)`, n >= 1.
+        sae: The SAE to initialize.
+        x: Standardized samples, `(n, d_in)`, n >= 1.
         generator: Source of randomness, on the CPU.
         target: Standardized targets of the samples, `(n, d_out)`, from which atoms are taken where an SAE has some.
+
+    Example:
+        >>> import torch
+        >>> from sae_lightning.nn import Decoder, Simplex, SparseAutoencoder, SquaredDistance
+        >>> from sae_lightning.nn.initialization import initialize_from_data
+        >>> sae = SparseAutoencoder(SquaredDistance(2, 3), Simplex(3), Decoder(2, 3))
+        >>> initialize_from_data(sae, torch.tensor([[3.0, 4.0]]).expand(5, 2), torch.Generator().manual_seed(0))
+        >>> sae.encoder.weight.tolist()
+        [[3.0, 4.0], [3.0, 4.0], [3.0, 4.0]]
     """
     chosen = torch.randperm(len(x), generator=generator)
     if len(x) < sae.d_sae:

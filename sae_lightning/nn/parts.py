@@ -1,4 +1,4 @@
-"""What parts and SAEs have in common: they remember how they were built, in plain values."""
+"""Base classes of parts and SAEs, which record their constructor arguments so that checkpoints can rebuild them."""
 
 import inspect
 import math
@@ -17,33 +17,33 @@ _MOST_VALUES = 100_000  # in a description
 
 
 def _plain(value: Any) -> Any:
-    """A number of numpy as Python's own: checkpoints with others do not load with `weights_only=True`."""
+    """Convert a numpy scalar to a Python number: `torch.load(weights_only=True)` rejects numpy scalars."""
     return value.item() if hasattr(value, "item") and getattr(value, "ndim", None) == 0 else value
 
 
 class Recorded:
-    """Mixin that records the arguments of a constructor, defaults included, in `init_args`.
+    """Mixin that records the constructor's arguments, including defaults, in `init_args`.
 
-    A checkpoint stores these plain values beside the weights, so that the same object can be built again
-    without unpickling code.
+    A checkpoint stores these plain values next to the weights, so that `build` can construct the same object without
+    unpickling code.
     """
 
     init_args: dict[str, Any]
     made_as: type
-    """The class that was constructed. (FSDP changes that of a module.)"""
+    """Class that was constructed; `type(self)` may differ, since FSDP replaces the class of a module."""
     undescribed: ClassVar[frozenset[str]] = frozenset()
-    """Arguments that whoever builds the object again supplies by itself."""
+    """Names of arguments that a description omits, because the caller of `build` supplies them."""
     described_in_files: ClassVar[bool] = False
-    """Whether a checkpoint may name the class: its constructor then opens no file and imports nothing."""
+    """Whether a checkpoint may name this class; set it only if the constructor opens no file and imports nothing."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "Recorded":
         """Bind the arguments to the constructor's names before `__init__` runs."""
         instance = super().__new__(cls)
         try:
             bound = inspect.signature(cls.__init__).bind(instance, *args, **kwargs)
-        except TypeError:  # copy and pickle call without arguments and restore `__dict__` afterwards;
+        except TypeError:  # copy and pickle pass no arguments and restore `__dict__` afterwards;
             _reject_unnamed(cls, kwargs)
-            return instance  # a caller's mistake is reported by `__init__` itself
+            return instance  # wrong arguments are reported by `__init__` itself
         bound.apply_defaults()
         arguments = {name: _plain(value) for name, value in list(bound.arguments.items())[1:]}  # without `self`
         object.__setattr__(instance, "init_args", arguments)
@@ -51,7 +51,7 @@ class Recorded:
         return instance
 
     def describe(self) -> dict[str, Any]:
-        """Class path and constructor arguments: all that `build` needs."""
+        """Return class path and constructor arguments as plain values, from which `build` constructs the object."""
         cls = self.made_as
         init_args = {key: value for key, value in self.init_args.items() if key not in self.undescribed}
         return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": init_args}
@@ -71,23 +71,31 @@ def _reject_unnamed(cls: type, given: dict[str, Any]) -> None:
 
 
 class Part(Recorded):
-    """What encoders, projections, regularizers and decoders have in common."""
+    """Base class of encoders, projections, regularizers and decoders."""
 
     described_in_files = True
     rows_of_latents: ClassVar[frozenset[str]] = frozenset()
-    """Names of the parameters whose row i belongs to latent i."""
+    """Names of the parameters in which row i belongs to latent i."""
 
 
 def tells(part: Part, method: str, formula: str = "forward") -> bool:
-    """Whether what a method or attribute tells of a part holds for its formula.
+    """Return whether a method or attribute of a part describes the part's own formula.
 
-    A subclass that changes the formula inherits what its parent told of another one: that does not hold for it, unless
-    it says so again.
+    It does not if a subclass overrides the formula but inherits the description, which is then of the parent's formula.
 
     Args:
         part: The part.
-        method: Name of the method or attribute.
-        formula: Name of the method that is the formula.
+        method: Name of the method or attribute that describes the formula.
+        formula: Name of the method that implements the formula.
+
+    Example:
+        >>> from sae_lightning.nn import Simplex
+        >>> from sae_lightning.nn.parts import tells
+        >>> class Softmax(Simplex):
+        ...     def forward(self, pre_codes):
+        ...         return pre_codes.softmax(-1)
+        >>> tells(Simplex(4), "firing"), tells(Softmax(4), "firing")
+        (True, False)
     """
     order = type(part).__mro__
     told, made = (
@@ -99,17 +107,29 @@ def tells(part: Part, method: str, formula: str = "forward") -> bool:
 def build(description: dict[str, Any], base: type[T], *args: Any) -> T:
     """Build the object that `describe` described.
 
-    Descriptions come from files, which may be anybody's. Nothing is imported for them but what `moved` lists, and
-    nothing but constructors of this package's classes, and of classes whose module has been imported already, is ever
-    called; all of a description is checked before the first of them is.
+    Descriptions come from untrusted files. The whole description is checked before any constructor is called. Only
+    classes in modules that are already imported can be constructed; no module is imported except those of this package
+    that `moved` lists.
 
     Args:
         description: Class path and constructor arguments; descriptions among the arguments become factories.
-        base: The class that the described one must be or derive from.
-        args: Leading arguments that the description leaves out.
+        base: The described class must be this class or a subclass.
+        args: Leading arguments that the description omits.
+
+    Returns:
+        The new object.
 
     Raises:
         ValueError: If a class is unknown or does not derive from `base`, or an argument is not a plain value.
+
+    Example:
+        >>> from sae_lightning.nn import KSparse, Projection
+        >>> from sae_lightning.nn.parts import build
+        >>> description = KSparse(8, k=2).describe()
+        >>> description
+        {'class_path': 'sae_lightning.nn.projections.KSparse', 'init_args': {'k': 2}}
+        >>> build(description, Projection, 8).k
+        2
     """
     _check_extent(description)
     check_description(description, base)
@@ -117,7 +137,7 @@ def build(description: dict[str, Any], base: type[T], *args: Any) -> T:
 
 
 def _check_extent(description: Any) -> None:
-    """Raise a ValueError where there are too many values to look at: references make a small file endless."""
+    """Raise a ValueError if a description holds too many values: nested references can blow up a small file."""
     left, seen = [description], 0
     while left:
         value = left.pop()
@@ -131,11 +151,14 @@ def _check_extent(description: Any) -> None:
 
 
 def check_description(description: Any, base: type["Recorded"]) -> None:
-    """Raise a ValueError unless a description, and all those among its arguments, may be built.
+    """Check that a description, and every description among its arguments, may be built.
 
     Args:
-        description: What was read from a file.
-        base: The class that the described one must be or derive from.
+        description: Value read from a file.
+        base: The described class must be this class or a subclass.
+
+    Raises:
+        ValueError: If the description is malformed, or names a class or argument that is not allowed.
     """
     if not isinstance(description, dict) or description.keys() != {"class_path", "init_args"}:
         raise ValueError(f"a description must hold class_path and init_args, but is {_shortened(description)}")
@@ -158,7 +181,7 @@ def check_description(description: Any, base: type["Recorded"]) -> None:
 def _hints(cls: type) -> dict[str, Any]:
     try:
         return get_type_hints(cls.__init__)  # type: ignore[misc]
-    except NameError:  # names that a user's module imports for type checkers only
+    except NameError:  # a user's module may import names for type checkers only
         return {}
 
 
@@ -166,7 +189,7 @@ _KINDS: dict[Any, tuple[type, ...]] = {bool: (bool,), str: (str,), int: (int,), 
 
 
 def _has_type(value: Any, hint: Any) -> bool:
-    """Whether a plain value has an annotated type, as far as that is one of plain values."""
+    """Return whether a plain value matches a type annotation; annotations of other than plain values match any."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         return any(_has_type(value, argument) for argument in arguments)
@@ -196,11 +219,11 @@ def _check_value(value: Any, name: str) -> None:
 
 
 def described_class(path: Any, base: type[T]) -> type[T]:
-    """The class of a description, found without importing anything but what `moved` lists of this package.
+    """Return the class of a description, importing no module except those of this package that `moved` lists.
 
     Args:
-        path: Import path of the class, or the one that it had in an earlier version.
-        base: The class that it must be or derive from.
+        path: Import path of the class, or its import path in an earlier version.
+        base: The class must be this class or a subclass.
 
     Raises:
         ValueError: If its module has not been imported, it is no such class, or does not derive from `base`.
@@ -215,7 +238,7 @@ def described_class(path: Any, base: type[T]) -> type[T]:
             f"class {path!r} is not known: a file may only name classes of this package and of modules that have been "
             f"imported. If you trust {module!r}, give --trust {module} on the command line, or import it in Python"
         )
-    cls = vars(sys.modules[module]).get(name)  # not `getattr`, for which a module may import others
+    cls = vars(sys.modules[module]).get(name)  # not `getattr`, which can trigger lazy imports
     if not isinstance(cls, type):
         raise ValueError(f"class {path!r} does not exist: {module!r} has no class of this name")
     if not issubclass(cls, base):
@@ -233,7 +256,7 @@ def _is_description(value: Any) -> bool:
 
 
 def _revive(value: Any) -> Any:
-    """Turn descriptions into factories, also within a dict of them."""
+    """Turn descriptions into factories, including those in a dict."""
     if _is_description(value):
         return partial(_built, value, Recorded)
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Projections: from pre-codes to the nearest sparse codes in the set that an architecture allows."""
+"""Projections: map pre-codes to the nearest point of the set of codes that an architecture allows."""
 
 import math
 from abc import ABC, abstractmethod
@@ -14,9 +14,10 @@ from sae_lightning.nn.rows import full_tensor, set_rows
 
 
 class Projection(Part, nn.Module, ABC):
-    """Base of all projections: the nearest point of a set of codes, which is what `forward` returns.
+    """Base of all projections: `forward` maps pre-codes to the nearest point of a set of sparse codes.
 
-    A subclass needs `forward` alone. What else it tells must be told again by a subclass of it that changes `forward`.
+    A subclass needs only `forward`. The other methods and attributes describe that formula: a subclass that overrides
+    the `forward` of a concrete projection must declare them again, or they do not apply to it (`parts.tells`).
     `forward` is the form for inference, in which the codes of a sample do not depend on the rest of its batch.
 
     Args:
@@ -29,7 +30,7 @@ class Projection(Part, nn.Module, ABC):
     undescribed = frozenset({"d_in", "d_sae"})
     shift_invariant: bool = False  # True where adding a constant to all pre-codes of a row changes nothing
     firing: ClassVar[Firing | None] = None
-    """What decides which latents fire, and with the encoder their receptive fields; None where nobody said."""
+    """Rule by which latents fire, from which the encoder derives their receptive fields; None if unknown."""
 
     def __init__(self, d_sae: int) -> None:
         super().__init__()
@@ -38,7 +39,7 @@ class Projection(Part, nn.Module, ABC):
 
     @abstractmethod
     def forward(self, pre_codes: Tensor) -> Tensor:
-        """Return the codes of pre-codes `(..., d_sae)`, of the same shape."""
+        """Map pre-codes `(..., d_sae)` to codes of the same shape."""
 
     def forward_train(self, pre_codes: Tensor) -> Tensor:
         """Return the codes of a training batch, where these may depend on the rest of the batch; else as `forward`."""
@@ -46,50 +47,71 @@ class Projection(Part, nn.Module, ABC):
         return codes
 
     def unbounded(self, pre_codes: Tensor) -> Tensor:
-        """Codes without a bound that the set puts on how many of them are nonzero, `(..., d_sae)`."""
+        """Return the codes without any limit on the number of nonzeros, `(..., d_sae)`."""
         codes: Tensor = self(pre_codes)
         return codes
 
     def at_most(self) -> int | None:
-        """How many codes of a sample the set allows to be nonzero; None where it does not bound them."""
+        """Return the maximum number of nonzero codes per sample, or None if there is no limit."""
         return None
 
     def restart(self, latents: Tensor) -> None:
-        """Set what this projection trains of some latents, int64 `(n,)`, to initial values."""
+        """Reset the trained parameters of the given latents, int64 `(n,)`, to their initial values."""
 
     def thresholds(self) -> Tensor | None:
-        """What each latent's pre-code must exceed for it to fire, `(d_sae,)`; None where that is not a number."""
+        """Return the pre-code above which each latent fires, `(d_sae,)`, or None if it depends on the input."""
         return None
 
     def dynamics(self) -> dict[str, Tensor]:
-        """Scalars worth watching during training, by name."""
+        """Return scalars to log during training, by name."""
         return {}
 
 
 class Orthant(Projection):
-    r"""Nonnegative orthant: $z = \max(v, 0)$, the ReLU.
+    r"""Projection onto the nonnegative orthant, the ReLU: $z = \max(v, 0)$.
 
-    Shapes: `(..., d_sae)` to the same.
+    Args:
+        d_sae: Number of latents.
+
+    Shape:
+        Pre-codes and codes: `(..., d_sae)`.
+
+    Example:
+        >>> import torch
+        >>> from sae_lightning.nn import Orthant
+        >>> Orthant(3)(torch.tensor([0.5, -1.0, 2.0]))
+        tensor([0.5000, 0.0000, 2.0000])
     """
 
     firing = "level"
 
     def forward(self, pre_codes: Tensor) -> Tensor:
-        """Return the codes."""
+        """Return the codes, `(..., d_sae)`."""
         return functional.at_least_float32(pre_codes).relu()
 
 
 class Jump(Projection):
-    r"""Orthant with a jump: $z_i = v_i$ where $v_i > \theta_i$, zero elsewhere, with trained $\theta = e^{\rho} > 0$.
+    r"""JumpReLU: $z_i = v_i$ where $v_i > \theta_i$, zero elsewhere, with trained thresholds $\theta = e^{\rho} > 0$.
 
     Args:
         d_sae: Number of latents.
         threshold_init: Initial threshold of every latent, positive.
-        bandwidth: Width of the rectangle kernel of the straight-through gradient, positive.
+        bandwidth: Width of the rectangular kernel of the straight-through gradient, positive.
 
-    Shapes: `(..., d_sae)` to the same.
+    Shape:
+        Pre-codes and codes: `(..., d_sae)`.
 
-    Source: Rajamanoharan et al. (2024), arXiv 2407.14435.
+    Raises:
+        ValueError: If `threshold_init` or `bandwidth` is not positive and finite.
+
+    References:
+        Rajamanoharan et al. (2024), arXiv 2407.14435.
+
+    Example:
+        >>> import torch
+        >>> from sae_lightning.nn import Jump
+        >>> Jump(3, threshold_init=1.0)(torch.tensor([0.5, 0.9, 2.0])).tolist()
+        [0.0, 0.0, 2.0]
     """
 
     rows_of_latents = frozenset({"log_threshold"})
@@ -105,40 +127,48 @@ class Jump(Projection):
 
     @property
     def threshold(self) -> Tensor:
-        """The current thresholds, `(d_sae,)`."""
+        """Current thresholds, `(d_sae,)`."""
         return functional.at_least_float32(full_tensor(self.log_threshold)).exp()
 
     def thresholds(self) -> Tensor:
-        """The trained thresholds."""
+        """Return the current thresholds, `(d_sae,)`."""
         return self.threshold
 
     def forward(self, pre_codes: Tensor) -> Tensor:
-        """Return the codes."""
+        """Return the codes, `(..., d_sae)`."""
         return functional.jump(pre_codes, self.threshold, self.bandwidth)
 
     def restart(self, latents: Tensor) -> None:
-        """Set thresholds to the initial one."""
+        """Reset the thresholds of the given latents to `threshold_init`."""
         set_rows(self.log_threshold, latents, math.log(self.threshold_init))
 
     def dynamics(self) -> dict[str, Tensor]:
-        """Mean and maximum of the thresholds."""
+        """Return mean and maximum of the thresholds."""
         threshold = self.threshold.detach()
         return {"threshold_mean": threshold.mean(), "threshold_max": threshold.amax()}
 
 
 class KSparse(Projection):
-    """Nonnegative vectors with at most `k` nonzeros: the k largest pre-codes, clipped at zero.
+    """Projection onto nonnegative vectors with at most `k` nonzeros (TopK): keep the k largest, clip them at zero.
 
     Args:
         d_sae: Number of latents.
         k: Number of codes to keep per sample, from 1 to `d_sae`.
 
-    Shapes: `(..., d_sae)` to the same.
+    Shape:
+        Pre-codes and codes: `(..., d_sae)`.
 
     Raises:
         ValueError: If `k` is below 1 or above `d_sae`.
 
-    Source: Gao et al. (2024), arXiv 2406.04093.
+    References:
+        Gao et al. (2024), arXiv 2406.04093.
+
+    Example:
+        >>> import torch
+        >>> from sae_lightning.nn import KSparse
+        >>> KSparse(4, k=2)(torch.tensor([3.0, 1.0, -2.0, 2.0]))
+        tensor([3., 0., 0., 2.])
     """
 
     firing = "largest"
@@ -150,31 +180,39 @@ class KSparse(Projection):
         self.k = k
 
     def forward(self, pre_codes: Tensor) -> Tensor:
-        """Return the codes."""
+        """Return the codes, `(..., d_sae)`."""
         return functional.k_sparse(pre_codes, self.k)
 
     def unbounded(self, pre_codes: Tensor) -> Tensor:
-        """All positive pre-codes."""
+        """Return all positive pre-codes, `(..., d_sae)`."""
         return pre_codes.clamp_min(0)
 
     def at_most(self) -> int:
-        """The number k."""
+        """Return `k`."""
         return self.k
 
 
 class Simplex(Projection):
-    """Probability simplex: codes are nonnegative and sum to one (sparsemax).
+    """Projection onto the probability simplex (sparsemax): codes are nonnegative and sum to one.
 
-    How many codes are nonzero depends on the input, so that each concept can take the dimension it needs.
+    The number of nonzero codes depends on the input, so a concept gets as many latents as its dimension needs.
 
-    Shapes: `(..., d_sae)` to the same.
+    Args:
+        d_sae: Number of latents.
 
-    Source: Hindupur, Lubana, Fel and Ba (2025), arXiv 2503.01822; Martins and Astudillo (2016), arXiv 1602.02068.
+    References:
+        Hindupur, Lubana, Fel and Ba (2025), arXiv 2503.01822; Martins and Astudillo (2016), arXiv 1602.02068.
+
+    Example:
+        >>> import torch
+        >>> from sae_lightning.nn import Simplex
+        >>> Simplex(3)(torch.tensor([0.5, 0.0, -2.0]))
+        tensor([0.7500, 0.2500, 0.0000])
     """
 
     shift_invariant = True
     firing = "differences"
 
     def forward(self, pre_codes: Tensor) -> Tensor:
-        """Return the codes."""
+        """Return the codes, `(..., d_sae)`."""
         return functional.sparsemax(pre_codes)

@@ -1,4 +1,4 @@
-"""The weights of an SAE in raw units: standardisation, norms and scales folded into plain matrices."""
+"""Weights of an SAE in raw units: standardization, norms and scales folded into plain matrices."""
 
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,39 +13,50 @@ if TYPE_CHECKING:
 
 
 class RawWeights(NamedTuple):
-    r"""What an SAE computes, in raw units and the field's names and shapes.
+    r"""Weights that compute codes and reconstructions from raw inputs, with the field's usual names and shapes.
 
     $$ z = \Pi_S(x W_{enc} + b_{enc}), \qquad \hat x = z W_{dec} + b_{dec} $$
 
-    The encoder's are None where pre-codes are not affine in the inputs (distances, unless the projection ignores what
-    all latents share).
+    `W_enc` and `b_enc` are None if pre-codes are not affine in the inputs. (Distances are affine up to a shift that all
+    latents share, which `Simplex` ignores.)
     """
 
     W_enc: Tensor | None
-    """`(d_in, d_sae)`: column i belongs to latent i."""
+    """Encoder matrix, `(d_in, d_sae)`: column i belongs to latent i."""
     b_enc: Tensor | None
-    """`(d_sae,)`."""
+    """Encoder bias, `(d_sae,)`."""
     W_dec: Tensor
-    """The dictionary, `(d_sae, d_out)`: row i is the direction that latent i adds per unit of its code."""
+    """Dictionary, `(d_sae, d_out)`: row i is what latent i adds to the reconstruction per unit of its code."""
     b_dec: Tensor
-    """`(d_out,)`: the reconstruction where no latent fires."""
+    """Decoder bias, `(d_out,)`: the reconstruction if no latent fires."""
 
 
 @torch.no_grad()
 def raw_weights(sae: "SparseAutoencoder") -> RawWeights:
-    r"""Fold standardisation, scales, norms and biases of an SAE into four tensors, computed in float64.
+    r"""Fold standardization, scales, norms and biases of an SAE into four tensors, computed in float64.
 
     With $\tilde x = (x - \mu) / s$, pre-codes $v = \tilde x A + a$ and atoms $D$:
     $W_{enc} = A / s$, $b_{enc} = a - \mu A / s$, $W_{dec} = s D$, $b_{dec} = s b + \mu$.
 
     Args:
-        sae: The SAE; its own weights stay as they are.
+        sae: The SAE, which is not changed.
 
     Returns:
-        Tensors in float32 (float64 where the SAE is).
+        Tensors in float64 if the SAE is in float64, else in float32.
 
     Raises:
-        ValueError: If the latents of the SAE lie on several processes.
+        ValueError: If the latents of the SAE are distributed over several processes.
+
+    Example:
+        >>> import torch
+        >>> from sae_lightning.nn import Affine, Decoder, Orthant, SparseAutoencoder
+        >>> from sae_lightning.nn.raw_weights import raw_weights
+        >>> sae = SparseAutoencoder(Affine(1, 2), Orthant(2), Decoder(1, 2))
+        >>> _ = torch.nn.init.ones_(sae.encoder.weight)
+        >>> sae.standardizer.fit(torch.tensor([[8.0], [8.0], [12.0], [12.0]]))  # mean 10, standard deviation 2
+        >>> weights = raw_weights(sae)
+        >>> weights.W_enc.tolist(), weights.b_enc.tolist()  # (x - 10) / 2
+        ([[0.5, 0.5]], [-5.0, -5.0])
     """
     if is_dtensor(sae.encoder.weight):
         raise ValueError("weights in raw units need an SAE on one process: load its checkpoint instead (load_sae)")
@@ -58,7 +69,7 @@ def raw_weights(sae: "SparseAutoencoder") -> RawWeights:
     form = sae.encoder.affine_form(sae.projection.shift_invariant) if tells(sae.encoder, "affine_form") else None
     if form is not None:
         matrix, offset = form[0].double(), form[1].double()
-        centre = mean / scale + (bias if sae.subtract_decoder_bias else 0)
-        w_enc, b_enc = (matrix / scale).T.to(dtype).contiguous(), (offset - matrix @ centre).to(dtype)
+        center = mean / scale + (bias if sae.subtract_decoder_bias else 0)
+        w_enc, b_enc = (matrix / scale).T.to(dtype).contiguous(), (offset - matrix @ center).to(dtype)
     w_dec, b_dec = out_scale * sae.decoder.atoms.double(), out_scale * bias + out_mean
     return RawWeights(w_enc, b_enc, w_dec.to(dtype), b_dec.to(dtype))

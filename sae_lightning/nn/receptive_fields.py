@@ -1,4 +1,4 @@
-"""Receptive fields: the sets of inputs on which one latent fires, and the shape that an architecture gives them."""
+"""Receptive fields: families of sets of inputs on which one latent can fire, depending on the architecture."""
 
 import math
 from dataclasses import dataclass
@@ -8,57 +8,58 @@ import torch
 from torch import Tensor
 
 Firing = Literal["level", "largest", "differences"]
-"""What a projection looks at to let a latent fire: whether its pre-code exceeds a level of its own; whether it is
-positive and among the largest; or how far the others exceed it."""
+"""Rule by which a projection lets a latent fire: its pre-code exceeds a level of this latent (`level`), is positive and
+among the largest of the sample (`largest`), or is not exceeded too far by the other pre-codes (`differences`)."""
 
 Parameters = dict[str, Tensor]
-"""Numbers that single out members of a family; all begin with `(n_starts, n_concepts)`, or
-`(n_starts, 1)` where concepts share them."""
+"""Parameters of members of a family, by name. Leading dimensions are `(n_starts, n_concepts)`, or `(n_starts, 1)` if
+all concepts share the parameter."""
 
 
 class Points(NamedTuple):
-    """Inputs, with what scores need of them again and again."""
+    """Inputs with their squared norms, which scores use repeatedly."""
 
     x: Tensor
-    """`(n, d_in)`."""
+    """Inputs, `(n, d_in)`."""
     squared_norms: Tensor
-    """`(n,)`."""
+    """Squared norm of each input, `(n,)`."""
 
     @classmethod
     def of(cls, x: Tensor) -> "Points":
-        """Take inputs `(n, d_in)`."""
+        """Compute the squared norms of inputs `(n, d_in)`."""
         return cls(x, torch.linalg.vecdot(x, x))
 
     def products(self, rows: Tensor, offsets: Tensor | None = None) -> Tensor:
-        """Inner products with rows `(..., d_in)`, plus an offset for each, `(...)`: `(..., n)`."""
+        """Return inner products `(..., n)` with rows `(..., d_in)`, plus one offset per row, `(...)`."""
         flat = rows.reshape(-1, rows.shape[-1])
         products = flat @ self.x.T if offsets is None else torch.addmm(offsets.reshape(-1, 1), flat, self.x.T)
         return products.view(*rows.shape[:-1], -1)
 
-    def squared_distances(self, centres: Tensor) -> Tensor:
-        """Squared distances from centres `(..., d_in)`: `(..., n)`."""
-        return self.products(-2 * centres, centres.square().sum(-1)).add_(self.squared_norms)
+    def squared_distances(self, centers: Tensor) -> Tensor:
+        """Return squared distances `(..., n)` from centers `(..., d_in)`."""
+        return self.products(-2 * centers, centers.square().sum(-1)).add_(self.squared_norms)
 
 
 class Landmarks(NamedTuple):
-    """What a search for the best receptive fields starts from; the mean of all points is zero."""
+    """Starting points of a search for the best receptive fields, for data with mean zero."""
 
-    centres: Tensor
+    centers: Tensor
     """Mean of each concept's members, `(n_concepts, d_in)`."""
     directions: Tensor
-    """Unit vectors that tell members from others, `(n_directions, n_concepts, d_in)`."""
+    """Unit vectors that separate members from other samples, `(n_directions, n_concepts, d_in)`."""
     members: Tensor
     """Random members of each concept, `(n_members, n_concepts, d_in)`."""
     others: Tensor
-    """As many random samples, members or not."""
+    """Random samples of all data, of the same shape as `members`."""
 
 
 @dataclass(frozen=True)
 class ReceptiveField:
-    """Base of the families of receptive fields; instances are equal where class and arguments are.
+    """Base of the families of receptive fields; instances are equal if class and arguments are.
 
-    A member of the family fires where its score exceeds a threshold. A subclass names what the family assumes of a
-    concept that one latent is to find, and offers the score and where to start looking for the best member.
+    A member of a family is the set of inputs on which a score exceeds a threshold. A subclass defines the score, the
+    starting points of a search for the member that best detects a concept, and the assumption that the family makes
+    about a concept.
     """
 
     name: ClassVar[str]
@@ -67,30 +68,39 @@ class ReceptiveField:
 
     @property
     def special_cases(self) -> "tuple[ReceptiveField, ...]":
-        """Families whose members are members of this one too; their best members are starts."""
+        """Families contained in this one; a search also starts from their best members."""
         return ()
 
     @property
     def of_one_sae(self) -> "ReceptiveField":
-        """The family where latents for all concepts have to live in one SAE: narrower if they share a parameter."""
+        """Family of latents that belong to one SAE, which is narrower if such latents share a parameter."""
         return self
 
     def score(self, points: Points, parameters: Parameters) -> Tensor:
-        """How far inside each point lies, higher for further: `(n_starts, n_concepts, n)`."""
+        """Return the score of each point, higher further inside the set, `(n_starts, n_concepts, n)`."""
         raise NotImplementedError(f"{type(self).__name__} must define score")
 
     def starts(self, landmarks: Landmarks) -> Parameters:
-        """Members from which to search, with all of `n_starts`."""
+        """Return the members from which a search starts."""
         raise NotImplementedError(f"{type(self).__name__} must define starts")
 
     def widened(self, case: "ReceptiveField", parameters: Parameters, thresholds: Tensor) -> Parameters:
-        """The members of a special case, which fire above thresholds `(n_starts, n_concepts)`, as members of this."""
+        """Return parameters in this family for members of a special case with thresholds `(n_starts, n_concepts)`."""
         raise NotImplementedError(f"{type(self).__name__} has no special case {case.name}")
 
 
 @dataclass(frozen=True)
 class HalfSpace(ReceptiveField):
-    r"""Half-spaces, $\{x : w \cdot x > t\}$: one affine pre-code above a level."""
+    r"""Half-spaces, $\{x : w \cdot x > t\}$: sets on which an affine pre-code exceeds a level.
+
+    Example:
+        >>> import torch
+        >>> from sae_lightning.nn import HalfSpace
+        >>> from sae_lightning.nn.receptive_fields import Points
+        >>> points = Points.of(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+        >>> HalfSpace().score(points, {"directions": torch.tensor([[[1.0, 0.0]]])})
+        tensor([[[1., 3.]]])
+    """
 
     name: ClassVar[str] = "half-space"
     assumes: ClassVar[str] = "A concept can be cut off from all others by one plane."
@@ -100,41 +110,59 @@ class HalfSpace(ReceptiveField):
         return points.products(parameters["directions"])
 
     def starts(self, landmarks: Landmarks) -> Parameters:
-        """Directions that tell members from others, and from random samples to random members."""
+        """Return the discriminant directions, and directions from random samples to random members."""
         return {"directions": torch.cat([landmarks.directions, landmarks.members - landmarks.others])}
 
 
 @dataclass(frozen=True)
 class Ball(ReceptiveField):
-    r"""Balls, $\{x : \|x - c\|^2 < r\}$: a level minus one squared distance, where that is positive."""
+    r"""Balls, $\{x : \|x - c\|^2 < r\}$: sets on which a negative squared distance exceeds a level.
+
+    Example:
+        >>> import torch
+        >>> from sae_lightning.nn import Ball
+        >>> from sae_lightning.nn.receptive_fields import Points
+        >>> points = Points.of(torch.tensor([[0.0, 0.0], [3.0, 4.0]]))
+        >>> Ball().score(points, {"centers": torch.tensor([[[3.0, 0.0]]])})
+        tensor([[[ -9., -16.]]])
+    """
 
     name: ClassVar[str] = "ball"
     assumes: ClassVar[str] = "The members of a concept lie closer to one point than all others do."
 
     def score(self, points: Points, parameters: Parameters) -> Tensor:
         r"""Return $-\|x - c\|^2$."""
-        centres = parameters["centres"]
-        return points.products(2 * centres, -centres.square().sum(-1)).sub_(points.squared_norms)
+        centers = parameters["centers"]
+        return points.products(2 * centers, -centers.square().sum(-1)).sub_(points.squared_norms)
 
     def starts(self, landmarks: Landmarks) -> Parameters:
-        """The concept's centre, some of its members, and points beyond it, whose balls are nearly half-spaces."""
-        beyond = landmarks.centres.norm(dim=-1).mean().clamp(min=1) * torch.tensor([0.5, 2.0, 8.0])[:, None, None, None]
-        beyond = landmarks.centres + beyond.to(landmarks.centres) * landmarks.directions
-        return {"centres": torch.cat([landmarks.centres[None], landmarks.members, beyond.flatten(0, 1)])}
+        """Return the concept's center, some members, and distant points, around which balls are nearly half-spaces."""
+        beyond = landmarks.centers.norm(dim=-1).mean().clamp(min=1) * torch.tensor([0.5, 2.0, 8.0])[:, None, None, None]
+        beyond = landmarks.centers + beyond.to(landmarks.centers) * landmarks.directions
+        return {"centers": torch.cat([landmarks.centers[None], landmarks.members, beyond.flatten(0, 1)])}
 
 
 @dataclass(frozen=True)
 class Cone(ReceptiveField):
-    r"""Convex cones, $\{x : \min_j a_j \cdot (x - b) > t \|x - b\|\}$ with $t \ge 0$: positive homogeneous pre-codes.
+    r"""Convex cones, $\{x : \min_j a_j \cdot (x - b) > t \|x - b\|\}$ with $t \ge 0$, from linear pre-codes.
 
-    With one piece it is a circular cone, with $t = 0$ a polyhedral one. Several of a k-sparse SAE's largest pre-codes
-    may fire at once, and then the set where one of them does is a cone still, but need not be convex.
+    With one piece the cone is circular, with $t = 0$ it is polyhedral. For $k > 1$ the set on which one latent of a
+    k-sparse SAE fires is still a cone, but need not be convex.
 
     Args:
-        n_pieces: How many $a_j$ a cone has, at least 1.
-        shared_apex: Whether the cones of all concepts have one apex b, as those of one SAE do: the one that is best for
-            all of them together. If not, each concept has its best apex, whatever that does to the others, which is
-            what bounds a single latent: an SAE may do one concept well at the others' expense.
+        n_pieces: Number of vectors $a_j$ per cone, at least 1.
+        shared_apex: Whether the cones of all concepts share one apex $b$, as they do in one SAE, chosen for the best
+            mean over concepts. If False, each concept has its own best apex, which bounds what a single latent can
+            reach in an SAE that is trained for this concept alone.
+
+    Example:
+        >>> import torch
+        >>> from sae_lightning.nn import Cone
+        >>> from sae_lightning.nn.receptive_fields import Points
+        >>> points = Points.of(torch.tensor([[5.0, 0.0], [0.0, 2.0], [3.0, 4.0]]))
+        >>> parameters = {"apex": torch.zeros(1, 1, 2), "axes": torch.tensor([[[[1.0, 0.0]]]])}
+        >>> Cone(n_pieces=1).score(points, parameters)  # the cosine of the angle to the axis
+        tensor([[[1.0000, 0.0000, 0.6000]]])
     """
 
     name: ClassVar[str] = "cone"
@@ -145,12 +173,12 @@ class Cone(ReceptiveField):
 
     @property
     def of_one_sae(self) -> ReceptiveField:
-        """Cones that share their apex, the centre of the inputs."""
+        """Cones with a shared apex."""
         return Cone(self.n_pieces, shared_apex=True)
 
     @property
     def special_cases(self) -> tuple[ReceptiveField, ...]:
-        """Half-spaces; with a shared apex those whose borders meet in it, as all can where `n_concepts <= d_in`."""
+        """Half-spaces. With a shared apex, their borders must meet in it, as is possible if `n_concepts <= d_in`."""
         return (HalfSpace(),)
 
     def score(self, points: Points, parameters: Parameters) -> Tensor:
@@ -160,25 +188,25 @@ class Cone(ReceptiveField):
         return heights * points.squared_distances(apex).clamp_(min=1e-12).rsqrt()
 
     def starts(self, landmarks: Landmarks) -> Parameters:
-        """Apices in the middle, on either side and far away; axes to the concept and along what tells it apart."""
-        centres, directions = landmarks.centres, landmarks.directions
-        size = centres.norm(dim=-1).mean().clamp(min=1)
+        """Return apices near, beside and far from the data, with axes to the concept and along a discriminant."""
+        centers, directions = landmarks.centers, landmarks.directions
+        size = centers.norm(dim=-1).mean().clamp(min=1)
         if self.shared_apex:
-            away = torch.linalg.svd(torch.cat([centres, landmarks.members[:2].flatten(0, 1)]), full_matrices=False)[2]
+            away = torch.linalg.svd(torch.cat([centers, landmarks.members[:2].flatten(0, 1)]), full_matrices=False)[2]
             sides = torch.cat([away[:3], -away[:3]])[:, None]
             apex = size * torch.cat([torch.zeros_like(sides[:1]), sides / 2, 2 * sides, 8 * sides])
         else:
-            behind = size * torch.tensor([0.5, 2.0, 8.0]).to(centres)[:, None, None]
-            apex = torch.cat([torch.zeros_like(centres)[None], centres - behind * directions[:1], -behind * centres])
-        to_concept = torch.nn.functional.normalize(centres - apex, dim=-1)
+            behind = size * torch.tensor([0.5, 2.0, 8.0]).to(centers)[:, None, None]
+            apex = torch.cat([torch.zeros_like(centers)[None], centers - behind * directions[:1], -behind * centers])
+        to_concept = torch.nn.functional.normalize(centers - apex, dim=-1)
         along = directions[-1:].expand(len(apex), -1, -1)
         axes = torch.cat([to_concept, along])[:, :, None].expand(-1, -1, self.n_pieces, -1)
         return {"apex": torch.cat([apex, apex]), "axes": axes}
 
     def widened(self, case: ReceptiveField, parameters: Parameters, thresholds: Tensor) -> Parameters:
-        """A half-space is a cone of a right angle around its normal, with its apex on the plane.
+        """Convert half-spaces to cones around their normal, with opening angle 180 degrees and apex on the plane.
 
-        A shared apex is the point on all planes, or what comes closest to it.
+        A shared apex is the least-squares solution for a point on all planes.
         """
         if case != HalfSpace():
             return super().widened(case, parameters, thresholds)
@@ -195,12 +223,21 @@ class Cone(ReceptiveField):
 class ConvexCell(ReceptiveField):
     r"""Convex cells, $\{x : \min_j (a_j \cdot x + b_j) - q^2 \|x\|^2 > t\}$: balls cut by half-spaces.
 
-    Sparsemax lets latent i fire where $\sum_j \max(v_j - v_i, 0) < 1$, which is convex where differences of pre-codes
-    are affine. (Where a k-sparse projection compares them, and k > 1, the set need not be convex.) Half-spaces and
-    balls are members; a cell with more facets is not, and is approximated.
+    Latent i fires under sparsemax where $\sum_j \max(v_j - v_i, 0) < 1$, a convex set if differences of pre-codes are
+    affine. (Under a k-sparse projection with $k > 1$ the set need not be convex.) The family contains half-spaces and
+    balls, and approximates cells with more than `n_pieces` facets.
 
     Args:
-        n_pieces: How many $a_j$ a cell has, at least 1.
+        n_pieces: Number of vectors $a_j$ per cell, at least 1.
+
+    Example:
+        >>> import torch
+        >>> from sae_lightning.nn import ConvexCell
+        >>> from sae_lightning.nn.receptive_fields import Points
+        >>> normals = torch.tensor([[[[1.0], [-1.0]]]])  # the smaller of x + 1 and -x + 1
+        >>> parameters = {"normals": normals, "offsets": torch.ones(1, 1, 2), "curvatures": torch.zeros(1, 1, 1)}
+        >>> ConvexCell(n_pieces=2).score(Points.of(torch.tensor([[-3.0], [0.0], [0.5]])), parameters)
+        tensor([[[-2.0000,  1.0000,  0.5000]]])
     """
 
     name: ClassVar[str] = "convex cell"
@@ -218,15 +255,15 @@ class ConvexCell(ReceptiveField):
         return affine - parameters["curvatures"].square() * points.squared_norms
 
     def starts(self, landmarks: Landmarks) -> Parameters:
-        """Balls around the concept's centre."""
-        return self.widened(Ball(), {"centres": landmarks.centres[None]}, landmarks.centres.new_zeros(1, 1))
+        """Return balls around the concept's center."""
+        return self.widened(Ball(), {"centers": landmarks.centers[None]}, landmarks.centers.new_zeros(1, 1))
 
     def widened(self, case: ReceptiveField, parameters: Parameters, thresholds: Tensor) -> Parameters:
-        """A half-space is a cell without curvature, a ball one with equal pieces."""
+        """Convert half-spaces to cells without curvature, and balls to cells with equal pieces."""
         if case == HalfSpace():
             normals, curvature = parameters["directions"], 0.0
         elif case == Ball():
-            normals, curvature = 2 * parameters["centres"], 1.0
+            normals, curvature = 2 * parameters["centers"], 1.0
         else:
             return super().widened(case, parameters, thresholds)
         normals = normals[:, :, None].expand(-1, -1, self.n_pieces, -1)

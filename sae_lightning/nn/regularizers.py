@@ -1,4 +1,4 @@
-"""Regularizers: what an architecture pays for its codes, one value per sample."""
+"""Regularizers: penalties on the codes, one value per sample."""
 
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
@@ -34,21 +34,31 @@ class Regularizer(Part, nn.Module, ABC):
 
     @abstractmethod
     def forward(self, sae: "SparseAutoencoder", x: Tensor, out: "SAEOutput") -> Tensor:
-        """Return what each sample pays, `(batch,)`, for standardised inputs `x`."""
+        """Return the penalty per sample, `(batch,)`, for standardized inputs `x` `(batch, d_in)`."""
 
     def check(self, sae: "SparseAutoencoder") -> None:
-        """Raise a ValueError where this regularizer cannot work with the parts of `sae`."""
+        """Raise a ValueError if this regularizer cannot be used with the parts of `sae`."""
 
 
 def magnitudes(codes: Tensor) -> Tensor:
-    """|codes|, with the gradient 1 at zero: `abs` has 0 there, and thresholds are trained by codes that are zero."""
+    """Return |codes| with gradient 1 at zero: `abs` has gradient 0 there, but codes at zero train thresholds."""
     return torch.where(codes < 0, -codes, codes)
 
 
 class L1(Regularizer):
-    r"""L1 norm of the codes, $\sum_i |z_i|$.
+    r"""L1 norm of the codes, $\sum_i |z_i|$, with gradient 1 for codes at zero.
 
-    At zero the gradient is taken from above, as for a code that is about to fire.
+    Args:
+        d_sae: Number of latents.
+
+    Example:
+        >>> import torch
+        >>> from sae_lightning.nn import L1, Affine, Decoder, Orthant, SparseAutoencoder
+        >>> sae = SparseAutoencoder(Affine(2, 3), Orthant(3), Decoder(2, 3))
+        >>> x = torch.zeros(1, 2)
+        >>> out = sae.autoencode(x)._replace(codes=torch.tensor([[1.0, 0.0, 2.0]]))
+        >>> L1(3)(sae, x, out)
+        tensor([3.])
     """
 
     def forward(self, sae: "SparseAutoencoder", x: Tensor, out: "SAEOutput") -> Tensor:
@@ -59,33 +69,53 @@ class L1(Regularizer):
 class L0(Regularizer):
     r"""Number of latents above their threshold, $\sum_i H(v_i - \theta_i)$, with a straight-through gradient.
 
-    Source: Rajamanoharan et al. (2024), arXiv 2407.14435.
+    Args:
+        d_sae: Number of latents.
+
+    References:
+        Rajamanoharan et al. (2024), arXiv 2407.14435.
+
+    Example:
+        >>> import torch
+        >>> from sae_lightning.nn import L0, Affine, Decoder, Jump, SparseAutoencoder
+        >>> sae = SparseAutoencoder(Affine(2, 3), Jump(3, threshold_init=1.0), Decoder(2, 3))
+        >>> x = torch.zeros(1, 2)
+        >>> out = sae.autoencode(x)._replace(pre_codes=torch.tensor([[0.5, 1.5, 3.0]]))
+        >>> L0(3)(sae, x, out).tolist()
+        [2.0]
     """
 
     def check(self, sae: "SparseAutoencoder") -> None:
-        """Require the projection with thresholds."""
+        """Require the projection `Jump`, whose thresholds this penalty trains."""
         if not isinstance(sae.projection, Jump):
             got = type(sae.projection).__name__
             raise ValueError(f"the regularizer L0 needs the projection Jump (it trains thresholds), but got {got}")
 
     def forward(self, sae: "SparseAutoencoder", x: Tensor, out: "SAEOutput") -> Tensor:
-        """Return the count per sample, `(batch,)`."""
+        """Return the number per sample, `(batch,)`."""
         projection = sae.projection
         assert isinstance(projection, Jump)
         return step(out.pre_codes, projection.threshold, projection.bandwidth).sum(-1)
 
 
 class DistanceWeightedL1(Regularizer):
-    r"""Codes weighted by the squared distance to their prototypes, $\sum_i z_i \|x - w_i\|^2$.
+    r"""Sum of the codes, weighted by the squared distance to their prototypes: $\sum_i z_i \|x - w_i\|^2$.
 
-    The gradient flows through the codes and the prototypes; an offset of the encoder is no part of the distance. (The
-    plain L1 norm is constant on the simplex.)
+    Gradients flow through codes and prototypes. Used for SpaDE, since the L1 norm is constant on the simplex.
 
-    Source: Tasissa et al. (2023), K-deep simplex, arXiv 2012.02134; used for SpaDE in arXiv 2503.01822.
+    References:
+        Tasissa et al. (2023), K-deep simplex, arXiv 2012.02134; Hindupur et al. (2025), arXiv 2503.01822.
+
+    Example:
+        >>> import torch
+        >>> from sae_lightning.nn import Decoder, DistanceWeightedL1, Simplex, SparseAutoencoder, SquaredDistance
+        >>> sae, x = SparseAutoencoder(SquaredDistance(2, 3), Simplex(3), Decoder(2, 3)), torch.tensor([[2.0, 0.0]])
+        >>> DistanceWeightedL1(3)(sae, x, sae.autoencode(x)).item()  # all prototypes are zero, the codes sum to one
+        4.0
     """
 
     def check(self, sae: "SparseAutoencoder") -> None:
-        """Require the encoder with prototypes."""
+        """Require the encoder `SquaredDistance`, which has prototypes."""
         if not isinstance(sae.encoder, SquaredDistance):
             got = type(sae.encoder).__name__
             raise ValueError(f"DistanceWeightedL1 needs the encoder SquaredDistance (it has prototypes), but got {got}")
@@ -94,25 +124,37 @@ class DistanceWeightedL1(Regularizer):
         """Return the weighted norm per sample, `(batch,)`."""
         encoder = sae.encoder
         assert isinstance(encoder, SquaredDistance)
-        # lambda is divided by last: once per sample instead of once per code
+        # dividing by lambda last costs one division per sample instead of one per code
         return -(out.codes * encoder.without_offset(out.pre_codes)).sum(-1) / encoder.scale
 
 
 class AuxK(Regularizer):
-    r"""Lets dead latents explain the residual: $\|e - z_{aux} W_{dec}\|^2$ with $e = x - \hat x$ held fixed.
+    r"""Squared error with which dead latents reconstruct the residual: $\|e - z_{aux} W_{dec}\|^2$, $e = x - \hat x$.
 
-    $z_{aux}$ are the `k_aux` largest pre-codes among dead latents, clipped at zero; the gradient reaches their
-    atoms and, through the pre-codes, their encoder rows. Zero while no latent is dead.
+    $z_{aux}$ are the `k_aux` largest pre-codes among dead latents, clipped at zero. Gradients reach the atoms and the
+    encoder rows of these latents, but not $e$. The penalty is zero while no latent is dead.
 
     Args:
         d_sae: Number of latents.
-        k_aux: How many dead latents explain each sample; None takes half of `d_in`, at least one.
-        dead_after: A latent is dead after this many training batches in which it never fired.
+        k_aux: Number of dead latents that reconstruct each residual; None for half of `d_in`, at least one.
+        dead_after: Number of consecutive training batches without firing after which a latent is dead.
 
     Raises:
         ValueError: If `k_aux` or `dead_after` is below 1.
 
-    Source: Gao et al. (2024), arXiv 2406.04093.
+    References:
+        Gao et al. (2024), arXiv 2406.04093.
+
+    Example:
+        >>> import torch
+        >>> from sae_lightning.nn import Affine, AuxK, Decoder, KSparse, SparseAutoencoder
+        >>> sae, x = SparseAutoencoder(Affine(2, 3), KSparse(3, k=1), Decoder(2, 3)), torch.tensor([[3.0, 4.0]])
+        >>> aux_k = AuxK(3, dead_after=5)
+        >>> aux_k(sae, x, sae.autoencode(x)).item()  # no latent is dead
+        0.0
+        >>> _ = sae.batches_silent.fill_(5)
+        >>> aux_k(sae, x, sae.autoencode(x)).item()  # all are dead, but their atoms are zero
+        25.0
     """
 
     def __init__(self, d_sae: int, k_aux: int | None = None, dead_after: int = 20) -> None:
@@ -129,7 +171,7 @@ class AuxK(Regularizer):
             raise ValueError("AuxK explains the residual of inputs, so it cannot be combined with targets")
 
     def forward(self, sae: "SparseAutoencoder", x: Tensor, out: "SAEOutput") -> Tensor:
-        """Return the squared error of the residual's reconstruction per sample, `(batch,)`."""
+        """Return the squared error per sample, `(batch,)`."""
         dead = self.dead(sae)
         if len(dead) == 0:
             return torch.zeros_like(x[..., 0])
@@ -137,14 +179,14 @@ class AuxK(Regularizer):
         return self.error(x, out.x_hat, sae.decoder.combine(codes, dead))
 
     def dead(self, sae: "SparseAutoencoder") -> Tensor:
-        """The dead latents, int64 `(n_dead,)`."""
+        """Return the dead latents, int64 `(n_dead,)`."""
         return (sae.batches_silent >= self.dead_after).nonzero().squeeze(-1)
 
     def n_codes(self, sae: "SparseAutoencoder", dead: Tensor) -> int:
-        """How many of some dead latents explain each sample."""
+        """Return how many of the dead latents `dead` reconstruct each residual."""
         return min(self.k_aux or max(1, sae.d_in // 2), len(dead))
 
     @staticmethod
     def error(x: Tensor, x_hat: Tensor, explained: Tensor) -> Tensor:
-        """What is left of the residual, held fixed, without the part that is explained, `(batch,)`."""
+        """Return the squared error of `explained` as a reconstruction of the detached residual, `(batch,)`."""
         return ((x - x_hat).detach() - explained).square().sum(-1)

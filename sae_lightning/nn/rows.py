@@ -1,4 +1,4 @@
-"""Rows of latents, of which a process holds all or, where a parameter is a DTensor, some."""
+"""Access to rows of parameters that may be DTensors, of which each process holds only some rows."""
 
 from typing import TYPE_CHECKING, TypeGuard
 
@@ -10,22 +10,22 @@ if TYPE_CHECKING:
 
 
 def is_dtensor(tensor: Tensor) -> "TypeGuard[DTensor]":
-    """Whether a tensor is a DTensor."""
-    return hasattr(tensor, "to_local")  # to import their class takes a while, and most programs need none
+    """Return whether a tensor is a DTensor."""
+    return hasattr(tensor, "to_local")  # importing the class is slow, and few programs need it
 
 
 def local(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor, with its gradient: all of it, unless it is a DTensor."""
+    """Return this process's part of a DTensor, with gradients; any other tensor as it is."""
     return tensor.to_local() if is_dtensor(tensor) else tensor
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """All of a tensor; for a DTensor every process that holds a part of it must call this."""
+    """Return the whole of a DTensor, which all processes that hold a part must call; any other tensor as it is."""
     return tensor.full_tensor() if is_dtensor(tensor) else tensor
 
 
 def own_rows(tensor: Tensor) -> slice:
-    """Which rows of a tensor this process holds."""
+    """Return which rows of a tensor this process holds."""
     if not is_dtensor(tensor):
         return slice(0, len(tensor))
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
@@ -36,12 +36,20 @@ def own_rows(tensor: Tensor) -> slice:
 
 @torch.no_grad()
 def set_rows(tensor: Tensor, index: Tensor, rows: Tensor | float) -> None:
-    """Do `tensor[index] = rows` on those of the rows that this process holds.
+    """Do `tensor[index] = rows` for the rows that this process holds.
 
     Args:
-        tensor: `(d_sae, ...)`, a DTensor or not.
-        index: Which of its rows, int64 `(n,)`.
+        tensor: Tensor or DTensor, `(d_sae, ...)`.
+        index: Rows to set, int64 `(n,)`.
         rows: New values, `(n, ...)` or a number.
+
+    Example:
+        >>> import torch
+        >>> from sae_lightning.nn.rows import set_rows
+        >>> weight = torch.zeros(3)
+        >>> set_rows(weight, torch.tensor([0, 2]), torch.tensor([5.0, 6.0]))
+        >>> weight
+        tensor([5., 0., 6.])
     """
     own = own_rows(tensor)
     here = (index >= own.start) & (index < own.stop)
@@ -50,12 +58,12 @@ def set_rows(tensor: Tensor, index: Tensor, rows: Tensor | float) -> None:
 
 
 def mean_of_live(values: Tensor, alive: Tensor, initial: float) -> Tensor:
-    """Mean of a value of each latent over those that are alive, or `initial` where none is.
+    """Return the mean of a per-latent value over the live latents.
 
     Args:
-        values: `(d_sae,)`, a DTensor or not.
-        alive: Bool `(d_sae,)`.
-        initial: What stands for the mean where no latent is alive.
+        values: Tensor or DTensor, `(d_sae,)`.
+        alive: Which latents are alive, bool `(d_sae,)`.
+        initial: Returned if no latent is alive.
     """
     live = full_tensor(values)[alive]
     return live.mean() if len(live) else live.new_tensor(initial)
@@ -63,5 +71,5 @@ def mean_of_live(values: Tensor, alive: Tensor, initial: float) -> Tensor:
 
 @torch.no_grad()
 def fill_rows(tensor: Tensor, values: Tensor) -> None:
-    """Do `tensor.copy_(values)` on the rows that this process holds; `values` are those of all rows."""
+    """Do `tensor.copy_(values)` for the rows that this process holds; `values` holds all rows."""
     local(tensor).copy_(values[own_rows(tensor)])

@@ -1,7 +1,7 @@
-"""The k largest pre-codes and the simplex's threshold, found without a sort of the pre-codes.
+"""Search for the k largest pre-codes and for the simplex threshold, without sorting all pre-codes.
 
-On the CPU the searches run in numpy, whose comparisons, partitions and index searches are several times faster than
-torch's. Every search keeps NaN, so that a broken encoder shows in the loss instead of vanishing from the codes.
+On the CPU the searches run in numpy, which is several times faster than torch at comparisons, partitions and index
+searches. NaN always counts as found, so that the NaN of a diverged encoder reaches the loss.
 """
 
 from typing import Any
@@ -11,37 +11,43 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-_GROUPS = (32, 16, 8, 4)  # sizes of the groups whose maxima stand for all pre-codes
+_GROUPS = (32, 16, 8, 4)  # possible sizes of a group
 _SHORT_ROW = 1024
-_SORTED_ROW = 512  # up to here numpy sorts a row faster than it finds its k-th largest (measured with AVX-512)
-_FEW = 32  # pre-codes in which the support of a short row is looked for first
-LEAST_GROUPS = 64  # with fewer, maxima say too little about a row's threshold
-_ROOM = 2  # groups per wanted code, at least: with fewer, the maxima say too little
+_SORTED_ROW = 512  # longest row that numpy sorts faster than it partitions it (measured with AVX-512)
+_FEW = 32  # number of largest pre-codes among which the support of a short row is searched first
+LEAST_GROUPS = 64  # with fewer groups, maxima give too loose a bound on a row's threshold
+_ROOM = 2  # least number of groups per code to keep: with fewer, the maxima give too loose a bound
 
 
 def group_maxima(v: Tensor, least: int) -> Tensor | None:
-    """The maximum of each of many groups of pre-codes, as few groups as possible but at least `least`.
+    """Return the maxima of groups of pre-codes, with as few groups as possible, but at least `least`.
 
-    Any statement "so many pre-codes are at least this large" that holds for the maxima holds for all pre-codes.
+    If m maxima are at least t, so are at least m pre-codes: the maxima give a lower bound for the search in all.
 
     Args:
         v: Pre-codes, `(n, d_sae)`.
-        least: Smallest number of groups that will do.
+        least: Least number of groups.
 
     Returns:
-        Maxima, `(n, n_groups)`; None where groups of four would be too few.
+        Maxima, `(n, n_groups)`; None if even groups of four are fewer than `least`.
+
+    Example:
+        >>> import torch
+        >>> from sae_lightning.nn.search import group_maxima
+        >>> group_maxima(torch.arange(8.0)[None], least=2)  # groups 0, 2, 4, 6 and 1, 3, 5, 7
+        tensor([[6., 7.]])
     """
     n, d_sae = v.shape
     for size in _GROUPS:
         n_groups = d_sae // size
         if n_groups >= least:
-            # members of a group lie n_groups apart: this way the maximum runs along contiguous memory
+            # members of a group are n_groups apart, so that the reduction reads contiguous memory
             return v[:, : size * n_groups].reshape(n, size, n_groups).amax(1)
     return None
 
 
 def kth_largest(v: Tensor, k: int) -> Tensor:
-    """The k-th largest of each row, `(n, 1)`, on the CPU."""
+    """Return the k-th largest value of each row, `(n, 1)`, on the CPU."""
     if k == 1:
         return v.detach().amax(-1, keepdim=True)
     values, place = v.detach().numpy(), v.shape[1] - k
@@ -50,10 +56,10 @@ def kth_largest(v: Tensor, k: int) -> Tensor:
 
 
 def at_least_kth(v: Tensor, k: int) -> Tensor | None:
-    """One where a pre-code is among the k largest of its row, zero elsewhere, `(n, d_sae)`.
+    """Return 1 where a pre-code is among the k largest of its row, 0 elsewhere, `(n, d_sae)`.
 
-    The quick way to dense codes where rows are short. None where it is not (other devices, long rows, rows in which
-    more than k pre-codes reach the k-th largest): `largest_positions` decides there.
+    This is the fastest way to dense codes for short rows on the CPU. None otherwise, and if more than k pre-codes of a
+    row are at least its k-th largest: use `largest_positions` then.
     """
     if v.device.type != "cpu" or v.shape[1] > _SHORT_ROW:
         return None
@@ -62,16 +68,22 @@ def at_least_kth(v: Tensor, k: int) -> Tensor | None:
 
 
 def largest_positions(v: Tensor, k: int) -> Tensor:
-    """Positions of the k largest pre-codes of each row, without those that are not positive.
+    """Return the positions of the k largest pre-codes of each row that are positive.
 
-    Among equal pre-codes any may be taken.
+    Ties are broken arbitrarily.
 
     Args:
         v: Pre-codes, `(n, d_sae)`.
-        k: How many, from 1 to `d_sae`.
+        k: Number of pre-codes per row, from 1 to `d_sae`.
 
     Returns:
-        `row * d_sae + column` of each, rising, int64 `(nnz,)`.
+        Positions `row * d_sae + column` in ascending order, int64 `(nnz,)`.
+
+    Example:
+        >>> import torch
+        >>> from sae_lightning.nn.search import largest_positions
+        >>> largest_positions(torch.tensor([[5.0, 1.0, 3.0], [-1.0, -2.0, 4.0]]), k=2)
+        tensor([0, 2, 5])
     """
     n, d_sae = v.shape
     if v.device.type != "cpu":
@@ -79,7 +91,7 @@ def largest_positions(v: Tensor, k: int) -> Tensor:
         positions = (latents + torch.arange(n, device=v.device)[:, None] * d_sae).flatten()
         return positions[~(v.flatten().index_select(0, positions) <= 0)]
     maxima = group_maxima(v, _ROOM * k)
-    bound = kth_largest(v if maxima is None else maxima, k)  # at least k pre-codes reach it
+    bound = kth_largest(v if maxima is None else maxima, k)  # at least k pre-codes are this large
     rows = v.detach().numpy()
     mask = np.less(rows, bound.numpy())
     candidates = np.flatnonzero(np.logical_not(mask, out=mask))
@@ -91,12 +103,12 @@ def largest_positions(v: Tensor, k: int) -> Tensor:
 
 
 def _among_largest(values: NDArray[Any], candidates: NDArray[np.int64], shape: torch.Size, k: int) -> NDArray[np.bool_]:
-    """Which candidates are among the k largest of their row, exactly k in each row, `(nnz,)`."""
+    """Return which candidates are among the k largest of their row, exactly k per row, bool `(nnz,)`."""
     n, d_sae = shape
     samples = candidates // d_sae
     offsets = np.searchsorted(candidates, np.arange(n + 1) * d_sae)
     width = int(np.diff(offsets).max())
-    table = np.full((n, width), -np.inf, dtype=values.dtype)  # the candidates of each row side by side
+    table = np.full((n, width), -np.inf, dtype=values.dtype)  # one row of candidates per sample
     place = samples * width + (np.arange(len(values)) - offsets[samples])
     table.ravel()[place] = values
     bound = np.partition(table, width - k, axis=1)[:, width - k]
@@ -109,26 +121,33 @@ def _among_largest(values: NDArray[Any], candidates: NDArray[np.int64], shape: t
 
 
 def simplex_threshold(v: Tensor) -> Tensor:
-    r"""The threshold of the projection onto the simplex: $\tau$ with $\sum_i \max(v_i - \tau, 0) = 1$.
+    r"""Return the threshold of the projection onto the simplex: $\tau$ with $\sum_i \max(v_i - \tau, 0) = 1$.
 
-    Newton's iteration from below, which needs no sort: the sum is convex, decreasing and piecewise linear in the
-    threshold, so that the steps rise to its root, the support only shrinks, and the end is exact. (Short rows are
-    sorted on the CPU, where numpy does that in less time than two of the steps take.)
+    Newton's iteration starts below the root. The sum is convex, decreasing and piecewise linear in $\tau$, so the
+    iterates increase, the support only shrinks, and the iteration ends at the exact root. Short rows on the CPU are
+    sorted instead, which takes less time than two Newton steps.
 
     Args:
-        v: Pre-codes `(n, d_sae)` whose largest of each row is 0 (else rounding may be large).
+        v: Pre-codes `(n, d_sae)`, shifted such that the largest of each row is 0, which keeps rounding errors small.
 
     Returns:
         Thresholds, `(n, 1)`, from -1 to 0.
 
-    Source: Condat (2016), Fast projection onto the simplex and the l1 ball.
+    References:
+        Condat (2016), Fast projection onto the simplex and the l1 ball.
+
+    Example:
+        >>> import torch
+        >>> from sae_lightning.nn.search import simplex_threshold
+        >>> simplex_threshold(torch.tensor([[0.0, -0.5, -2.0]]))  # 0.75 + 0.25 = 1
+        tensor([[-0.7500]])
     """
     maxima = group_maxima(v, LEAST_GROUPS)
     if maxima is None and v.device.type == "cpu":
         found = _threshold_among_largest(v)
         if found is not None:
             return found
-    # max - 1 lies below the root, and so does the threshold of any part of a row, the whole included
+    # lower bounds of the root: max - 1 = -1, Newton's step for the full support, and the root for a subset (the maxima)
     tau = ((v.sum(-1, keepdim=True) - 1) / v.shape[-1]).clamp_min_(-1.0)
     if maxima is not None:
         tau = torch.maximum(tau, simplex_threshold(maxima))
@@ -137,7 +156,7 @@ def simplex_threshold(v: Tensor) -> Tensor:
     while True:
         torch.sub(v, tau, out=over).clamp_min_(0)
         count = torch.gt(over, 0.0, out=support).sum(-1, keepdim=True)
-        # a pre-code within rounding of tau may come back: only a support that shrank asks for another step
+        # stop unless a support shrank: within rounding of tau, a pre-code may enter the support again
         if least is not None and not bool((count < least).any()):
             return tau
         least = count if least is None else torch.minimum(count, least)
@@ -145,9 +164,10 @@ def simplex_threshold(v: Tensor) -> Tensor:
 
 
 def _threshold_among_largest(v: Tensor) -> Tensor | None:
-    """The simplex's threshold by the largest pre-codes of each row, `(n, 1)`; None where a support may hold more.
+    """Return the simplex threshold from the largest pre-codes of each row, `(n, 1)`; None if a support may hold more.
 
-    Source: Held, Wolfe and Crowder (1974).
+    References:
+        Held, Wolfe and Crowder (1974), Validation of subgradient optimization.
     """
     largest_ = torch.from_numpy(np.sort(v.detach().numpy(), axis=1)[:, : -_FEW - 1 : -1].copy())
     sums = largest_.cumsum(1)
@@ -155,6 +175,6 @@ def _threshold_among_largest(v: Tensor) -> Tensor | None:
     count = (1 + ranks * largest_ > sums).sum(1, keepdim=True)
     if v.shape[1] > _FEW and bool((count == _FEW).any()):
         return None
-    # a row with NaN begins with it: its count is 0, and its threshold NaN, too
+    # NaN is sorted to the front, so its row has count 0; its threshold is NaN as well
     count.clamp_min_(1)
     return (sums.gather(1, count - 1) - 1) / count

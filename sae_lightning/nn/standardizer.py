@@ -1,4 +1,4 @@
-"""Standardisation of the inputs, saved with the weights."""
+"""Standardization of the inputs, saved with the weights."""
 
 import math
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 _MOST = 0.95
-_SMALLEST = 1e-4  # spread of most standardised inputs: below it, float32 has hardly three digits left for them
+_SMALLEST = 1e-4  # least spread of most standardized inputs: float32 has hardly three digits for a smaller one
 
 
 class Standardizer(nn.Module):
@@ -14,14 +14,23 @@ class Standardizer(nn.Module):
 
     $$ \tilde x = (x - \mu) / s, \qquad s^2 = \mathrm{mean} \|x - \mu\|^2 / d_{in} $$
 
-    The statistics are buffers: a saved SAE takes raw inputs and returns reconstructions in raw units.
+    Mean and scale are buffers, so a saved SAE takes raw inputs and returns reconstructions in raw units.
 
     Args:
         d_in: Size of an input.
-        enabled: False leaves inputs as they are.
-        n_layers: For inputs of several layers side by side: each has a scale of its own.
+        enabled: Whether to standardize; if False, inputs stay as they are.
+        n_layers: Number of layers that the inputs hold side by side; each layer has its own scale.
 
-    Shapes: `(..., d_in)` to the same.
+    Shape:
+        Inputs and outputs: `(..., d_in)`.
+
+    Example:
+        >>> import torch
+        >>> from sae_lightning.nn import Standardizer
+        >>> standardizer = Standardizer(1)
+        >>> standardizer.fit(torch.tensor([[8.0], [8.0], [12.0], [12.0]]))  # mean 10, standard deviation 2
+        >>> standardizer(torch.tensor([14.0])), standardizer.inverse(torch.tensor([2.0]))
+        (tensor([2.]), tensor([14.]))
     """
 
     input_mean: Tensor
@@ -36,16 +45,16 @@ class Standardizer(nn.Module):
 
     @torch.no_grad()
     def fit(self, x: Tensor) -> None:
-        """Take mean and scale from a sample of inputs, `(n, d_in)`; does nothing where it is switched off.
+        """Set mean and scale to those of inputs `(n, d_in)`; do nothing if not `enabled`.
 
         Raises:
-            ValueError: If the sample holds fewer than two inputs, only copies of one, or one so much larger than the
-                others that these would be lost in rounding.
+            ValueError: If there are fewer than two inputs, all are equal, or some are so much larger than the others
+                that the others would be rounded away.
         """
         if not self.enabled:
             return
         if len(x) < 2:
-            raise ValueError(f"standardisation needs at least two training samples, but got {len(x)}")
+            raise ValueError(f"standardization needs at least two training samples, but got {len(x)}")
         if x.ndim != 2 or x.shape[-1] != len(self.input_mean):
             raise ValueError(f"training samples must have shape (n, {len(self.input_mean)}), but have {tuple(x.shape)}")
         layers = [self._statistics(layer) for layer in x.chunk(self.n_layers, dim=-1)]
@@ -59,7 +68,7 @@ class Standardizer(nn.Module):
     def _statistics(x: Tensor) -> tuple[Tensor, float]:
         """Mean and scale of one layer's samples `(n, d)`."""
         if bool((x == x[0]).all()):
-            raise ValueError("standardisation needs training samples that differ, but all are equal")
+            raise ValueError("standardization needs training samples that differ, but all are equal")
         x = x.double()
         mean = x.mean(0)
         scale = math.sqrt((x - mean).square().sum(-1).mean().item() / x.shape[-1])
@@ -67,18 +76,18 @@ class Standardizer(nn.Module):
         most = float(sizes[max(1, int(_MOST * (len(sizes) - 1)))])
         if most < _SMALLEST * scale:
             raise ValueError(
-                f"standardisation needs training samples of comparable size, but {_MOST:.0%} of them lie within "
-                f"{most:.3g} (root mean square) of their median, and one {float(sizes[-1]):.3g} away: remove such "
+                f"standardization needs training samples of comparable size, but {_MOST:.0%} of them lie within "
+                f"{most:.3g} (root mean square) of their median, and one lies {float(sizes[-1]):.3g} away: remove such "
                 "outliers, or give standardize = False"
             )
         return mean, scale
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return standardised inputs, in the buffers' precision."""
+        """Standardize raw inputs `(..., d_in)`; the result has the dtype of the buffers."""
         if not self.enabled:
             return x.to(self.input_mean.dtype)
         return (x - self.input_mean) / self.input_scale
 
     def inverse(self, x: Tensor) -> Tensor:
-        """Return standardised values to raw units."""
+        """Convert standardized values `(..., d_in)` to raw units."""
         return x * self.input_scale + self.input_mean if self.enabled else x

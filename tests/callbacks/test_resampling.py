@@ -510,7 +510,7 @@ def test_parts_that_do_not_say_how_are_refused_before_the_first_step(
     trainer = make_trainer(3, callbacks=[ResampleDeadLatents(every_n_steps=100)])
     name = (projection if encoder is Affine else encoder).__name__
     with pytest.raises(
-        ValueError, match=f"can be resampled only where every part tells how, but {name} has no method restart"
+        ValueError, match=f"can be resampled only if every part defines how, but {name} has no method restart"
     ):
         trainer.fit(module, datamodule=Clusters())
     assert trainer.global_step == 0

@@ -252,7 +252,7 @@ def test_a_run_that_cannot_begin_loses_nothing(case, tiny, tmp_path):  # noqa: F
     [
         (np.ones((400, 8)), "activations must differ between samples, but all 400 in"),
         (np.ones((1, 8)), "activations must hold at least two samples"),
-        ("outlier", "standardisation needs training samples of comparable size"),
+        ("outlier", "standardization needs training samples of comparable size"),
         ("nan", "holds nan at row 3, feature 2"),
         (np.zeros((400, 0)), "activations must have at least one feature"),
     ],

@@ -215,7 +215,7 @@ def test_mistakes_are_named():
 
     with pytest.raises(TypeError, match="families must be receptive fields, but one is 'half-space'"):
         changed(3, ["half-space"])
-    with pytest.raises(ValueError, match="concepts must label some samples, but all 300 are unlabelled"):
+    with pytest.raises(ValueError, match="concepts must label some samples, but all 300 are unlabeled"):
         changed(1, torch.full((300,), -1))
     with pytest.raises(ValueError, match="held_out must label some samples"):
         changed(4, (x, torch.full((300,), -1)))

@@ -25,19 +25,19 @@ def test_blobs_are_found_wherever_they_lie(offset):
 def test_samples_belong_to_the_nearest_centre():
     x, _ = blobs()
     found = cluster(x, 7, seed=3)
-    distances = (x[:, None] - found.centres).square().sum(2)
+    distances = (x[:, None] - found.centers).square().sum(2)
     assert torch.equal(found.of(x), distances.argmin(1))
 
 
 def test_the_seed_decides():
     x = torch.randn(500, 3, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(cluster(x, 5, 0).centres, cluster(x, 5, 0).centres)
-    assert not torch.equal(cluster(x, 5, 0).centres, cluster(x, 5, 1).centres)
+    assert torch.equal(cluster(x, 5, 0).centers, cluster(x, 5, 0).centers)
+    assert not torch.equal(cluster(x, 5, 0).centers, cluster(x, 5, 1).centers)
 
 
 @pytest.mark.filterwarnings("ignore:Number of distinct clusters")
 def test_equal_samples_make_no_empty_clusters():
-    assert len(cluster(torch.full((50, 2), 3.0), 4).centres) == 1
+    assert len(cluster(torch.full((50, 2), 3.0), 4).centers) == 1
 
 
 @pytest.mark.parametrize("n", [0, 301])

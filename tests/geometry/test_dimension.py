@@ -10,7 +10,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from sae_lightning.data import HeterogeneityDataModule
 from sae_lightning.geometry import dimension, dimensions, heterogeneity
-from sae_lightning.geometry.neighbours import neighbour_ratios, two_nn
+from sae_lightning.geometry.neighbors import neighbor_ratios, two_nn
 from sae_lightning.geometry.spectrum import energy_components, participation_ratio
 
 DIMS = (6, 14, 30, 62, 126)
@@ -94,7 +94,7 @@ def test_neighbours_are_those_of_scikit_learn():
     x = gaussian(500, torch.ones(5)) + 1_000.0  # far from the origin, where squares are large
     distances = NearestNeighbors(n_neighbors=3).fit(x.double().numpy()).kneighbors()[0]
     queries = torch.tensor([3, 499, 0])
-    found = neighbour_ratios(x - x.mean(0), queries)
+    found = neighbor_ratios(x - x.mean(0), queries)
     np.testing.assert_allclose(found, (distances[:, 1] / distances[:, 0])[queries], rtol=1e-3)
 
 
@@ -158,7 +158,7 @@ def test_no_dimension_exceeds_that_of_the_space(df, n):
 
 def test_an_interval_that_says_nothing_gives_no_number():
     found = [dimension(heavy_tailed(1_000, 1.0, seed)) for seed in range(4)]  # these gave 110, 70, 1.8 and 35
-    words = "says nothing where at most 10 are possible"
+    words = "is too wide to be informative, as at most 10 are possible"
     missing = [d for d in found if not d.headline.known]
     assert len(missing) == 3
     assert all(any(note.startswith("participation ratio") and words in note for note in d.notes) for d in missing)
@@ -173,7 +173,7 @@ def test_one_feature_has_one_dimension():
 def test_equal_samples_are_left_out_and_counted():
     x = gaussian(100, torch.ones(3))
     d = dimension(torch.cat([x, x[:20]]))
-    assert "40 of 120 samples have an equal, and no nearest neighbour" in d.notes
+    assert "40 of 120 samples equal another one, so their nearest-neighbor distance is zero" in d.notes
     assert not dimension(torch.cat([x, x])).two_nn.known
 
 

@@ -51,14 +51,14 @@ def test_a_smallest_bound_that_cannot_be_told_from_the_best_is_no_worse():
 def test_of_equals_the_simpler_is_chosen_whatever_the_order():
     found = chosen(("cell", CELL, None, 1.0, 0.99), ("ball", BALL, None, 0.99, 0.98), ("flat", HALF, None, 0.7, 0.6))
     assert found.architecture == "ball"
-    assert "cell could see as much, but with more freedom than that takes" in found.reasons[1]
+    assert "cell could see as much, but with more freedom than needed" in found.reasons[1]
 
 
 def test_of_the_same_family_the_first_is_chosen():
     entries = [("jump", HALF, None, 0.95, 0.9), ("relu", HALF, None, 0.95, 0.9)]
     assert chosen(*entries).architecture == "jump"
     assert chosen(*entries[::-1]).architecture == "relu"
-    assert "jump would do as well; the first one given is named" in chosen(*entries[::-1]).reasons[0]
+    assert "jump would do as well; the first one given is recommended" in chosen(*entries[::-1]).reasons[0]
 
 
 def test_one_k_is_left_out_unless_nothing_else_remains():
@@ -76,7 +76,7 @@ def test_what_has_no_bound_does_not_compete():
     assert chosen(("own", None, None, math.nan, math.nan), ("flat", HALF, None, 0.5, 0.4)).architecture == "flat"
     found = chosen(("own", None, None, math.nan, math.nan))
     assert found.architecture is None
-    assert found.reasons[0] == "No architecture is named, since no bound is known."
+    assert found.reasons[0] == "No architecture is recommended, since no bound is known."
     assert found.d_sae == 16
 
 
@@ -106,6 +106,6 @@ def test_samples_of_several_concepts_need_the_latents_of_all():
 def test_unknown_dimensions_are_left_out_and_said():
     found = chosen(("free", HALF, None, 1.0, 1.0), needed=(4, None), of_samples=(4,))
     assert (found.l0, found.d_sae) == (4, 8)
-    assert "1 concepts need whose dimension is not known" in found.reasons[-1]
+    assert "do not include 1 concepts whose dimension is not known" in found.reasons[-1]
     nothing = chosen(("free", HALF, None, 1.0, 1.0), needed=(None, None), of_samples=())
     assert (nothing.l0, nothing.d_sae, nothing.architecture) == (None, None, "free")

@@ -117,8 +117,8 @@ def test_no_training_data(module: Any) -> None:
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        (torch.ones(8, D_IN), "standardisation needs training samples that differ, but all are equal"),
-        (torch.ones(1, D_IN), "standardisation needs at least two training samples, but got 1"),
+        (torch.ones(8, D_IN), "standardization needs training samples that differ, but all are equal"),
+        (torch.ones(1, D_IN), "standardization needs at least two training samples, but got 1"),
     ],
 )
 def test_training_data_without_a_scale(x: Tensor, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Latents that lie on several processes: which process holds which, and a rule for each part."""
+"""Backend for latents distributed over several processes."""
 
 from sae_lightning.backends.sharded.backend import Sharded
 from sae_lightning.backends.sharded.latents import Sharding

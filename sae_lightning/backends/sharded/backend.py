@@ -1,4 +1,4 @@
-"""The backend for latents that lie on several processes, each of which sees all samples."""
+"""Backend for latents distributed over several processes, each of which sees all samples."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -19,15 +19,26 @@ from sae_lightning.nn.rows import local
 
 
 class Sharded(Dense):
-    """Runs the formulas on this process's own latents, and what needs all latents by collective operations.
+    """Backend that runs the formulas on the latents of this process, with collective operations over all latents.
 
-    Parameters are DTensors. `forward_train` and `autoencode` give the codes of this process's own latents;
-    `all_latents`, `encode` and `decode` give and take those of all.
+    Parameters are DTensors. `forward_train` and `autoencode` return the codes of this process's latents. `all_latents`
+    and `encode` return, and `decode` takes, the codes of all latents.
 
     Args:
-        core: The SAE, for whose parts there are rules.
-        regularizer: What its codes cost, or None.
-        sharding: Which process holds which latents.
+        core: The SAE; all its parts must have rules (`without_rule`).
+        regularizer: Penalty on its codes, or None.
+        sharding: Distribution of the latents over processes.
+
+    Example:
+        >>> import torch
+        >>> import torch.distributed as dist
+        >>> from sae_lightning.backends.sharded import Sharded, Sharding
+        >>> from sae_lightning.nn import Affine, Decoder, Orthant, SparseAutoencoder
+        >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        >>> core = SparseAutoencoder(Affine(2, 4), Orthant(4), Decoder(2, 4))
+        >>> Sharded(core, None, Sharding(dist.group.WORLD, d_sae=4)).encode(torch.ones(3, 2)).shape
+        torch.Size([3, 4])
+        >>> dist.destroy_process_group()
     """
 
     name: ClassVar[str] = "sharded"
@@ -38,7 +49,7 @@ class Sharded(Dense):
 
     @staticmethod
     def without_rule(core: SparseAutoencoder, regularizer: Regularizer | None) -> list[str]:
-        """Names of the classes among the parts for which there is no rule."""
+        """Return the class names of the parts for which this backend has no rule."""
         known: list[tuple[Part, Any]] = [
             (core.encoder, _ENCODERS),
             (core.projection, _PROJECTIONS),
@@ -49,24 +60,24 @@ class Sharded(Dense):
         return [type(part).__name__ for part, rules in known if type(part) not in rules]
 
     def pre_codes(self, x: Tensor) -> Tensor:
-        """Pre-codes of this process's own latents."""
+        """Return the pre-codes of this process's latents, `(n, d_local)`."""
         return self.pre_codes_of(x, None)
 
     def pre_codes_of(self, x: Tensor, latents: Tensor | None) -> Tensor:
-        """Pre-codes of some of this process's own latents, counted from its first."""
+        """Return the pre-codes of the given latents of this process (indices from 0), or of all if None."""
         return _ENCODERS[type(self.core.encoder)](self, self.core.encoder, x, latents)
 
     def replicate(self, x: Tensor) -> Tensor:
-        """What encoders take: each process finds the gradient through its own latents, and the sum is needed."""
+        """Return an encoder's input, with its gradient summed over processes, since each has only its latents' part."""
         return self.sharding.replicate(x) if x.requires_grad else x
 
     @property
     def centre(self) -> Tensor | None:
-        """What is subtracted from inputs."""
+        """Vector subtracted from the encoder's inputs, or None."""
         return None if self.core.centre is None else local(self.core.centre)
 
     def project(self, pre_codes: Tensor, train: bool = False) -> SAEOutput:
-        """The output that belongs to pre-codes of this process's own latents; all rules have one form."""
+        """Project and decode pre-codes of this process's latents, `(n, d_local)`; the rules have no training form."""
         core = self.core
         codes = _PROJECTIONS[type(core.projection)](self.sharding, core.projection, pre_codes)
         return SAEOutput(self._decode(codes), codes, pre_codes)
@@ -84,27 +95,27 @@ class Sharded(Dense):
         return x_hat if bias is None else x_hat + local(bias)
 
     def regularize(self, x: Tensor, out: SAEOutput) -> Tensor:
-        """What each sample pays, `(n,)`."""
+        """Return the regularizer's penalty per sample, `(n,)`."""
         return _REGULARIZERS[type(self.regularizer)](self, self.regularizer, x, out)
 
     def fired(self, out: SAEOutput) -> Tensor:
-        """Which of this process's own latents fire anywhere in the batch, bool `(d_sae,)`."""
+        """Return which latents fire in the batch, bool `(d_sae,)`; False for the latents of other processes."""
         return self.sharding.scatter(super().fired(out))
 
     def count_firing(self, out: SAEOutput) -> Tensor:
-        """Number of codes that fire in the batch, those of all processes, a scalar."""
+        """Return the number of firing codes in the batch over all processes, a scalar."""
         return self.sharding.total(super().count_firing(out))
 
     def all_latents(self, out: SAEOutput) -> SAEOutput:
-        """The same output with the codes and pre-codes of all latents."""
+        """Return the same output with the codes and pre-codes of all latents."""
         return SAEOutput(out.x_hat, self.sharding.gather(out.codes), self.sharding.gather(out.pre_codes))
 
     def encode(self, x: Tensor) -> Tensor:
-        """Codes of raw inputs, `(..., d_in)` to `(..., d_sae)`."""
+        """Return the codes of raw inputs: `(..., d_in)` to `(..., d_sae)`."""
         return self.sharding.gather(self.autoencode(self.core.standardize(x)).codes)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Reconstructions in raw units, `(..., d_sae)` to `(..., d_in)`."""
+        """Return reconstructions of codes in raw units: `(..., d_sae)` to `(..., d_in)`."""
         self.core.check_codes(codes)
         return self.core.destandardize(self._decode(codes[..., self.sharding.own]))
 
@@ -118,9 +129,9 @@ def _rows(parameter: Tensor, latents: Tensor | None) -> Tensor:
 
 
 def _affine(backend: Sharded, encoder: Affine, x: Tensor, latents: Tensor | None) -> Tensor:
-    centre = None if backend.centre is None else backend.replicate(backend.centre)
+    center = None if backend.centre is None else backend.replicate(backend.centre)
     bias = None if encoder.bias is None else _rows(encoder.bias, latents)
-    return affine(backend.replicate(x), centre, _rows(encoder.weight, latents), bias, encoder.pre_code_scale)
+    return affine(backend.replicate(x), center, _rows(encoder.weight, latents), bias, encoder.pre_code_scale)
 
 
 def _distances(backend: Sharded, encoder: SquaredDistance, x: Tensor, latents: Tensor | None) -> Tensor:

@@ -1,7 +1,7 @@
-"""Latents spread over processes: each holds the rows of some of them, and all see the same samples.
+"""Distribution of latents over processes: each holds the rows of some latents, and all see the same samples.
 
-Pre-codes and codes are then those of a process's own latents, `(..., d_sae / size)`. What needs all latents is found by
-the collective operations here: sums over latents (reconstructions, regularizers), the k largest, the simplex.
+Pre-codes and codes on a process are those of its own latents, `(..., d_sae / size)`. Collective operations compute what
+depends on all latents: sums over latents (reconstructions, regularizers), the k largest pre-codes, and sparsemax.
 """
 
 from typing import Any, cast
@@ -16,17 +16,25 @@ from sae_lightning.nn.search import simplex_threshold
 
 
 class Sharding:
-    """The latents of an SAE, in equal shares in the order of the processes of a group.
+    """Distribution of latents in equal, contiguous parts over the processes of a group, in the order of ranks.
 
-    Every process computes the same loss. So the gradient of what all hold alike (a sum over latents) is the same
-    everywhere, and that of what is used on each process for its own latents only (`replicate`) is to be summed.
+    Every process computes the same loss. Therefore the gradient of a `sum` over latents is the same on all processes,
+    and the gradient of a tensor that each process uses for its own latents (`replicate`) must be summed over processes.
 
     Args:
         group: The processes.
         d_sae: Number of latents, a multiple of the number of processes.
 
     Raises:
-        ValueError: If the latents cannot be shared out equally.
+        ValueError: If `d_sae` is not a multiple of the number of processes.
+
+    Example:
+        >>> import torch.distributed as dist
+        >>> from sae_lightning.backends.sharded import Sharding
+        >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        >>> Sharding(dist.group.WORLD, d_sae=4).own
+        slice(0, 4, None)
+        >>> dist.destroy_process_group()
     """
 
     def __init__(self, group: dist.ProcessGroup, d_sae: int) -> None:
@@ -43,17 +51,17 @@ class Sharding:
         self.own = slice(self.rank * self.d_local, (self.rank + 1) * self.d_local)
 
     def sum(self, x: Tensor) -> Tensor:
-        """Sum over processes; the gradient is that of the sum."""
+        """Sum over processes; each process receives the gradient of the sum."""
         return cast("Tensor", _Sum.apply(x, self))  # type: ignore[no-untyped-call]
 
     def replicate(self, x: Tensor) -> Tensor:
-        """The same tensor, whose gradient is the sum over processes."""
+        """Return `x` unchanged; its gradient is summed over processes."""
         return cast("Tensor", _Replicate.apply(x, self))  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def gather(self, x: Tensor) -> Tensor:
-        """Side by side along the last dimension, `(..., d)` to `(..., size * d)`; no gradient."""
-        if x.numel() == 0:  # for all processes alike: they see the same samples
+        """Concatenate over processes along the last dimension, `(..., d)` to `(..., size * d)`; no gradient."""
+        if x.numel() == 0:  # on all processes, since they see the same samples
             return x.new_zeros(*x.shape[:-1], self.size * x.shape[-1])
         parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(self.size)]
         dist.all_gather(parts, x.contiguous(), group=self.group)
@@ -61,7 +69,7 @@ class Sharding:
 
     @torch.no_grad()
     def maximum(self, x: Tensor) -> Tensor:
-        """Largest over processes, element by element; no gradient."""
+        """Elementwise maximum over processes; no gradient."""
         return self._reduced(x, dist.ReduceOp.MAX)
 
     @torch.no_grad()
@@ -76,17 +84,17 @@ class Sharding:
         return x
 
     def scatter(self, own: Tensor, empty: Any = 0) -> Tensor:
-        """A value for each latent from those of this process's own, `(d_local,)` to `(d_sae,)`."""
+        """Expand values of this process's latents, `(d_local,)`, to `(d_sae,)`, with `empty` for all others."""
         everywhere = own.new_full((self.d_sae,), empty)
         everywhere[self.own] = own
         return everywhere
 
     def among_own(self, latents: Tensor) -> Tensor:
-        """Which of some latents this process holds, counted from its first, for int64 `(n,)`."""
+        """Return those of `latents`, int64 `(n,)`, that this process holds, as indices into its own latents."""
         return latents[(latents >= self.own.start) & (latents < self.own.stop)] - self.own.start
 
     def most_on_one(self, latents: Tensor) -> int:
-        """How many of some latents are on the process that holds most of them."""
+        """Return how many of the given latents are on the process that holds most of them."""
         return int(torch.bincount(latents // self.d_local, minlength=self.size).max())
 
 
@@ -115,13 +123,13 @@ class _Replicate(Function):
 class _KSparse(Function):
     @staticmethod
     def forward(ctx: Any, v: Tensor, k: int, width: int, sharding: Sharding) -> Tensor:
-        rows = v.reshape(v.shape[:-1].numel(), v.shape[-1])  # a process may hold none of some latents
+        rows = v.reshape(v.shape[:-1].numel(), v.shape[-1])  # a process may hold none of the dead latents
         values, latents = rows.topk(min(width, rows.shape[-1]), dim=-1)
         n, found = values.shape
         candidates = values
         if found < width:
             candidates = torch.cat([values, values.new_full((n, width - found), -torch.inf)], -1)
-        # stable: of equal pre-codes those of the first processes are taken, and k in all
+        # stable, so that all processes choose the same k of equal pre-codes
         order = sharding.gather(candidates).sort(dim=-1, descending=True, stable=True).indices[:, :k]
         chosen = torch.zeros(n, sharding.size * width, dtype=torch.bool, device=v.device).scatter_(1, order, True)
         chosen = chosen[:, sharding.rank * width : sharding.rank * width + found]
@@ -137,15 +145,16 @@ class _KSparse(Function):
 
 
 def k_sparse_over(v: Tensor, k: int, sharding: Sharding, width: int | None = None) -> Tensor:
-    r"""The projection `functional.k_sparse` of rows whose parts lie on several processes.
+    r"""Apply `functional.k_sparse` to rows that are distributed over several processes.
 
-    Each process offers its own k largest; the k largest of these, in each row, are kept.
+    All processes exchange the k largest pre-codes of their own part of each row, and keep the k largest of these.
 
     Args:
         v: This process's pre-codes, `(..., d)`; `d` may differ between processes.
-        k: Number of codes to keep of each row in all.
+        k: Number of codes to keep per row over all processes.
         sharding: The processes.
-        width: How many each process offers; at least `k`, or the largest `d`; None for equal shares of all latents.
+        width: Number of candidates per process and row: `k`, or the largest `d` if that is smaller. None if all latents
+            are projected.
 
     Returns:
         This process's codes, in the shape of `v`.
@@ -160,7 +169,7 @@ class _Sparsemax(Function):
         rows = v.reshape(-1, v.shape[-1])
         own_largest = rows.amax(-1, keepdim=True)
         largest = sharding.maximum(own_largest)
-        # the threshold of any part of a row lies below that of the row: Newton's steps rise from there
+        # start Newton's iteration at a lower bound: the threshold of a part of a row is below that of the row
         tau = sharding.maximum(simplex_threshold(rows - own_largest) + (own_largest - largest))
         rows = rows - largest
         least = None  # the smallest support of each row so far
@@ -168,7 +177,7 @@ class _Sparsemax(Function):
             over = (rows - tau).clamp_min_(0)
             sums = sharding.total(torch.cat([over.sum(-1, keepdim=True), (over > 0).sum(-1, keepdim=True)], -1))
             total, count = sums[:, :1], sums[:, 1:]
-            # a pre-code within rounding of tau may come back: only a support that shrank asks for another step
+            # stop unless a support shrank: within rounding of tau, a pre-code may enter the support again
             if least is not None and not bool((count < least).any()):
                 break
             least = count if least is None else torch.minimum(count, least)
@@ -189,9 +198,9 @@ class _Sparsemax(Function):
 
 
 def sparsemax_over(v: Tensor, sharding: Sharding) -> Tensor:
-    r"""The projection `functional.sparsemax` of rows whose parts lie on several processes.
+    r"""Apply `functional.sparsemax` to rows that are distributed over several processes.
 
-    Newton's steps on the common threshold, each with the sums and supports of all processes: as exact as on one.
+    Newton's iteration on the common threshold uses sums over all processes, so it is as exact as on one process.
 
     Args:
         v: This process's pre-codes, `(..., d_local)`, in float32 or float64.

@@ -1,4 +1,4 @@
-"""Sparse codes on the CPU: where they are nonzero, the products that touch only these, and a rule for each part."""
+"""Backend for sparse codes on the CPU, with products over their nonzero entries only."""
 
 from sae_lightning.backends.sparse.backend import Sparse, SparseOutput
 from sae_lightning.backends.sparse.codes import Pattern, SparseCodes

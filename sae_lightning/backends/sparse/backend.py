@@ -1,4 +1,4 @@
-"""The backend for CPUs: after the encoder's product, a step touches active latents only."""
+"""Backend for CPUs: after the encoder's product, a step computes with active latents only."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
@@ -16,37 +16,47 @@ from sae_lightning.nn.functional import at_least_float32
 from sae_lightning.nn.parts import Part
 from sae_lightning.nn.regularizers import Regularizer
 
-# Measured on a CPU (benchmarks): where sparse codes begin to cost more than dense products
-_SPARSE_BELOW = 0.12  # as a share of d_sae
-_LEAST_WORK = 2**23  # multiplications of the encoder's product
+# limits beyond which sparse codes cost more than dense products, measured on a CPU (benchmarks)
+_SPARSE_BELOW = 0.12  # codes per sample, relative to d_sae
+_LEAST_WORK = 2**23  # number of multiplications in the encoder's product
 _DENSITY_SAMPLES = 64
 
 
 class SparseOutput(NamedTuple):
-    """What a training step works on where codes are sparse."""
+    """Output of a forward pass with sparse codes."""
 
     x_hat: Tensor
     """Reconstructions, `(n, d_in)`."""
     codes: SparseCodes
-    """Codes at the positions that the projection found."""
+    """Codes at the positions where they may be nonzero."""
     pre_codes: SparseCodes
     """Pre-codes at the same positions."""
 
 
 class Sparse(Dense):
-    """Finds the support of the codes from the encoder's product; the rest of a step costs O(nnz * d_in).
+    """Backend that finds the support of the codes after the encoder's product; all else costs O(nnz * d_in).
 
-    Whether a batch is worth it is decided by the density of its codes, counted in a few of its samples, and by nothing
-    else: a resumed run goes the same way. Batches whose codes are dense, and all batches on accelerators, where the
-    counting would stall, take dense products, unless `chunk_size` is given.
+    A batch is processed densely if a few of its samples have too many nonzero codes. This depends on the batch alone,
+    so a resumed run decides alike. Small batches, and all batches on accelerators, which counting would stall, are
+    dense as well. With `chunk_size`, all batches are processed sparsely.
 
     Args:
-        core: The SAE, for whose parts there are rules.
-        regularizer: What its codes cost, or None.
-        chunk_size: Samples whose dense pre-codes are held at a time, which bounds the memory of a step whatever the
-            density; None holds those of the whole batch.
-        dense_above: Codes per sample above which products are dense; None takes the share of `d_sae` at which they
-            were measured to become faster.
+        core: The SAE; all its parts must have rules (`without_rule`).
+        regularizer: Penalty on its codes, or None.
+        chunk_size: Number of samples whose dense pre-codes are in memory at a time, which limits the memory of a step;
+            None for the whole batch.
+        dense_above: Number of codes per sample above which products are dense; None for 12 % of `d_sae`, above which
+            dense products were measured to be faster.
+
+    Example:
+        >>> import torch
+        >>> from sae_lightning.backends.sparse import Sparse
+        >>> from sae_lightning.nn import L1, Affine, Decoder, Orthant, SparseAutoencoder
+        >>> core = SparseAutoencoder(Affine(2, 2), Orthant(2), Decoder(2, 2))
+        >>> _ = torch.nn.init.eye_(core.encoder.weight)
+        >>> out = Sparse(core, L1(2), chunk_size=1).forward_train(torch.tensor([[3.0, -1.0], [0.0, 2.0]]))
+        >>> out.codes.values.tolist(), out.codes.pattern.latents.tolist()
+        ([3.0, 2.0], [0, 1])
     """
 
     name: ClassVar[str] = "sparse"
@@ -64,7 +74,7 @@ class Sparse(Dense):
 
     @staticmethod
     def without_rule(core: SparseAutoencoder, regularizer: Regularizer | None) -> list[str]:
-        """Names of the classes among the parts for which there is no rule."""
+        """Return the class names of the parts for which this backend has no rule."""
         known: list[tuple[Part, Any]] = [
             (core.encoder, ENCODERS),
             (core.projection, PROJECTIONS),
@@ -76,7 +86,7 @@ class Sparse(Dense):
         return missing
 
     def forward_train(self, x: Tensor) -> SAEOutput | SparseOutput:  # type: ignore[override]
-        """Encode, project and decode standardised inputs `(n, d_in)`, sparsely where that is cheaper."""
+        """Encode, project and decode standardized inputs `(n, d_in)`, sparsely if that is cheaper."""
         core = self.core
         if not self._may_be_sparse(x):
             return super().forward_train(x)
@@ -87,7 +97,7 @@ class Sparse(Dense):
         bound = core.projection.at_most()
         if bound is not None:
             return self.autoencode_sparsely(x) if bound <= limit else super().forward_train(x)
-        pre_codes = self.pre_codes(x)  # both ways need them: without a gradient of their own, or with one
+        pre_codes = self.pre_codes(x)  # with gradients for the dense case; the sparse one uses their values only
         values = pre_codes.detach()
         few = values[: min(_DENSITY_SAMPLES, -(-len(x) // 16))]
         with torch.no_grad():
@@ -100,30 +110,30 @@ class Sparse(Dense):
 
     def _may_be_sparse(self, x: Tensor) -> bool:
         if has_hooks(self.core.encoder) or has_hooks(self.core.projection):
-            return False  # the sparse way does not call the parts as modules
+            return False  # hooks only run if the parts are called as modules, which sparse steps do not do
         if self.chunk_size is not None:
             return True
         return x.device.type == "cpu" and x.ndim == 2 and x.numel() * self.core.d_sae >= _LEAST_WORK
 
     def regularize(self, x: Tensor, out: SAEOutput | SparseOutput) -> Tensor:
-        """What each sample pays, `(n,)`."""
+        """Return the regularizer's penalty per sample, `(n,)`."""
         if isinstance(out, SAEOutput):
             return super().regularize(x, out)
         return REGULARIZERS[type(self.regularizer)](self, self.regularizer, x, out)
 
     @torch.no_grad()
     def fired(self, out: SAEOutput | SparseOutput) -> Tensor:
-        """Which latents fire anywhere in the batch, bool `(d_sae,)`."""
+        """Return which latents fire on at least one sample of the batch, bool `(d_sae,)`."""
         return super().fired(out) if isinstance(out, SAEOutput) else fires(out.codes.largest_per_latent())
 
     def count_firing(self, out: SAEOutput | SparseOutput) -> Tensor:
-        """Number of codes that fire in the batch, a scalar."""
+        """Return the number of firing codes in the batch, a scalar."""
         return super().count_firing(out) if isinstance(out, SAEOutput) else fires(out.codes.values).sum()
 
-    # ------------------------------------------------------------------ the sparse way
+    # ------------------------------------------------------------------ sparse steps
 
     def autoencode_sparsely(self, x: Tensor) -> SparseOutput:
-        """Encode, project and decode standardised inputs `(n, d_in)`, whatever the density of the codes."""
+        """Encode, project and decode standardized inputs `(n, d_in)` sparsely, at any density of the codes."""
         projection = self.core.projection
         support = PROJECTIONS[type(projection)].support
 
@@ -137,19 +147,22 @@ class Sparse(Dense):
         return self._autoencode_at(x, pattern, found)
 
     def _autoencode_at(self, x: Tensor, pattern: Pattern, found: Tensor) -> SparseOutput:
-        """The output from the pre-codes that were found in the support of the codes."""
+        """Return the output for a known support of the codes and the pre-codes `found` there."""
         core = self.core
         pre_codes = SparseCodes(ENCODERS[type(core.encoder)](core, x, pattern, found), pattern)
         codes = SparseCodes(PROJECTIONS[type(core.projection)].at(core.projection, pre_codes), pattern)
         return SparseOutput(DECODERS[type(core.decoder)](core.decoder, codes), codes, pre_codes)
 
     def codes_among(self, x: Tensor, latents: Tensor, k: int) -> SparseCodes:
-        """The k largest positive pre-codes of each sample among some latents, as codes with their gradient.
+        """Return the k largest positive pre-codes of each sample among the given latents, with gradients.
 
         Args:
-            x: Standardised inputs, `(n, d_in)`.
-            latents: Which latents, rising, int64 `(n_latents,)`.
-            k: How many, from 1 to `n_latents`.
+            x: Standardized inputs, `(n, d_in)`.
+            latents: Latents to choose from, in ascending order, int64 `(n_latents,)`.
+            k: Number of codes per sample, from 1 to `n_latents`.
+
+        Returns:
+            Sparse codes of all latents, `(n, d_sae)`.
         """
         d_sae = self.core.d_sae
 
@@ -164,9 +177,9 @@ class Sparse(Dense):
         return SparseCodes(ENCODERS[type(self.core.encoder)](self.core, x, pattern, found), pattern)
 
     def _by_chunk(self, x: Tensor, of_chunk: Callable[[Tensor], SparseCodes]) -> tuple[Pattern, Tensor]:
-        """What a function finds in each chunk of the inputs, as one."""
-        # Found positions that stay where they were made would split the memory that the chunk's dense pre-codes leave,
-        # so that the next chunk's do not fit in there and memory grows with the batch: they move to arrays made before.
+        """Apply a function to each chunk of the inputs, and concatenate the sparse codes that it returns."""
+        # Copy results to preallocated arrays: results kept in place would fragment the memory that the dense pre-codes
+        # of a chunk free, so that those of the next chunk do not fit there, and memory would grow with the batch.
         d_sae = self.core.d_sae
         positions = torch.empty(0, dtype=torch.int64, device=x.device)
         values = torch.empty(0, device=x.device)

@@ -1,7 +1,7 @@
-"""Sparse codes: values at few positions, and the products that touch only these.
+"""Sparse codes and their products.
 
-After the projection a code has few nonzeros. `Pattern` says where, `SparseCodes` adds the values, and the three
-products of training (decode, gradient of the codes, gradient of a weight matrix) cost O(nnz * d_in) on them.
+`Pattern` holds the positions of nonzero codes, `SparseCodes` their values. The three products of a training step
+(decode, gradient of the codes, gradient of a weight matrix) cost O(nnz * d_in).
 """
 
 import warnings
@@ -14,31 +14,38 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F  # noqa: N812  (the usual name)
 
-# torch says once that sparse CSR tensors are in beta; the one operation that is used of them is tested against the
-# dense product
+# Trigger torch's one-time warning that sparse CSR tensors are in beta: the only operation used here (sampled_addmm) is
+# tested against the dense product.
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     torch.sparse_csr_tensor(torch.tensor([0, 0]), torch.tensor([]).long(), torch.tensor([]), (1, 1))
 
 
 class ByLatent(NamedTuple):
-    """The positions of a pattern in the order of their latents."""
+    """Positions of a pattern, sorted by latent."""
 
     order: Tensor
-    """Where each position stands in the order of samples, `(nnz,)`."""
+    """Index of each position in the pattern, which is sorted by sample, `(nnz,)`."""
     samples: Tensor
     """Sample of each position, `(nnz,)`."""
     offsets: Tensor
-    """Where each latent's positions begin, and the end, `(d_sae + 1,)`."""
+    """Start of each latent's positions, followed by the end, `(d_sae + 1,)`."""
 
 
 class Pattern:
-    """Where the codes of a batch may be nonzero, in compressed rows.
+    """Positions at which the codes of a batch may be nonzero, sorted by sample (compressed sparse rows).
 
     Args:
-        positions: `sample * d_sae + latent` of each, rising, int64 `(nnz,)`.
+        positions: `sample * d_sae + latent` of each position, in ascending order, int64 `(nnz,)`.
         n: Number of samples.
         d_sae: Number of latents.
+
+    Example:
+        >>> import torch
+        >>> from sae_lightning.backends.sparse import Pattern
+        >>> pattern = Pattern(torch.tensor([1, 5]), n=2, d_sae=3)
+        >>> pattern.samples.tolist(), pattern.latents.tolist()
+        ([0, 1], [1, 2])
     """
 
     def __init__(self, positions: Tensor, n: int, d_sae: int) -> None:
@@ -61,26 +68,34 @@ class Pattern:
 
     @cached_property
     def offsets(self) -> Tensor:
-        """Where each sample's positions begin, and the end, `(n + 1,)`."""
+        """Start of each sample's positions, followed by the end, `(n + 1,)`."""
         starts = torch.arange(self.n + 1, device=self.positions.device) * self.d_sae
         return torch.searchsorted(self.positions, starts)
 
     @cached_property
     def by_latent(self) -> ByLatent:
-        """The same positions latent by latent."""
-        # sorting takes a time that grows with the width of the integers
+        """The same positions, sorted by latent."""
+        # narrower integers are sorted faster
         narrow = torch.int16 if self.d_sae < 2**15 else torch.int32
         latents, order = self.latents.to(narrow).sort(stable=True)
         every = torch.arange(self.d_sae + 1, device=latents.device)
         return ByLatent(order, self.samples.index_select(0, order), torch.searchsorted(latents.long(), every))
 
     def of(self, dense: Tensor) -> Tensor:
-        """The values of a dense tensor `(n, d_sae)` at these positions, `(nnz,)`."""
+        """Return the values of a dense tensor `(n, d_sae)` at these positions, `(nnz,)`."""
         return dense.flatten().index_select(0, self.positions)
 
 
 class SparseCodes(NamedTuple):
-    """Codes of a batch that are zero outside a pattern; the values carry the gradient."""
+    """Codes of a batch that are zero outside a pattern; gradients flow through the values.
+
+    Example:
+        >>> import torch
+        >>> from sae_lightning.backends.sparse import Pattern, SparseCodes
+        >>> SparseCodes(torch.tensor([7.0, 8.0]), Pattern(torch.tensor([1, 5]), n=2, d_sae=3)).dense()
+        tensor([[0., 7., 0.],
+                [0., 0., 8.]])
+    """
 
     values: Tensor
     """Value at each position, `(nnz,)`."""
@@ -88,17 +103,17 @@ class SparseCodes(NamedTuple):
     """The positions."""
 
     def dense(self) -> Tensor:
-        """The codes as an ordinary tensor, `(n, d_sae)`."""
+        """Return the codes as a dense tensor, `(n, d_sae)`."""
         n, d_sae = self.pattern.n, self.pattern.d_sae
         return self.values.new_zeros(n * d_sae).index_copy(0, self.pattern.positions, self.values).view(n, d_sae)
 
     def total(self, values: Tensor | None = None) -> Tensor:
-        """Sum of the values of each sample (or of others at the same positions), `(n,)`."""
+        """Return the sum per sample of the codes, or of other values at the same positions, `(n,)`."""
         values = self.values if values is None else values
         return values.new_zeros(self.pattern.n).index_add(0, self.pattern.samples, values)
 
     def largest_per_latent(self) -> Tensor:
-        """The largest magnitude of a code of each latent, 0 where it has none, `(d_sae,)`."""
+        """Return the largest magnitude of each latent's codes, 0 if it has none, `(d_sae,)`."""
         zeros = self.values.new_zeros(self.pattern.d_sae)
         return zeros.scatter_reduce(0, self.pattern.latents, self.values.detach().abs(), "amax")
 
@@ -108,7 +123,7 @@ def _at_least_float32(x: Tensor) -> Tensor:
 
 
 def _rows(table: Tensor, indices: Tensor, offsets: Tensor, values: Tensor) -> Tensor:
-    """Sums of rows of a table, weighted by values: one sum for each stretch between two offsets; at least float32."""
+    """Return weighted sums of table rows, one per range between consecutive offsets, in at least float32."""
     table = _at_least_float32(table)
     return F.embedding_bag(
         indices, table, offsets, mode="sum", per_sample_weights=values.to(table.dtype), include_last_offset=True
@@ -116,26 +131,34 @@ def _rows(table: Tensor, indices: Tensor, offsets: Tensor, values: Tensor) -> Te
 
 
 def combine(values: Tensor, pattern: Pattern, table: Tensor) -> Tensor:
-    r"""The product of codes with a matrix, $Z W$, at O(nnz * d_in).
+    r"""Product of sparse codes with a matrix, $Z W$, at O(nnz * d_in).
 
     Args:
-        values: Codes at the pattern's positions, `(nnz,)`.
-        pattern: Where codes may be nonzero.
-        table: Rows of latents, `(d_sae, d_in)`.
+        values: Codes at the positions of the pattern, `(nnz,)`.
+        pattern: Positions at which codes may be nonzero.
+        table: Matrix with one row per latent, `(d_sae, d_in)`.
 
     Returns:
         Products, `(n, d_in)`.
+
+    Example:
+        >>> import torch
+        >>> from sae_lightning.backends.sparse import Pattern
+        >>> from sae_lightning.backends.sparse.codes import combine
+        >>> pattern = Pattern(torch.tensor([1]), n=1, d_sae=2)
+        >>> combine(torch.tensor([2.0]), pattern, torch.tensor([[1.0, 1.0], [3.0, 4.0]]))
+        tensor([[6., 8.]])
     """
     return _rows(table, pattern.latents, pattern.offsets, values)
 
 
 def weight_gradient(values: Tensor, pattern: Pattern, table: Tensor) -> Tensor:
-    r"""The transposed product, $Z^T X$, at O(nnz * d_in).
+    r"""Transposed product, $Z^T X$, at O(nnz * d_in).
 
     Args:
-        values: Values at the pattern's positions, `(nnz,)`.
-        pattern: Where they are.
-        table: Rows of samples, `(n, d_in)`.
+        values: Values at the positions of the pattern, `(nnz,)`.
+        pattern: Positions at which values may be nonzero.
+        table: Matrix with one row per sample, `(n, d_in)`.
 
     Returns:
         Products, `(d_sae, d_in)`.
@@ -145,17 +168,17 @@ def weight_gradient(values: Tensor, pattern: Pattern, table: Tensor) -> Tensor:
 
 
 def row_products(x: Tensor, rows: Tensor, pattern: Pattern) -> Tensor:
-    r"""The entries of $X W^T$ at the pattern's positions, at O(nnz * d_in).
+    r"""Entries of $X W^T$ at the positions of a pattern, at O(nnz * d_in).
 
     Args:
-        x: Rows of samples, `(n, d_in)`.
-        rows: Rows of latents, `(d_sae, d_in)`.
-        pattern: Which entries.
+        x: Matrix with one row per sample, `(n, d_in)`.
+        rows: Matrix with one row per latent, `(d_sae, d_in)`.
+        pattern: Positions of the entries.
 
     Returns:
         Products, `(nnz,)`.
     """
-    # latent by latent, since a batch stays in the cache, which a dictionary does not
+    # ordered by latent, since the cache holds a batch, but not a dictionary
     order, samples, offsets = pattern.by_latent
     x, rows = _at_least_float32(x), _at_least_float32(rows)
     wanted = torch.sparse_csr_tensor(
@@ -193,7 +216,7 @@ class _Decode(Function):
         to_values, scaled = products * at, values * at
         to_weight = None
         if ctx.needs_input_grad[1]:
-            # each atom is its row divided by the norm (plus epsilon), so the row also feels the norm's change
+            # an atom is a row divided by its norm (plus epsilon), so the gradient has a term for the norm
             along = sum_by_latent(scaled * products, ctx.pattern) * inverse / norms[0].clamp_min(1e-30)
             to_weight = weight_gradient(scaled, ctx.pattern, grad)
             to_weight.addcmul_(_at_least_float32(weight), -along[:, None])
@@ -201,12 +224,12 @@ class _Decode(Function):
 
 
 def decode_sparse(codes: SparseCodes, weight: Tensor, epsilon: float | None = None) -> Tensor:
-    r"""The decoder's product for sparse codes, $\hat x = z W$, forward and backward at O(nnz * d_in).
+    r"""Decode sparse codes, $\hat x = z W$, forward and backward at O(nnz * d_in).
 
     Args:
         codes: Sparse codes of `n` samples.
         weight: Dictionary, `(d_sae, d_in)`.
-        epsilon: Where given, rows are divided by their norm plus this.
+        epsilon: If given, divide rows by their norm plus this number.
 
     Returns:
         Reconstructions, `(n, d_in)`.
@@ -220,14 +243,14 @@ class _AffineAt(Function):
     def forward(
         ctx: Any,
         x: Tensor,
-        centre: Tensor | None,
+        center: Tensor | None,
         weight: Tensor,
         bias: Tensor | None,
         scale: float,
         pattern: Pattern,
         values: Tensor,
     ) -> Tensor:
-        x = x if centre is None else x - centre
+        x = x if center is None else x - center
         ctx.save_for_backward(x.to(torch.promote_types(weight.dtype, torch.float32)), weight)
         ctx.pattern, ctx.scale = pattern, scale
         return values.view_as(values)
@@ -236,12 +259,12 @@ class _AffineAt(Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        needs_x, needs_centre, needs_weight, needs_bias = ctx.needs_input_grad[:4]
+        needs_x, needs_center, needs_weight, needs_bias = ctx.needs_input_grad[:4]
         grad = grad if ctx.scale == 1.0 else grad * ctx.scale
-        by_latent = sum_by_latent(grad, ctx.pattern) if needs_centre or needs_bias else None
+        by_latent = sum_by_latent(grad, ctx.pattern) if needs_center or needs_bias else None
         return (
             combine(grad, ctx.pattern, weight) if needs_x else None,
-            -(by_latent.to(x.dtype) @ weight.to(x.dtype)) if needs_centre and by_latent is not None else None,
+            -(by_latent.to(x.dtype) @ weight.to(x.dtype)) if needs_center and by_latent is not None else None,
             weight_gradient(grad, ctx.pattern, x) if needs_weight else None,
             by_latent if needs_bias else None,
             *(None, None, None),
@@ -250,28 +273,28 @@ class _AffineAt(Function):
 
 def affine_at(
     x: Tensor,
-    centre: Tensor | None,
+    center: Tensor | None,
     weight: Tensor,
     bias: Tensor | None,
     scale: float,
     pattern: Pattern,
     values: Tensor,
 ) -> Tensor:
-    r"""Give known affine pre-codes $v = s (W (x - c) + b)$ at some positions their gradient, at O(nnz * d_in).
+    r"""Attach the gradient of $v = s (W (x - c) + b)$ to affine pre-codes known at some positions, at O(nnz * d_in).
 
     Args:
         x: Inputs, `(n, d_in)`.
-        centre: What is subtracted from each input, `(d_in,)`, or None.
+        center: Vector $c$ subtracted from each input, `(d_in,)`, or None.
         weight: Encoder rows, `(d_sae, d_in)`.
-        bias: `(d_sae,)` or None.
+        bias: Bias $b$, `(d_sae,)`, or None.
         scale: The factor $s$.
         pattern: The positions.
-        values: The pre-codes there, `(nnz,)`.
+        values: Pre-codes at these positions, `(nnz,)`.
 
     Returns:
-        The same values, `(nnz,)`.
+        The same values with gradients, `(nnz,)`.
     """
-    arguments = (x, centre, weight, bias, scale, pattern, values)
+    arguments = (x, center, weight, bias, scale, pattern, values)
     return cast("Tensor", _AffineAt.apply(*arguments))  # type: ignore[no-untyped-call]
 
 
@@ -291,7 +314,7 @@ class _DistanceAt(Function):
         pattern = ctx.pattern
         needs_x, needs_weight, needs_scale, needs_offset = ctx.needs_input_grad[:4]
         to_x = to_weight = to_scale = None
-        pull = grad * (2 * scale)  # the gradient of -scale * |x - w|^2 is 2 * scale * (x - w) for w
+        pull = grad * (2 * scale)  # d/dw of -scale * |x - w|^2 is 2 * scale * (x - w)
         if needs_weight:
             to_weight = weight_gradient(pull, pattern, x)
             to_weight.addcmul_(_at_least_float32(weight), -sum_by_latent(pull, pattern)[:, None])
@@ -301,7 +324,7 @@ class _DistanceAt(Function):
         by_latent = None if offset is None else sum_by_latent(grad, pattern)
         if needs_scale:
             along = torch.dot(grad, values)
-            if by_latent is not None:  # the values are the offsets plus what the scale multiplies
+            if by_latent is not None:  # the scale multiplies the values without their offsets
                 along = along - torch.dot(by_latent, offset)
             to_scale = along / scale.clamp_min(torch.finfo(scale.dtype).tiny)
         return to_x, to_weight, to_scale, by_latent if needs_offset else None, None, None
@@ -310,7 +333,7 @@ class _DistanceAt(Function):
 def distance_at(
     x: Tensor, weight: Tensor, scale: Tensor, offset: Tensor | None, pattern: Pattern, values: Tensor
 ) -> Tensor:
-    r"""Give known distance pre-codes $v = b - \lambda \|x - w\|^2$ at some positions their gradient, at O(nnz * d_in).
+    r"""Attach the gradient of $v = b - \lambda \|x - w\|^2$ to pre-codes known at some positions, at O(nnz * d_in).
 
     Args:
         x: Inputs, `(n, d_in)`.
@@ -318,10 +341,10 @@ def distance_at(
         scale: The scalar $\lambda$.
         offset: The offsets $b$, `(d_sae,)`, or None.
         pattern: The positions.
-        values: The pre-codes there, `(nnz,)`.
+        values: Pre-codes at these positions, `(nnz,)`.
 
     Returns:
-        The same values, `(nnz,)`.
+        The same values with gradients, `(nnz,)`.
     """
     arguments = (x, weight, scale, offset, pattern, values)
     return cast("Tensor", _DistanceAt.apply(*arguments))  # type: ignore[no-untyped-call]
@@ -332,7 +355,7 @@ class _SparsemaxOn(Function):
     def forward(ctx: Any, values: Tensor, pattern: Pattern) -> Tensor:
         ctx.pattern = pattern
         ctx.counts = pattern.offsets.diff().to(values.dtype)
-        # sums of large pre-codes would lose digits of the small codes
+        # shift by the maximum, since sums of large pre-codes would round small codes away
         top = values.new_full((pattern.n,), -torch.inf).scatter_reduce_(0, pattern.samples, values, "amax")
         shifted = values - top.index_select(0, pattern.samples)
         tau = (_total(shifted, pattern) - 1) / ctx.counts
@@ -350,7 +373,7 @@ def _total(values: Tensor, pattern: Pattern) -> Tensor:
 
 
 def sparsemax_on(v: SparseCodes) -> Tensor:
-    r"""Sparsemax where its support is known already, $z_i = v_i - (\sum_{j \in S} v_j - 1) / |S|$.
+    r"""Sparsemax for a known support $S$: $z_i = v_i - (\sum_{j \in S} v_j - 1) / |S|$.
 
     Args:
         v: Pre-codes at the positions of the support.

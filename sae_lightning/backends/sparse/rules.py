@@ -1,6 +1,6 @@
-"""What the sparse backend knows of parts, by their exact type: a subclass may have changed the formula.
+"""Rules of the sparse backend, by the exact type of a part, since a subclass may have another formula.
 
-Each rule says the same as the part's `forward`, at some positions of the codes only.
+A rule computes the same as the part's `forward`, but only at some positions of the codes.
 """
 
 from collections.abc import Callable
@@ -48,24 +48,24 @@ ENCODERS: dict[type, Callable[["SparseAutoencoder", Tensor, Pattern, Tensor], Te
     Affine: _affine_at,
     SquaredDistance: _distance_at,
 }
-"""Known pre-codes `(nnz,)` at the positions of a pattern, with their gradient at O(nnz * d_in)."""
+"""Functions that attach the encoder's gradient to known pre-codes `(nnz,)` at the positions of a pattern."""
 
 # ---------------------------------------------------------------------- projections
 
 
 class ProjectionRule(NamedTuple):
-    """How codes are found sparsely."""
+    """Functions that compute sparse codes."""
 
     support: Callable[[Any, Tensor], Pattern]
-    """Where codes, or what trains them, can differ from zero, for the projection and pre-codes `(n, d_sae)`."""
+    """Positions at which codes or gradients may be nonzero, from the projection and pre-codes `(n, d_sae)`."""
     at: Callable[[Any, SparseCodes], Tensor]
     """Codes `(nnz,)` at the positions of the support, from the pre-codes there."""
 
 
 def _near_threshold(projection: Jump, pre_codes: Tensor) -> Pattern:
-    """Where pre-codes exceed their threshold, or lie so close below it that they train it."""
+    """Return where pre-codes exceed their threshold or are within the kernel's width below it, which trains it."""
     threshold = projection.threshold
-    # a little lower, so that rounding leaves out none
+    # with a margin for rounding errors
     return above(pre_codes, threshold - projection.bandwidth / 2 - 1e-6 * (threshold + projection.bandwidth))
 
 
