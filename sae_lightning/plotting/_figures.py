@@ -111,7 +111,7 @@ def log_counts(axis: "Axis") -> None:
     from matplotlib.ticker import LogFormatter
 
     axis.set_major_formatter("{x:g}")
-    axis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))  # minor labels only if the axis is short
+    axis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))  # minor labels below one decade only
 
 
 def legend_right(figure: "Figure", handles: "Sequence[Artist]", *, handle_length: float = 1.6) -> None:

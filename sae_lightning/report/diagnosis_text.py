@@ -11,7 +11,14 @@ _WIDTH = 110
 
 
 def diagnosis_text(diagnosis: Diagnosis) -> str:
-    """Format a diagnosis as text: tables of concepts and architectures, and the recommendation with its reasons."""
+    """Format a diagnosis as text.
+
+    Args:
+        diagnosis: The diagnosis.
+
+    Returns:
+        Tables of concepts and architectures, and the recommendation with its reasons.
+    """
     families = list(dict.fromkeys(family for concept in diagnosis.concepts for family in concept.bounds))
     what = "Cluster" if diagnosis.clustered else "Concept"
     head = [what, "share", "samples", "dimension", "90 %", "99 %", "2-NN", "k", *families]

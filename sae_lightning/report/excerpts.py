@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 THUMBNAIL_SIZE: Final = 112  # the longer side, in pixels
-_LOSSLESS_UP_TO: Final = 48  # JPEG does not make smaller images smaller, but adds artifacts
+_LOSSLESS_UP_TO: Final = 48  # JPEG saves no space on smaller images and adds artifacts
 _BEFORE, _AFTER = 160, 100  # characters kept around a token
 _AT_ONCE: Final = 256  # contexts read at a time, because images may be large
 
@@ -70,7 +70,13 @@ def read_excerpts(
 
 
 def make_excerpt(context: Context) -> Excerpt:
-    """Shorten a text to the surroundings of its token, or an image to a thumbnail.
+    """Shorten a context to the size of a page.
+
+    Args:
+        context: Text with its token, or image with its patch.
+
+    Returns:
+        The token with the text around it, or a thumbnail of the image.
 
     Example:
         >>> from sae_lightning.data.contexts import TextContext
