@@ -1,8 +1,8 @@
-"""What an SAE recovers and what it hides: metrics that accumulate over batches and processes.
+"""Metrics of what an SAE recovers and what it hides, accumulated over batches and processes.
 
-Every metric exists twice, at the same path: as a class here, and as a pure function in
-:mod:`sae_lightning.metrics.functional`. Classes are imported on first use, so that the functions, which live below
-this package, can be had without torchmetrics.
+Each metric is a class here and a pure function in the module of the same name in
+:mod:`sae_lightning.metrics.functional`. Classes are imported on first use, so that the functions can be imported
+without torchmetrics.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""What the metric classes share beyond torchmetrics."""
+"""Base class of the metrics."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,36 +9,35 @@ from torchmetrics import Metric
 
 
 class _Sealed:
-    """Hides a result from torchmetrics, which would squeeze its tensors of one element."""
+    """Wrapper of a result, because torchmetrics squeezes the one-element tensors of results that it can traverse."""
 
     def __init__(self, result: Any) -> None:
         self.result = result
 
 
 class SAEMetric(Metric):
-    """Base of all metrics here: exact additive states that keep their dtype, and results that keep their shape.
+    """Base class of metrics whose states keep their dtype and whose results keep their shape.
 
-    * States hold counts in int64 and sums in float64. ``module.to(torch.bfloat16)``, which Lightning's "true"
-      half-precision plugins call, would round them: here ``to``, ``half`` and the like move states, and never
-      convert them.
-    * torchmetrics squeezes every result tensor of one element, so that `per_concept` of a single concept would lose
-      its dimension: here a result is what the functional twin returns.
+    * States are int64 counts and float64 sums. ``to``, ``half`` and similar methods change their device but not
+      their dtype: Lightning's "true" half-precision plugins call ``module.to(torch.bfloat16)``, which would round them.
+    * torchmetrics squeezes one-element tensors in results, which would remove the dimension of `per_concept` where
+      there is a single concept. ``compute`` returns what the functional form returns.
     """
 
     full_state_update = False
     is_differentiable = False
 
     def _add(self, batch: tuple[Tensor, ...], *names: str) -> None:
-        """Add a batch's sums to the states of these names."""
+        """Add the sums of a batch to the states ``names``."""
         for name, value in zip(names, batch, strict=True):
             setattr(self, name, getattr(self, name) + value)
 
     def _add_counter(self, name: str, *shape: int) -> None:
-        """Declare an int64 state of zeros."""
+        """Register an int64 state of zeros."""
         self.add_state(name, torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
 
     def _add_sum(self, name: str, *shape: int) -> None:
-        """Declare a float64 state of zeros."""
+        """Register a float64 state of zeros."""
         self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> torch.nn.Module:

@@ -1,4 +1,4 @@
-"""The states that concept F1 and monosemanticity share."""
+"""Firing counts, the state of both concept F1 and monosemanticity."""
 
 from torch import Tensor
 
@@ -8,9 +8,9 @@ from sae_lightning.metrics.functional._inputs import check_matrix, check_size
 
 
 class FiringCountsMetric(SAEMetric):
-    """Accumulates how often each latent fires in each concept, ``n_concepts * d_sae`` int64 counts.
+    """Base class that counts how often each latent fires in each concept. Memory: ``n_concepts * d_sae`` int64.
 
-    A ``MetricCollection`` notices that such metrics hold equal states and counts once for all of them.
+    A ``MetricCollection`` detects metrics with equal states and updates the counts once for all of them.
     """
 
     true_positives: Tensor
@@ -26,11 +26,11 @@ class FiringCountsMetric(SAEMetric):
         self._add_counter("members", n_concepts)
 
     def update(self, codes: Tensor, concepts: Tensor) -> None:
-        """Count one batch.
+        """Add the counts of one batch.
 
         Args:
             codes: ``(batch, d_sae)``.
-            concepts: ``(batch,)`` int64 with -1 for unlabelled, or ``(batch, n_concepts)`` bool.
+            concepts: ``(batch,)`` int64 with -1 for unlabeled samples, or ``(batch, n_concepts)`` bool.
 
         Raises:
             ValueError: if a tensor has the wrong shape or dtype, or a label is out of range.

@@ -1,4 +1,4 @@
-"""Code similarity as a metric class."""
+"""Metric class of code similarity."""
 
 from torch import Tensor
 
@@ -12,16 +12,15 @@ from sae_lightning.metrics.functional.code_similarity import (
 
 
 class CodeSimilarity(SAEMetric):
-    r"""Stable rank of the cosine matrix between samples' codes, and its mean per pair of concepts.
+    r"""Stable rank of the matrix of cosines between samples' codes, and mean cosine for each pair of concepts.
 
     .. math:: S_{nm} = u_n \cdot u_m, \quad u_n = z_n / \|z_n\|, \qquad
         \mathrm{stable\ rank}(S) = \mathrm{tr}(S) / \|S\|_2
 
-    The ``N x N`` matrix is never built: :math:`U^T U` has the same nonzero eigenvalues and is a sum over samples.
-    Memory: ``d_sae ** 2`` float64. Samples whose code is all zero are dropped.
+    The ``N x N`` matrix :math:`S = U U^T` is never built: :math:`U^T U` has the same nonzero eigenvalues and is a sum
+    over samples. Memory: ``d_sae ** 2`` float64. Samples with an all-zero code are ignored.
 
-    Source: Hindupur, Lubana, Fel and Ba 2025, arXiv 2503.01822. Functional twin:
-    :func:`sae_lightning.metrics.functional.code_similarity`.
+    Functional form: :func:`sae_lightning.metrics.functional.code_similarity`.
 
     Args:
         d_sae: Number of latents.
@@ -30,8 +29,12 @@ class CodeSimilarity(SAEMetric):
     Raises:
         ValueError: if ``d_sae`` is below 1 or ``n_concepts`` negative.
 
+    References:
+        Hindupur, Lubana, Fel and Ba 2025, arXiv 2503.01822.
+
     Example:
         >>> import torch
+        >>> from sae_lightning.metrics import CodeSimilarity
         >>> metric = CodeSimilarity(d_sae=3, n_concepts=2)
         >>> metric.update(torch.tensor([[1.0, 0.0, 0.0], [2.0, 0.0, 0.0]]), torch.tensor([0, 0]))
         >>> metric.update(torch.tensor([[0.0, 3.0, 4.0]]), torch.tensor([1]))
@@ -56,7 +59,7 @@ class CodeSimilarity(SAEMetric):
 
         Args:
             codes: ``(batch, d_sae)``.
-            concepts: ``(batch,)`` int64 with -1 for unlabelled, or ``(batch, n_concepts)`` bool.
+            concepts: ``(batch,)`` int64 with -1 for unlabeled samples, or ``(batch, n_concepts)`` bool.
 
         Raises:
             ValueError: if a tensor has the wrong shape or dtype, or a label is out of range.
@@ -66,5 +69,5 @@ class CodeSimilarity(SAEMetric):
         self._add(moments, "second_moment", "concept_sums", "samples")
 
     def compute(self) -> CodeSimilarityResult:
-        """Similarity over everything seen since the last reset."""
+        """Return the similarities over all samples since the last reset."""
         return _code_similarity_compute(self.second_moment, self.concept_sums, self.samples)

@@ -1,4 +1,4 @@
-"""Concept discovery as a metric class."""
+"""Metric class of concept discovery."""
 
 import torch
 from torch import Tensor
@@ -21,27 +21,30 @@ from sae_lightning.metrics.functional.concept_discovery import (
 
 
 class ConceptDiscovery(SAEMetric):
-    r"""Cluster samples by the cosine of their codes and compare the clusters with the concepts.
+    r"""Agreement between the concepts and clusters of samples with similar codes.
 
-    Spectral clustering of the sample-by-sample cosine matrix into ``ceil(stable rank)`` clusters, scored by the
-    adjusted Rand index. Clustering needs samples, so at most ``max_samples`` labelled ones are kept: those whose
-    activations have the lowest hash. Which ones these are depends on the activations alone, and not on batch size,
-    order or number of processes; activations that occur more than once count once. Memory: ``max_samples * d_sae``.
+    The sample-by-sample cosine matrix is split into ``ceil(stable rank)`` clusters by spectral clustering, and the
+    clusters are compared with the concepts by the adjusted Rand index. At most ``max_samples`` labeled samples are
+    kept, those whose activations have the lowest hash. The selection depends on the activations alone, not on batch
+    size, order or number of processes, and repeated activations are kept once. Memory: ``max_samples * d_sae``.
 
-    Source: Hindupur, Lubana, Fel and Ba 2025, arXiv 2503.01822 (clustering; score and sampling are ours). Functional
-    twin: :func:`sae_lightning.metrics.functional.concept_discovery`.
+    Functional form: :func:`sae_lightning.metrics.functional.concept_discovery`.
 
     Args:
         d_sae: Number of latents.
         n_concepts: Number of concepts.
-        max_samples: The most samples to cluster; time grows with its square to cube.
+        max_samples: Maximum number of samples to cluster; time grows with its square to cube.
         random_state: Seed of the clustering.
 
     Raises:
         ValueError: if ``d_sae`` or ``max_samples`` is below 1, or ``n_concepts`` negative.
 
+    References:
+        Hindupur, Lubana, Fel and Ba 2025, arXiv 2503.01822 (clustering; score and sampling are ours).
+
     Example:
         >>> import torch
+        >>> from sae_lightning.metrics import ConceptDiscovery
         >>> metric = ConceptDiscovery(d_sae=2, n_concepts=2)
         >>> codes = torch.tensor([[1.0, 0.1], [0.1, 1.0], [2.0, 0.0], [0.0, 2.0]])
         >>> metric.update(codes, torch.tensor([0, 1, 0, 1]), keys=codes)
@@ -60,12 +63,12 @@ class ConceptDiscovery(SAEMetric):
         self.add_state("rows", empty_rows(max_samples, d_sae), dist_reduce_fx=merge_bottom)
 
     def update(self, codes: Tensor, concepts: Tensor, keys: Tensor) -> None:
-        """Offer one batch to the sample.
+        """Add one batch, and keep the ``max_samples`` samples with the lowest hash.
 
         Args:
             codes: ``(batch, d_sae)``, kept in float32.
-            concepts: ``(batch,)`` int64, -1 for unlabelled samples, which are left out.
-            keys: ``(batch, d_in)``, the raw activations; their float32 bits decide which samples are kept.
+            concepts: ``(batch,)`` int64, -1 for unlabeled samples, which are left out.
+            keys: ``(batch, d_in)``, the raw activations; the hash of their float32 bits decides which samples are kept.
 
         Raises:
             ValueError: if ``concepts`` is a bool matrix, a tensor has the wrong shape or dtype, or a label is out of
@@ -78,6 +81,6 @@ class ConceptDiscovery(SAEMetric):
         self.rows = keep_bottom(torch.cat([self.rows, make_rows(codes, concepts, keys)]), self.max_samples)
 
     def compute(self) -> ConceptDiscoveryResult:
-        """Cluster the samples kept since the last reset."""
+        """Cluster the samples kept since the last reset and score the clusters."""
         codes, labels = read_rows(self.rows)
         return concept_discovery(codes, labels, random_state=self.random_state)

@@ -1,4 +1,4 @@
-"""Dead latents as a metric class."""
+"""Metric class of dead latents."""
 
 from torch import Tensor
 
@@ -14,8 +14,7 @@ from sae_lightning.metrics.functional.dead_latents import (
 class DeadLatents(SAEMetric):
     r"""Share of latents that never fire, :math:`|\{i : |z_{ni}| \le 10^{-6}\ \forall n\}| / d_{sae}`.
 
-    Source: Hindupur, Lubana, Fel and Ba 2025, arXiv 2503.01822. Functional twin:
-    :func:`sae_lightning.metrics.functional.dead_latents`.
+    Functional form: :func:`sae_lightning.metrics.functional.dead_latents`.
 
     Args:
         d_sae: Number of latents.
@@ -23,8 +22,12 @@ class DeadLatents(SAEMetric):
     Raises:
         ValueError: if ``d_sae`` is below 1.
 
+    References:
+        Hindupur, Lubana, Fel and Ba 2025, arXiv 2503.01822.
+
     Example:
         >>> import torch
+        >>> from sae_lightning.metrics import DeadLatents
         >>> metric = DeadLatents(d_sae=2)
         >>> metric.update(torch.tensor([[1.0, 0.0], [0.5, 0.0]]))
         >>> metric.compute()
@@ -41,7 +44,7 @@ class DeadLatents(SAEMetric):
         self._add_counter("samples")
 
     def update(self, codes: Tensor) -> None:
-        """Count one batch.
+        """Add the counts of one batch.
 
         Args:
             codes: ``(batch, d_sae)``.
@@ -53,5 +56,5 @@ class DeadLatents(SAEMetric):
         self._add(_dead_latents_update(codes), "fired", "samples")
 
     def compute(self) -> DeadLatentsResult:
-        """Dead latents among everything seen since the last reset."""
+        """Return the latents that fired on no sample since the last reset."""
         return _dead_latents_compute(self.fired, self.samples)

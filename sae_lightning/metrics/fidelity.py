@@ -1,4 +1,4 @@
-"""Downstream fidelity as a metric class."""
+"""Metric class of downstream fidelity."""
 
 from torch import Tensor
 
@@ -7,23 +7,25 @@ from sae_lightning.metrics.functional.fidelity import FidelityResult, _fidelity_
 
 
 class Fidelity(SAEMetric):
-    r"""Loss and divergence of a model with reconstructions in the place of a layer's activations.
+    r"""Loss and KL divergence of a model when reconstructions replace the activations of a layer.
 
     .. math:: \mathrm{recovered} = \frac{L_{ablated} - L_{spliced}}{L_{ablated} - L_{clean}},
         \qquad \mathrm{KL} = \mathrm{mean}_t \sum_w p_{clean}(w) \log \frac{p_{clean}(w)}{p_{spliced}(w)}
 
-    Memory: six numbers.
+    Activations are unchanged (clean), replaced by reconstructions (spliced), or by zeros or their mean (ablated).
+    Functional form: :func:`sae_lightning.metrics.functional.fidelity`.
 
-    Source: Bricken et al. 2023, Towards Monosemanticity; Gao et al. 2024, arXiv 2406.04093. Functional twin:
-    :func:`sae_lightning.metrics.functional.fidelity`.
+    References:
+        Bricken et al. 2023, "Towards Monosemanticity"; Gao et al. 2024, arXiv 2406.04093.
 
     Example:
         >>> import torch
+        >>> from sae_lightning.metrics import Fidelity
         >>> metric = Fidelity()
-        >>> own = torch.tensor([[4.0, 0.0], [0.0, 4.0]])
-        >>> metric.update(own / 2, own, 0 * own, 0 * own, torch.tensor([0, 1]))
-        >>> metric.compute().recovered_from_zero
-        tensor(0.8388, dtype=torch.float64)
+        >>> clean, spliced, ablated = (torch.tensor([[p, 1 - p]]).log() for p in (1 / 2, 1 / 4, 1 / 8))
+        >>> metric.update(spliced, clean, zero=ablated, mean=ablated, targets=torch.tensor([0]))
+        >>> metric.compute().recovered_from_zero  # of losses log(4), log(2) and log(8)
+        tensor(0.5000, dtype=torch.float64)
     """
 
     losses: Tensor
@@ -40,11 +42,11 @@ class Fidelity(SAEMetric):
         """Add one batch.
 
         Args:
-            logits: With reconstructions in place, ``(n_tokens, n_words)``.
-            clean: The model's own, same shape.
-            zero: With zeros in place, same shape.
-            mean: With the mean activation in place, same shape.
-            targets: What came next, int64 ``(n_tokens,)``.
+            logits: Logits with reconstructions in place of the activations, ``(n_tokens, n_words)``.
+            clean: Logits of the unchanged model, same shape.
+            zero: Logits with zeros in place of the activations, same shape.
+            mean: Logits with the mean activation in place of each, same shape.
+            targets: The tokens to predict, int64 ``(n_tokens,)``.
 
         Raises:
             ValueError: if shapes differ.
@@ -52,5 +54,5 @@ class Fidelity(SAEMetric):
         self._add(_fidelity_update(logits, clean, zero, mean, targets), "losses", "divergence", "tokens")
 
     def compute(self) -> FidelityResult:
-        """Losses of everything seen since the last reset."""
+        """Return the mean losses over all tokens since the last reset."""
         return _fidelity_compute(self.losses, self.divergence, self.tokens)

@@ -1,4 +1,4 @@
-"""L0 as a metric class."""
+"""Metric class of L0."""
 
 from torch import Tensor
 
@@ -12,8 +12,7 @@ class L0(SAEMetric):
 
     .. math:: L_0 = \frac{1}{N} \sum_n \sum_i [|z_{ni}| > 10^{-6}]
 
-    Source: Hindupur, Lubana, Fel and Ba 2025, arXiv 2503.01822. Functional twin:
-    :func:`sae_lightning.metrics.functional.l0`.
+    Functional form: :func:`sae_lightning.metrics.functional.l0`.
 
     Args:
         n_concepts: Number of concepts.
@@ -21,8 +20,12 @@ class L0(SAEMetric):
     Raises:
         ValueError: if ``n_concepts`` is negative.
 
+    References:
+        Hindupur, Lubana, Fel and Ba 2025, arXiv 2503.01822.
+
     Example:
         >>> import torch
+        >>> from sae_lightning.metrics import L0
         >>> metric = L0(n_concepts=1)
         >>> metric.update(torch.tensor([[1.0, 0.5, 0.0], [0.0, 2.0, 0.0]]), torch.tensor([0, 0]))
         >>> metric.update(torch.tensor([[1.0, 1.0, 1.0]]), torch.tensor([-1]))
@@ -40,11 +43,11 @@ class L0(SAEMetric):
         self._add_counter("samples", n_concepts + 1)
 
     def update(self, codes: Tensor, concepts: Tensor) -> None:
-        """Count one batch.
+        """Add the counts of one batch.
 
         Args:
             codes: ``(batch, d_sae)``.
-            concepts: ``(batch,)`` int64 with -1 for unlabelled, or ``(batch, n_concepts)`` bool.
+            concepts: ``(batch,)`` int64 with -1 for unlabeled samples, or ``(batch, n_concepts)`` bool.
 
         Raises:
             ValueError: if a tensor has the wrong shape or dtype, or a label is out of range.
@@ -52,5 +55,5 @@ class L0(SAEMetric):
         self._add(_l0_update(codes, concepts, self.n_concepts), "active", "samples")
 
     def compute(self) -> L0Result:
-        """L0 of everything seen since the last reset."""
+        """Return the L0 over all samples since the last reset."""
         return _l0_compute(self.active, self.samples)

@@ -1,4 +1,4 @@
-"""Latent overlap as a metric class."""
+"""Metric class of latent overlap."""
 
 from torch import Tensor
 
@@ -13,23 +13,24 @@ from sae_lightning.metrics.functional.latent_overlap import (
 
 
 class LatentOverlap(SAEMetric):
-    r"""Jaccard index of the firing of every latent of an SAE with every latent of another, on the same samples.
+    r"""Jaccard index between each latent of an SAE and each latent of another SAE, by the samples on which they fire.
 
     .. math:: J_{ij} = \frac{|F_i \cap G_j|}{|F_i \cup G_j|}
 
-    Memory: ``d_sae * d_other`` int64. Functional twin: :func:`sae_lightning.metrics.functional.latent_overlap`.
+    Memory: ``d_sae * d_other`` int64. Functional form: :func:`sae_lightning.metrics.functional.latent_overlap`.
 
     Args:
-        d_sae: Number of latents of the SAE whose latents are looked at.
-        d_other: Number of latents of the SAE in which their counterparts are looked for.
-        min_jaccard: Index from which two latents are counterparts, between 0 and 1.
-        seed: Seed of the draw that tells what chance gives.
+        d_sae: Number of latents of the first SAE.
+        d_other: Number of latents of the second SAE, among which counterparts are searched.
+        min_jaccard: Smallest index of two latents that are counterparts, between 0 and 1.
+        seed: Seed of the random pairing of samples, the chance level.
 
     Raises:
         ValueError: if a size is below 1, or ``min_jaccard`` is out of range.
 
     Example:
         >>> import torch
+        >>> from sae_lightning.metrics import LatentOverlap
         >>> metric = LatentOverlap(d_sae=2, d_other=1)
         >>> metric.update(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([[1.0], [1.0]]))
         >>> metric.update(torch.tensor([[0.0, 1.0], [0.0, 0.0]]), torch.tensor([[1.0], [0.0]]))
@@ -57,8 +58,8 @@ class LatentOverlap(SAEMetric):
         """Add one batch.
 
         Args:
-            codes: Codes of the SAE whose latents are looked at, ``(batch, d_sae)``.
-            others: Codes of the other SAE for the same samples, ``(batch, d_other)``.
+            codes: Codes of the first SAE, ``(batch, d_sae)``.
+            others: Codes of the second SAE for the same samples, ``(batch, d_other)``.
 
         Raises:
             ValueError: if a tensor has the wrong shape or dtype, or the numbers of samples differ.
@@ -68,7 +69,7 @@ class LatentOverlap(SAEMetric):
         self._add(_latent_overlap_update(codes, others), "together", "fired", "other_fired", "samples")
 
     def compute(self) -> LatentOverlapResult:
-        """Overlap over everything seen since the last reset."""
+        """Return the overlap over all samples since the last reset."""
         return _latent_overlap_compute(
             self.together, self.fired, self.other_fired, self.samples, self.min_jaccard, self.seed
         )

@@ -1,4 +1,4 @@
-"""Latent similarity as a metric class."""
+"""Metric class of latent similarity."""
 
 from torch import Tensor
 
@@ -12,14 +12,14 @@ from sae_lightning.metrics.functional.latent_similarity import (
 
 
 class LatentSimilarity(SAEMetric):
-    r"""Cosine between latents' activation profiles, and its mean within and across preferred concepts.
+    r"""Cosine between the latents' codes over all samples, and its mean within and across preferred concepts.
 
     .. math:: L_{ij} = \frac{\sum_n z_{ni} z_{nj}}{\sqrt{\sum_n z_{ni}^2} \sqrt{\sum_n z_{nj}^2}}
 
-    All samples count, labelled or not; labels only say which concept a latent prefers. Memory: ``d_sae ** 2`` float64.
+    All samples enter the cosine; labels only determine each latent's preferred concept, where its mean |code| is
+    highest. Memory: ``d_sae ** 2`` float64.
 
-    Source: Hindupur, Lubana, Fel and Ba 2025, arXiv 2503.01822. Functional twin:
-    :func:`sae_lightning.metrics.functional.latent_similarity`.
+    Functional form: :func:`sae_lightning.metrics.functional.latent_similarity`.
 
     Args:
         d_sae: Number of latents.
@@ -28,8 +28,12 @@ class LatentSimilarity(SAEMetric):
     Raises:
         ValueError: if ``d_sae`` is below 1 or ``n_concepts`` negative.
 
+    References:
+        Hindupur, Lubana, Fel and Ba 2025, arXiv 2503.01822.
+
     Example:
         >>> import torch
+        >>> from sae_lightning.metrics import LatentSimilarity
         >>> metric = LatentSimilarity(d_sae=3, n_concepts=2)
         >>> metric.update(torch.tensor([[3.0, 0.0, 0.0], [4.0, 5.0, 0.0]]), torch.tensor([0, 1]))
         >>> result = metric.compute()
@@ -56,7 +60,7 @@ class LatentSimilarity(SAEMetric):
 
         Args:
             codes: ``(batch, d_sae)``.
-            concepts: ``(batch,)`` int64 with -1 for unlabelled, or ``(batch, n_concepts)`` bool.
+            concepts: ``(batch,)`` int64 with -1 for unlabeled samples, or ``(batch, n_concepts)`` bool.
 
         Raises:
             ValueError: if a tensor has the wrong shape or dtype, or a label is out of range.
@@ -66,5 +70,5 @@ class LatentSimilarity(SAEMetric):
         self._add(moments, "gram", "fired", "concept_sums", "members")
 
     def compute(self) -> LatentSimilarityResult:
-        """Similarity over everything seen since the last reset."""
+        """Return the similarities over all samples since the last reset."""
         return _latent_similarity_compute(self.gram, self.fired, self.concept_sums, self.members)

@@ -1,22 +1,21 @@
-"""Monosemanticity as a metric class."""
+"""Metric class of monosemanticity."""
 
 from sae_lightning.metrics._firing_counts import FiringCountsMetric
 from sae_lightning.metrics.functional.monosemanticity import MonosemanticityResult, _monosemanticity_compute
 
 
 class Monosemanticity(FiringCountsMetric):
-    r"""Largest share that one concept has in a latent's F1 scores.
+    r"""Largest F1 score of each latent, divided by the sum of its F1 scores over concepts.
 
     .. math:: m_i = \max_c \frac{F_{ci}}{\sum_{c'} F_{c'i}}
 
-    1 means that latent i fires in one concept only. It says nothing about recall.
+    It is 1 if latent i fires in one concept only, however small its recall.
 
-    A latent fires where |code| > 1e-6, which makes the counts exact and additive. The authors' own
-    definition divides each latent's codes by their norm over all samples first; that needs all codes at once and is
-    therefore offered by the functional twin only (``normalize=True``).
+    A latent fires where |code| > 1e-6, which makes the counts exact and additive. The authors' definition
+    first divides each latent's codes by their norm over all samples; it needs all codes at once, so that only the
+    functional form computes it (``normalize=True``).
 
-    Source: Hindupur, Lubana, Fel and Ba 2025, arXiv 2503.01822. Functional twin:
-    :func:`sae_lightning.metrics.functional.monosemanticity`.
+    Functional form: :func:`sae_lightning.metrics.functional.monosemanticity`.
 
     Args:
         d_sae: Number of latents.
@@ -25,8 +24,12 @@ class Monosemanticity(FiringCountsMetric):
     Raises:
         ValueError: if ``d_sae`` is below 1 or ``n_concepts`` negative.
 
+    References:
+        Hindupur, Lubana, Fel and Ba 2025, arXiv 2503.01822.
+
     Example:
         >>> import torch
+        >>> from sae_lightning.metrics import Monosemanticity
         >>> metric = Monosemanticity(d_sae=3, n_concepts=2)
         >>> codes = torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 1.0, 0.0]])
         >>> metric.update(codes, torch.tensor([0, 0, 1, 1]))
@@ -35,5 +38,5 @@ class Monosemanticity(FiringCountsMetric):
     """
 
     def compute(self) -> MonosemanticityResult:
-        """Monosemanticity over everything seen since the last reset."""
+        """Return the monosemanticity over all samples since the last reset."""
         return _monosemanticity_compute(self.true_positives, self.fired, self.members)

@@ -1,4 +1,4 @@
-"""Normalised MSE as a metric class."""
+"""Metric class of normalized MSE."""
 
 from torch import Tensor
 
@@ -16,22 +16,24 @@ class NormalizedMSE(SAEMetric):
 
     .. math:: \mathrm{NMSE}(G) = \frac{\sum_{n \in G} \|x_n - \hat x_n\|^2}{\sum_{n \in G} \|x_n - \bar x_G\|^2}
 
-    The variance comes from raw sums, which can be added over batches and processes. They are float64 because the
-    difference :math:`\sum \|x\|^2 - \|\sum x\|^2 / N` cancels: with a mean a thousand times the spread, float32
-    loses all digits and float64 keeps ten. Memory: ``n_concepts * d_in``.
+    The variance is computed from sums of :math:`x` and :math:`\|x\|^2`, which can be added over batches and processes,
+    in float64 because of cancellation in :math:`\sum \|x\|^2 - \|\sum x\|^2 / N`. Memory: ``n_concepts * d_in``.
 
-    Source: Hindupur, Lubana, Fel and Ba 2025, arXiv 2503.01822. Functional twin:
-    :func:`sae_lightning.metrics.functional.normalized_mse`.
+    Functional form: :func:`sae_lightning.metrics.functional.normalized_mse`.
 
     Args:
-        d_in: Number of features.
+        d_in: Dimension of the activations.
         n_concepts: Number of concepts.
 
     Raises:
         ValueError: if ``d_in`` is below 1 or ``n_concepts`` negative.
 
+    References:
+        Hindupur, Lubana, Fel and Ba 2025, arXiv 2503.01822.
+
     Example:
         >>> import torch
+        >>> from sae_lightning.metrics import NormalizedMSE
         >>> metric = NormalizedMSE(d_in=1, n_concepts=2)
         >>> x = torch.tensor([[0.0], [2.0], [4.0], [6.0]])
         >>> metric.update(x, x + 0.5, torch.tensor([0, 0, 1, 1]))
@@ -58,9 +60,9 @@ class NormalizedMSE(SAEMetric):
         """Add one batch.
 
         Args:
-            x: Data ``(batch, d_in)``.
+            x: Activations ``(batch, d_in)``.
             x_hat: Reconstructions ``(batch, d_in)``.
-            concepts: ``(batch,)`` int64 with -1 for unlabelled, or ``(batch, n_concepts)`` bool.
+            concepts: ``(batch,)`` int64 with -1 for unlabeled samples, or ``(batch, n_concepts)`` bool.
 
         Raises:
             ValueError: if a tensor has the wrong shape or dtype, or a label is out of range.
@@ -70,5 +72,5 @@ class NormalizedMSE(SAEMetric):
         self._add(moments, "squared_error", "squared_norm", "total", "samples")
 
     def compute(self) -> NormalizedMSEResult:
-        """Errors of everything seen since the last reset."""
+        """Return the errors over all samples since the last reset."""
         return _normalized_mse_compute(self.squared_error, self.squared_norm, self.total, self.samples)

@@ -1,4 +1,4 @@
-"""Top examples as a metric class."""
+"""Metric class of top examples."""
 
 from torch import Tensor
 
@@ -15,21 +15,22 @@ from sae_lightning.metrics.functional.top_examples import (
 
 
 class TopExamples(SAEMetric):
-    """The ``n`` samples with the codes of largest magnitude of each latent, and how often and how strongly it fires.
+    """The ``n`` samples with the largest |code| of each latent, and how often and how strongly the latent fires.
 
-    Only codes that fire (|code| > 1e-6) count. Magnitudes are compared in float32; of equal ones, that with the smaller
-    index comes first: the result depends neither on batches and their order nor on the number of processes. Memory:
-    ``8 * d_sae * n`` bytes. Functional twin: :func:`sae_lightning.metrics.functional.top_examples`.
+    Only codes that fire (|code| > 1e-6) count. Magnitudes are compared in float32, and ties go to the smaller index, so
+    that the result does not depend on batches, their order or the number of processes. Memory: ``8 * d_sae * n``
+    bytes. Functional form: :func:`sae_lightning.metrics.functional.top_examples`.
 
     Args:
         d_sae: Number of latents.
-        n: How many samples to keep per latent.
+        n: Number of samples to keep per latent.
 
     Raises:
         ValueError: if ``d_sae`` or ``n`` is below 1.
 
     Example:
         >>> import torch
+        >>> from sae_lightning.metrics import TopExamples
         >>> metric = TopExamples(d_sae=2, n=2)
         >>> metric.update(torch.tensor([[0.5, 0.0], [0.75, 0.0]]), torch.tensor([7, 8]))
         >>> metric.update(torch.tensor([[0.75, 1.0]]), torch.tensor([9]))
@@ -53,11 +54,11 @@ class TopExamples(SAEMetric):
         self._add_counter("samples")
 
     def update(self, codes: Tensor, indices: Tensor) -> None:
-        """Take in one batch.
+        """Add one batch.
 
         Args:
             codes: ``(batch, d_sae)``.
-            indices: ``(batch,)`` int64, what names each sample among all; in 0..2**32-1, each once.
+            indices: ``(batch,)`` int64, a unique number for each sample in 0..2**32-1.
 
         Raises:
             ValueError: if a tensor has the wrong shape or dtype, or an index is out of range.
@@ -68,5 +69,5 @@ class TopExamples(SAEMetric):
         self._add(tuple(counts), "fired", "total", "samples")
 
     def compute(self) -> TopExamplesResult:
-        """The best examples among everything seen since the last reset."""
+        """Return the top examples over all samples since the last reset."""
         return _top_examples_compute(self.best, self.fired, self.total, self.samples)

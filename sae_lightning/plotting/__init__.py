@@ -1,7 +1,7 @@
-"""Tensors in, matplotlib Figure out.
+"""Functions that draw tensors as matplotlib figures.
 
-Every function returns a `matplotlib.figure.Figure` that pyplot knows nothing about: there is no global state, no
-backend to choose and nothing to close. matplotlib is imported by the first figure, not by this package.
+Each figure is a `matplotlib.figure.Figure` made without pyplot, so that there is no global state, no backend to
+choose and no figure to close. matplotlib is imported when the first figure is drawn.
 """
 
 from sae_lightning.plotting._sweeps import SweepPoint

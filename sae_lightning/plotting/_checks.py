@@ -1,4 +1,4 @@
-"""What every figure does with its inputs: check their shapes, then move them to NumPy."""
+"""Checks of shapes and conversion to NumPy, common to all figures."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,15 +12,15 @@ IntArray = npt.NDArray[np.int64]
 
 
 def float_array(name: str, tensor: Tensor, shape: tuple[int | None, ...]) -> FloatArray:
-    """A detached float32 copy on the CPU, after a check of the shape.
+    """Check the shape of a tensor and convert it to a float32 array.
 
     Args:
-        name: Name of the argument, for the error.
-        tensor: Any device and any real dtype, including bfloat16.
-        shape: Expected size per dimension; None accepts any size.
+        name: Name of the argument, for the error message.
+        tensor: Tensor on any device and of any real dtype, including bfloat16.
+        shape: Expected size of each dimension; None accepts any size.
 
     Returns:
-        The values as an array of the same shape.
+        An array of the same shape.
 
     Raises:
         ValueError: If the shape differs.
@@ -30,20 +30,20 @@ def float_array(name: str, tensor: Tensor, shape: tuple[int | None, ...]) -> Flo
 
 
 def label_array(name: str, labels: Tensor, size: int, names: Sequence[str], names_argument: str) -> IntArray:
-    """Integer labels as an array, after a check that each of them has a name or is -1.
+    """Check that integer labels have a name or are -1, and convert them to an array.
 
     Args:
-        name: Name of the argument, for the error.
-        labels: Integer labels, shape `(size,)`; -1 means that there is no label.
+        name: Name of the argument, for the error message.
+        labels: Integer labels, shape `(size,)`; -1 is unlabeled.
         size: Expected number of labels.
         names: One name per label.
-        names_argument: Name of the argument that holds `names`, for the error.
+        names_argument: Name of the argument that holds `names`, for the error message.
 
     Returns:
         The labels, shape `(size,)`.
 
     Raises:
-        ValueError: If the shape differs, labels are no integers, or a label is below -1 or has no name.
+        ValueError: If the shape differs, labels are not integers, or a label is below -1 or has no name.
     """
     _check_shape(name, labels, (size,))
     if labels.is_floating_point() or labels.is_complex():
@@ -58,13 +58,13 @@ def label_array(name: str, labels: Tensor, size: int, names: Sequence[str], name
 
 
 def check_length(name: str, values: Sequence[Any], length: int, rule: str) -> None:
-    """Raise unless a sequence has the length that `rule` asks for.
+    """Check the length of a sequence.
 
     Args:
-        name: Name of the argument, for the error.
+        name: Name of the argument, for the error message.
         values: The sequence.
         length: Expected length.
-        rule: Where the length comes from, for the error, such as "one per latent".
+        rule: Reason for that length, for the error message, such as "one per latent".
 
     Raises:
         ValueError: If the length differs.

@@ -1,4 +1,4 @@
-"""The frame of every figure: size, panels and the look of axes, without pyplot or global settings."""
+"""Size, panels, axes and legends, common to all figures, without pyplot or global settings."""
 
 import math
 import textwrap
@@ -20,7 +20,7 @@ TICK_SIZE: Final = 8.5
 
 
 def new_figure(width: float, height: float, title: str | None = None) -> "Figure":
-    """An empty figure of `width` x `height` inches with constrained layout."""
+    """Create an empty figure of `width` x `height` inches with constrained layout."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -40,15 +40,15 @@ def panel_grid(
     share_x: bool = True,
     share_y: bool = True,
 ) -> "tuple[Figure, list[Axes]]":
-    """A figure with `n_panels` equal panels in a compact grid.
+    """Create a figure with `n_panels` equal panels in a compact grid.
 
     Args:
         n_panels: Number of panels, at least one.
         panel_size: Width and height of one panel in inches.
-        margin: Width and height in inches that title, axis labels and colour bar need.
+        margin: Width and height in inches for title, axis labels and color bar.
         title: Title over all panels.
-        share_x: Whether all panels have the same x axis, with numbers below the lowest panels only.
-        share_y: Whether all panels have the same y axis, with numbers in the first column only.
+        share_x: Whether all panels have the same x axis, with tick labels on the lowest panels only.
+        share_y: Whether all panels have the same y axis, with tick labels in the first column only.
 
     Returns:
         The figure and its panels in reading order.
@@ -75,7 +75,7 @@ def panel_grid(
 
 
 def panel_columns(n_panels: int) -> int:
-    """Columns of a compact grid: one row up to four panels, then few gaps in the last row."""
+    """Return the number of columns: one row up to four panels, beyond that the fewest gaps in the last row."""
     if n_panels <= 4:
         return n_panels
     compact = range(math.ceil(math.sqrt(n_panels)), math.ceil(math.sqrt(2.5 * n_panels)) + 1)
@@ -83,17 +83,17 @@ def panel_columns(n_panels: int) -> int:
 
 
 def is_bottom(index: int, n_panels: int) -> bool:
-    """Whether nothing is drawn below panel `index`."""
+    """Whether no panel is below panel `index`."""
     return index + panel_columns(n_panels) >= n_panels
 
 
 def is_left(index: int, n_panels: int) -> bool:
-    """Whether panel `index` stands in the first column."""
+    """Whether panel `index` is in the first column."""
     return index % panel_columns(n_panels) == 0
 
 
 def clean(axes: "Axes", grid: Literal["x", "y", "both"] | None = "y") -> None:
-    """Two thin spines, small ticks and a pale grid behind the data."""
+    """Style axes with two thin spines, small ticks and a pale grid behind the data."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
@@ -107,15 +107,15 @@ def clean(axes: "Axes", grid: Literal["x", "y", "both"] | None = "y") -> None:
 
 
 def log_counts(axis: "Axis") -> None:
-    """Plain numbers, such as 20 and 100, on an axis with a logarithmic scale."""
+    """Label a logarithmic axis with plain numbers, such as 20 and 100."""
     from matplotlib.ticker import LogFormatter
 
     axis.set_major_formatter("{x:g}")
-    axis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))  # labels only within less than a decade
+    axis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))  # minor labels below one decade only
 
 
 def legend_right(figure: "Figure", handles: "Sequence[Artist]", *, handle_length: float = 1.6) -> None:
-    """A legend to the right of all panels; the figure becomes wider by what the legend takes."""
+    """Add a legend to the right of all panels and widen the figure by its width."""
     columns = math.ceil(len(handles) / max(4, int(figure.get_figheight() / 0.26)))
     longest = max(len(str(handle.get_label())) for handle in handles)
     figure.set_figwidth(figure.get_figwidth() + columns * (0.45 + 0.13 * handle_length + 0.075 * longest))
@@ -130,7 +130,7 @@ def legend_right(figure: "Figure", handles: "Sequence[Artist]", *, handle_length
 
 
 def legend_below(figure: "Figure", handles: "Sequence[Artist]") -> None:
-    """A legend under all panels, filled row by row, in as many even columns as the figure's width allows."""
+    """Add a legend below all panels, filled row by row, in as many columns as fit."""
     longest = max(len(str(handle.get_label())) for handle in handles)
     fitting = max(1, int(figure.get_figwidth() / (0.6 + 0.075 * longest)))
     columns = math.ceil(len(handles) / math.ceil(len(handles) / fitting))
@@ -139,17 +139,17 @@ def legend_below(figure: "Figure", handles: "Sequence[Artist]") -> None:
 
 
 def row_by_row(handles: "Sequence[Artist]", columns: int) -> "list[Artist]":
-    """Reorder what matplotlib fills into a legend column by column, so that it is read row by row."""
+    """Reorder legend entries, which matplotlib fills column by column, so that they are read row by row."""
     return [handle for column in range(columns) for handle in handles[column::columns]]
 
 
 def panel_title(axes: "Axes", text: str) -> None:
-    """A left-aligned title of one panel."""
+    """Set the left-aligned title of one panel."""
     axes.set_title(text, fontsize=PANEL_TITLE_SIZE, color=INK, loc="left")
 
 
 def axis_labels(axes: "Axes", x: str | None = None, y: str | None = None) -> None:
-    """Labels of one or both axes."""
+    """Set the labels of one or both axes."""
     if x:
         axes.set_xlabel(x, fontsize=LABEL_SIZE, color=INK)
     if y:

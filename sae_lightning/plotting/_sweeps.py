@@ -1,4 +1,4 @@
-"""What every figure of a sweep does: the points it is given, and one line per SAE family."""
+"""Points of a sweep and panels with one line per SAE family, common to all figures of sweeps."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -29,13 +29,13 @@ class SweepPoint(NamedTuple):
     """One trained SAE of a sweep.
 
     Attributes:
-        family: SAE family, such as "SpaDE"; it chooses line, colour and marker.
-        strength: What was swept: gamma, or k.
+        family: SAE family, such as "SpaDE", which determines line, color and marker.
+        strength: The hyperparameter that is swept, gamma or k.
         l0: Mean number of active latents per sample.
         f1: F1 per concept, shape `(n_concepts,)`; NaN where unknown.
-        scalars: Further metrics by name, such as `{"nmse": 0.01}`; None for none.
-        l0_per_concept: L0 on the samples of each concept, shape `(n_concepts,)`; NaN where unknown, None for none.
-        nmse_per_concept: Normalised MSE of each concept, likewise.
+        scalars: Further metrics by name, such as `{"nmse": 0.01}`, or None.
+        l0_per_concept: L0 on the samples of each concept, shape `(n_concepts,)`, NaN where unknown, or None.
+        nmse_per_concept: Normalized MSE of each concept, shape `(n_concepts,)`, NaN where unknown, or None.
     """
 
     family: str
@@ -48,7 +48,7 @@ class SweepPoint(NamedTuple):
 
 
 Value = Callable[[SweepPoint], tuple[float, float]]
-"""Where a point stands in a panel, (x, y); NaN where it does not."""
+"""Coordinates (x, y) of a point in a panel; NaN if it is not drawn."""
 
 
 def small_multiples(
@@ -61,7 +61,7 @@ def small_multiples(
     log_x: bool,
     share_y: bool,
 ) -> "Figure":
-    """One panel per entry of `panels`, with one line per family for points and for reference, and the legend."""
+    """Draw one panel per entry of `panels`, each with a line per family for points and for reference, and a legend."""
     from matplotlib.lines import Line2D
 
     points, reference = sweeps
@@ -88,7 +88,7 @@ def small_multiples(
 
 
 def draw_line(axes: "Axes", points: Iterable[tuple[float, float]], style: FamilyStyle, *, hollow: bool) -> None:
-    """Draw a line through points `(x, y)`, sorted by x, without those that are NaN; nothing where none is left."""
+    """Draw a line through the points `(x, y)` without NaN, sorted by x."""
     drawn = sorted(((x, y) for x, y in points if not (np.isnan(x) or np.isnan(y))), key=lambda pair: pair[0])
     if drawn:
         x, y = zip(*drawn, strict=True)
@@ -96,7 +96,7 @@ def draw_line(axes: "Axes", points: Iterable[tuple[float, float]], style: Family
 
 
 def source_handles(reference_label: str) -> "list[Artist]":
-    """What a legend says of full and hollow markers."""
+    """Return the legend entries of full and hollow markers."""
     from matplotlib.lines import Line2D
 
     style = FamilyStyle(MUTED_INK, "o")
@@ -107,7 +107,7 @@ def source_handles(reference_label: str) -> "list[Artist]":
 
 
 def check_points(points: Sequence[SweepPoint]) -> None:
-    """Raise where there is nothing to draw."""
+    """Raise a ValueError if there are no points."""
     if not points:
         raise ValueError("`points` must hold at least one trained SAE, got none.")
 

@@ -1,4 +1,4 @@
-"""F1 per concept, side by side for several SAEs."""
+"""F1 per concept of one or several SAEs, as bars or as a heat map."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
@@ -26,28 +26,28 @@ def concept_f1_bars(
     *,
     y_label: str = "F1",
 ) -> "Figure":
-    """Grouped bars: one group per concept, one bar per SAE, on a scale from 0 to 1.
+    """Draw the F1 of each concept as grouped bars, one group per concept and one bar per SAE.
 
-    A single SAE is drawn in the colours of the concepts, several SAEs in the colours of their families. A
-    concept without a value (NaN) gets no bar but the mark "n/a", so that it cannot be taken for an F1 of 0.
+    A single SAE is drawn in the colors of the concepts, several SAEs in the colors of their families. A concept without
+    a value (NaN) is marked "n/a", to tell it from an F1 of 0.
 
-    More than 8 SAEs, or more than 120 bars, become a heat map with one row per SAE and one column per concept
-    (NaN hatched); it shows no standard deviations.
+    More than 8 SAEs or 120 bars are drawn as a heat map with one row per SAE and one column per concept, where NaN is
+    hatched and standard deviations are not shown.
 
     Args:
         f1_by_sae: F1 per concept, shape `(n_concepts,)`, by name of the SAE; in [0, 1] or NaN.
         concept_names: One name per concept.
-        std_by_sae: Standard deviation per concept, shape `(n_concepts,)`, drawn as error bars, cut at 0 and
-            1; SAEs that are missing here have none.
+        std_by_sae: Standard deviation per concept, shape `(n_concepts,)`, by name of the SAE, drawn as error bars
+            within 0 to 1.
         title: Title of the figure.
-        y_label: What exactly is drawn, such as "F1 (mean of the 5 best latents)".
+        y_label: Definition of the F1 that is drawn, such as "F1 (mean of the 5 best latents)".
 
     Returns:
-        A figure with one panel (and a colour bar for the heat map).
+        A figure with one panel, and a color bar if it is a heat map.
 
     Raises:
-        ValueError: If there is no SAE or no concept, a shape does not fit, an F1 lies outside [0, 1], a
-            standard deviation is negative, or `std_by_sae` names an SAE that `f1_by_sae` lacks.
+        ValueError: If there is no SAE or no concept, a shape is wrong, an F1 lies outside [0, 1], a standard deviation
+            is negative, or `std_by_sae` names an SAE that is not in `f1_by_sae`.
     """
     n_concepts = len(concept_names)
     if not f1_by_sae:
@@ -87,10 +87,10 @@ def _bars(
     width = 0.82 / n_saes
     for i, (name, f1) in enumerate(values.items()):
         drawn = np.flatnonzero(~np.isnan(f1))
-        centres = np.arange(n_concepts) + (i - (n_saes - 1) / 2) * width
+        centers = np.arange(n_concepts) + (i - (n_saes - 1) / 2) * width
         colors = palette(n_concepts) if n_saes == 1 else [styles[name].color] * n_concepts
         axes.bar(
-            centres[drawn],
+            centers[drawn],
             f1[drawn],
             width=width * 0.92,
             color=[colors[j] for j in drawn],
@@ -99,7 +99,7 @@ def _bars(
         )
         if name in stds:
             axes.errorbar(
-                centres[drawn],
+                centers[drawn],
                 f1[drawn],
                 yerr=np.nan_to_num(stds[name][drawn]),
                 fmt="none",
@@ -109,7 +109,7 @@ def _bars(
                 zorder=3,
             )
         for j in np.flatnonzero(np.isnan(f1)):
-            axes.text(centres[j], 0.015, "n/a", rotation=90, ha="center", fontsize=7, color=MUTED_INK)
+            axes.text(centers[j], 0.015, "n/a", rotation=90, ha="center", fontsize=7, color=MUTED_INK)
         if n_saes == 1 and name not in stds and n_concepts <= 20:
             _write_values(axes, f1)
     axes.set_ylim(0, 1)
@@ -125,7 +125,7 @@ def _bars(
 
 
 def _write_values(axes: "Axes", f1: FloatArray) -> None:
-    """Write each F1 above its bar, or into the bar where there is no room above it."""
+    """Write each F1 above its bar, or inside the bar if there is no room above it."""
     for j in np.flatnonzero(~np.isnan(f1)):
         inside = f1[j] > 0.94
         axes.text(
@@ -145,7 +145,7 @@ def _heatmap(values: Mapping[str, FloatArray], concept_names: Sequence[str], tit
     width = min(18.0, max(5.5, 2.8 + 0.5 * n_concepts))
     figure = new_figure(width, min(14.0, max(3.2, 1.6 + 0.3 * n_saes)), title)
     axes = figure.add_subplot()
-    axes.patch.set(hatch="////", edgecolor="#CCCCCC", facecolor="white")  # shows wherever a cell is NaN
+    axes.patch.set(hatch="////", edgecolor="#CCCCCC", facecolor="white")  # visible where a cell is NaN
     image = axes.imshow(np.ma.masked_invalid(matrix), cmap="cividis", vmin=0, vmax=1, aspect="auto")
     for spine in axes.spines.values():
         spine.set_visible(False)
@@ -165,7 +165,7 @@ def _heatmap(values: Mapping[str, FloatArray], concept_names: Sequence[str], tit
 
 
 def _concept_ticks(axes: "Axes", concept_names: Sequence[str], inches_per_name: float) -> None:
-    """Names of the concepts under the x axis, slanted where they would run into each other."""
+    """Write the names of the concepts under the x axis, slanted if they would overlap."""
     axes.set_xticks(range(len(concept_names)), list(concept_names))
     if max(map(len, concept_names)) * 0.08 > inches_per_name:
         for text in axes.get_xticklabels():

@@ -1,4 +1,4 @@
-"""What the data let an SAE see: the bound of each concept by family of receptive fields, and its dimension."""
+"""Bounds of F1 and dimensions of each concept, as measured on the data."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
@@ -24,19 +24,19 @@ def concept_bounds(
     found_above: float,
     title: str = "Best F1 that a single latent could reach",
 ) -> "Figure":
-    """One row per concept, one marker per family of receptive fields with its interval, on a scale from 0 to 1.
+    """Draw the bound of each concept's F1, one row per concept and one marker per family of receptive fields.
 
     Args:
-        bounds: Value, lower and upper end by family, `(n_concepts, 3)`; NaN where it is not known.
+        bounds: Value, lower and upper end of its interval, `(n_concepts, 3)`, by family; NaN where unknown.
         concept_names: One name per concept.
-        found_above: F1 from which a concept counts as found, drawn as a line.
+        found_above: Smallest F1 of a concept that counts as found, drawn as a line.
         title: Title of the figure.
 
     Returns:
         A figure with one panel.
 
     Raises:
-        ValueError: If there is no family or no concept, or a shape does not fit.
+        ValueError: If there is no family or no concept, or a shape is wrong.
     """
     figure, axes = _rows(concept_names, title, len(bounds))
     if not bounds:
@@ -54,10 +54,10 @@ def concept_bounds(
 def concept_dimensions(
     dimensions: Mapping[str, Tensor], concept_names: Sequence[str], title: str = "Dimension of each concept"
 ) -> "Figure":
-    """One row per concept, one marker per way of counting with its interval, on a logarithmic scale.
+    """Draw the dimension of each concept, one row per concept and one marker per estimator, on a logarithmic scale.
 
     Args:
-        dimensions: Value, lower and upper end by way of counting, `(n_concepts, 3)`; NaN where it is not known.
+        dimensions: Value, lower and upper end of its interval, `(n_concepts, 3)`, by estimator; NaN where unknown.
         concept_names: One name per concept.
         title: Title of the figure.
 
@@ -65,11 +65,11 @@ def concept_dimensions(
         A figure with one panel.
 
     Raises:
-        ValueError: If there is no way of counting or no concept, or a shape does not fit.
+        ValueError: If there is no estimator or no concept, or a shape is wrong.
     """
     figure, axes = _rows(concept_names, title, len(dimensions))
     if not dimensions:
-        raise ValueError("`dimensions` must hold at least one way of counting, got none.")
+        raise ValueError("`dimensions` must hold at least one estimator, got none.")
     known = []
     for i, (name, values) in enumerate(dimensions.items()):
         array = float_array(f"dimensions[{name!r}]", values, (len(concept_names), 3))
@@ -86,7 +86,7 @@ def concept_dimensions(
 
 
 def _rows(concept_names: Sequence[str], title: str, n_series: int) -> "tuple[Figure, Axes]":
-    """A panel with a row for each concept, the first on top."""
+    """Create a figure with one panel that has a row for each concept, the first on top."""
     n = len(concept_names)
     if not n:
         raise ValueError("`concept_names` must hold at least one concept, got none.")

@@ -1,11 +1,10 @@
-"""One colour per concept and one colour and marker per SAE family, the same in every figure."""
+"""Colors of concepts, and colors and markers of SAE families, the same in every figure."""
 
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
-# After Paul Tol's "muted" scheme, ordered so that neighbours differ; sand and cyan are darkened a little, as points
-# of their original lightness fade on white.
+# Paul Tol's "muted" scheme, in an order in which neighbors differ; sand and cyan are darker, to be visible on white.
 _CONCEPT_COLORS: Final = (
     "#332288",
     "#CC6677",
@@ -20,23 +19,23 @@ _CONCEPT_COLORS: Final = (
 _LIGHTER: Final = 0.45
 _DARKER: Final = 0.40
 
-# Light to dark in even steps for the eye, through three hues; even the lightest is seen on white.
+# Perceptually even steps from light to dark; the lightest is visible on white.
 _RAMP: Final = ("#E8A33D", "#D9673F", "#B13A5E", "#74307A", "#2B1D52")
 
-UNLABELLED_COLOR: Final = "#BBBBBB"
+UNLABELED_COLOR: Final = "#BBBBBB"
 INK: Final = "#222222"
 MUTED_INK: Final = "#666666"
 GRID_COLOR: Final = "#E4E4E4"
 
 
 class FamilyStyle(NamedTuple):
-    """How an SAE family is drawn: a colour and, for readers who cannot tell colours apart, a marker."""
+    """Color of an SAE family and, for color-blind readers, its marker."""
 
     color: str
     marker: str
 
 
-# Okabe and Ito's scheme: the presets of the paper own the first four, all other families follow.
+# Okabe and Ito's scheme; four colors are reserved for the SAEs of the paper.
 FAMILY_STYLES: Final[Mapping[str, FamilyStyle]] = MappingProxyType(
     {
         "ReLUSAE": FamilyStyle("#0072B2", "o"),
@@ -58,20 +57,24 @@ _FOLLOWING_STYLES: Final = (
 
 
 def palette(n: int) -> list[str]:
-    """Colours for `n` concepts, colour-blind safe up to nine.
+    """Return colors for `n` concepts, color-blind safe up to nine.
 
-    The list only ever grows at its end, `palette(m) == palette(n)[:m]`, so concept i keeps its colour in
-    every figure. Concepts 9 to 17 get lighter and 18 to 26 darker shades of the first nine; after 27 colours
-    repeat, since nobody could tell more of them apart.
+    Concept i has the same color for every `n`. Concepts 9 to 17 have lighter and 18 to 26 darker shades of the first
+    nine colors; from the 28th color on they repeat.
 
     Args:
-        n: Number of colours.
+        n: Number of colors.
 
     Returns:
-        `n` colours such as `"#332288"`.
+        `n` colors such as `"#332288"`.
 
     Raises:
         ValueError: If `n` is negative.
+
+    Example:
+        >>> from sae_lightning.plotting import palette
+        >>> palette(2)
+        ['#332288', '#CC6677']
     """
     if n < 0:
         raise ValueError(f"`n` must not be negative, got {n}.")
@@ -81,15 +84,20 @@ def palette(n: int) -> list[str]:
 
 
 def family_styles(families: Iterable[str]) -> dict[str, FamilyStyle]:
-    """A style for each SAE family: fixed for the paper's presets, in order of appearance for all others.
+    """Return a style for each SAE family, fixed for the SAEs of the paper and by order of appearance for all others.
 
-    `"ReLU"` counts as `"ReLUSAE"`, unless both are there.
+    `"ReLU"` has the style of `"ReLUSAE"`, unless both are given.
 
     Args:
-        families: Names of SAE families, or of single SAEs; repeated names count once.
+        families: Names of SAE families or of single SAEs; repeated names count once.
 
     Returns:
-        Style by name, in the order in which figures list them: the presets first, then by first appearance.
+        Styles by name, the SAEs of the paper first, then the others by first appearance.
+
+    Example:
+        >>> from sae_lightning.plotting import family_styles
+        >>> family_styles(["mine", "SpaDE"])["SpaDE"]
+        FamilyStyle(color='#D55E00', marker='D')
     """
     names = list(dict.fromkeys(families))
     styles: dict[str, FamilyStyle] = {}
@@ -106,13 +114,13 @@ def family_styles(families: Iterable[str]) -> dict[str, FamilyStyle]:
 
 
 def ramp(n: int) -> list[str]:
-    """Colours for `n` ordered values, from light to dark; the darkest where there is only one.
+    """Return colors for `n` ordered values, from light to dark; the darkest if `n` is 1.
 
     Args:
-        n: Number of colours.
+        n: Number of colors.
 
     Returns:
-        `n` colours such as `"#E8A33D"`.
+        `n` colors such as `"#E8A33D"`.
 
     Raises:
         ValueError: If `n` is negative.
@@ -129,7 +137,7 @@ def ramp(n: int) -> list[str]:
     return colors
 
 
-def _mix(color: str, towards: int, share: float) -> str:
-    """Blend a colour with white (`towards=255`) or black (`towards=0`)."""
+def _mix(color: str, toward: int, share: float) -> str:
+    """Blend a color with white (`toward=255`) or black (`toward=0`)."""
     channels = (int(color[i : i + 2], 16) for i in (1, 3, 5))
-    return "#" + "".join(f"{round((1 - share) * c + share * towards):02X}" for c in channels)
+    return "#" + "".join(f"{round((1 - share) * c + share * toward):02X}" for c in channels)

@@ -1,4 +1,4 @@
-"""Activations of many dimensions along their principal components, and how many each concept takes."""
+"""Principal components of activations, and singular values of each concept."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, Literal
@@ -8,14 +8,14 @@ from torch import Tensor
 
 from sae_lightning.plotting._checks import float_array, label_array
 from sae_lightning.plotting._figures import TICK_SIZE, axis_labels, clean, legend_right, new_figure
-from sae_lightning.plotting.colors import INK, UNLABELLED_COLOR, palette
+from sae_lightning.plotting.colors import INK, UNLABELED_COLOR, palette
 from sae_lightning.plotting.scatter import concept_handles
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_POINTS: Final = 4_000
-_REACH: Final = 0.8  # length of a direction, in units of the largest spread of the data
+_REACH: Final = 0.8  # length of a direction, relative to the largest coordinate of the data
 
 
 def principal_components(
@@ -28,25 +28,25 @@ def principal_components(
     origin: Tensor | None = None,
     title: str | None = "Activations along their principal components",
 ) -> "Figure":
-    """Three-dimensional scatter of data along its first three principal components, with an SAE's rows in it.
+    """Draw data along its first three principal components, and the encoder rows of an SAE projected onto them.
 
-    Components are those of the data around its mean; marks are projected onto them. Prototypes are points, directions
-    are lines of one length from the origin. Above 4,000 points a random subset (always the same) is drawn.
+    Rows are drawn as points if they are prototypes, and as lines of equal length from the origin if they are
+    directions. Of more than 4,000 points a fixed random subset is drawn.
 
     Args:
         points: The data, shape `(n, d)` with `n` and `d` at least 3.
-        concepts: Concept of each point, integers of shape `(n,)`; -1 is unlabelled and drawn in grey.
+        concepts: Concept of each point, integers of shape `(n,)`; -1 is unlabeled and drawn in gray.
         concept_names: One name per concept.
         marks: Rows of an SAE's encoder, shape `(n_marks, d)`, in the units of the data.
-        marks_are: Whether marks are points or directions.
-        origin: Where directions begin, shape `(d,)`; None is the mean of the data.
+        marks_are: Whether marks are prototypes or directions.
+        origin: Start of the directions, shape `(d,)`; None is the mean of the data.
         title: Title of the figure.
 
     Returns:
-        A figure with one 3-D panel and a legend on its right; its axes say which share of the variance they hold.
+        A figure with one 3-D panel, axes labeled with their share of the variance, and a legend on its right.
 
     Raises:
-        ValueError: If shapes do not fit, or a concept has no name.
+        ValueError: If shapes are wrong, or a concept has no name.
     """
     x = float_array("points", points, (None, None))
     if min(x.shape) < 3:
@@ -59,7 +59,7 @@ def principal_components(
     figure = new_figure(5.6, 5.2, title)
     axes = figure.add_subplot(projection="3d")
     order = np.random.default_rng(0).permutation(len(x))[:MAX_POINTS]
-    colors = np.array([*palette(len(concept_names)), UNLABELLED_COLOR])  # label -1 reads the last one
+    colors = np.array([*palette(len(concept_names)), UNLABELED_COLOR])  # label -1 indexes the last one
     axes.scatter(*shown[order].T, s=5, c=colors[labels[order]].tolist(), alpha=0.5, linewidths=0)
     if marks is not None:
         rows = float_array("marks", marks, (None, x.shape[1]))
@@ -86,19 +86,20 @@ def singular_values(
     *,
     title: str | None = "Singular values of each concept around its mean",
 ) -> "Figure":
-    """How fast the singular values of each concept's activations fall: of how many dimensions it is.
+    """Draw the singular values of each concept's activations around their mean, which show its dimension.
 
     Args:
         points: The data, shape `(n, d)`.
-        concepts: Concept of each point, integers of shape `(n,)`; -1 is unlabelled and left out.
+        concepts: Concept of each point, integers of shape `(n,)`; -1 is unlabeled and left out.
         concept_names: One name per concept.
         title: Title of the figure.
 
     Returns:
-        A figure with one line per concept of at least two points, relative to its largest, on a logarithmic scale.
+        A figure with one line per concept of at least two points: singular values divided by the largest, on a
+        logarithmic scale.
 
     Raises:
-        ValueError: If shapes do not fit, or a concept has no name.
+        ValueError: If shapes are wrong, or a concept has no name.
     """
     x = float_array("points", points, (None, None))
     labels = label_array("concepts", concepts, len(x), concept_names, "concept_names")

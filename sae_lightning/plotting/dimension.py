@@ -1,4 +1,4 @@
-"""Sparsity against intrinsic dimension: does an SAE spend as many latents on a concept as it has dimensions?"""
+"""L0 on each concept against its intrinsic dimension."""
 
 import math
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_MAX_TICKS: Final = 8  # dimensions that have room under a panel
+_MAX_TICKS: Final = 8  # above this, dimensions are not written under a panel one by one
 _LEGEND_COLUMNS: Final = 4
 _DIAGONAL: Final = {"color": MUTED_INK, "linewidth": 1.2, "linestyle": (0, (1, 1.2))}
 
@@ -39,28 +39,28 @@ def l0_against_dimension(
     title: str | None = "Active latents per concept against the concept's dimension",
     reference_label: str = "paper",
 ) -> "Figure":
-    """L0 on each concept's samples against the concept's intrinsic dimension, one panel per SAE family, log-log.
+    """Draw L0 on each concept's samples against the concept's intrinsic dimension, one panel per SAE family, log-log.
 
-    Each line is one SAE, in a colour that goes from light to dark with its strength among those of its family. An SAE
-    that takes one latent for each dimension lies on the dashed diagonal. The reference is drawn dashed with hollow
-    markers, in the colours of the same strengths. Points without `l0_per_concept` are left out, and so are its entries
-    that are NaN or 0.
+    Each line is one SAE, in a color from light to dark by its strength within the family. The dashed diagonal is one
+    active latent per dimension. The reference is drawn with dashed lines and hollow markers, in the colors of the same
+    strengths. Points without `l0_per_concept`, and entries of it that are NaN or 0, are left out.
 
     Args:
-        points: The trained SAEs; their `l0_per_concept` is drawn.
+        points: The trained SAEs, with `l0_per_concept`.
         dimensions: Intrinsic dimension of each concept, at least 1.
         reference: Points to compare with, for example the paper's.
         title: Title over all panels.
         reference_label: Name of the reference in the legend.
 
     Returns:
-        A figure with one panel per family, its strengths below it, and a legend on the right.
+        A figure with one panel per family, a legend of its strengths below it, and a legend on the right.
 
     Raises:
         ValueError: If there are no points, none has `l0_per_concept`, one does not have an entry per concept, or a
             dimension is below 1.
 
-    Source: Hindupur, Lubana, Fel and Ba (2025), arXiv 2503.01822, section on heterogeneity.
+    References:
+        Hindupur, Lubana, Fel and Ba 2025, arXiv 2503.01822, section on heterogeneity.
     """
     from matplotlib.lines import Line2D
 
@@ -100,7 +100,7 @@ def _draw_family(
     reference: Sequence[SweepPoint],
     marker: str,
 ) -> None:
-    """One panel: the diagonal, a line per SAE, and the strengths in a legend below."""
+    """Draw one panel: the diagonal, a line per SAE, and a legend of the strengths below."""
     from matplotlib.lines import Line2D
     from matplotlib.ticker import NullLocator
 
@@ -146,7 +146,7 @@ def _draw_family(
 
 
 def _distinct(strengths: Sequence[float]) -> list[float]:
-    """The strengths in rising order; the paper's 0.1 and a run's 0.1 are one, whatever their last bits."""
+    """Return the distinct strengths in ascending order; values that differ by rounding are equal."""
     distinct: list[float] = []
     for strength in sorted(strengths):
         if not distinct or not _close(distinct[-1], strength):

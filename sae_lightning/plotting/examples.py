@@ -1,4 +1,4 @@
-"""The images that a latent fires on."""
+"""Images on which a latent fires."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
@@ -21,19 +21,19 @@ def example_images(
     captions: Sequence[str],
     title: str | None = None,
 ) -> "Figure":
-    """A grid of images, four to a row, each with its patch in a rectangle and a caption below it.
+    """Draw a grid of images, four per row, each with a rectangle around its patch and a caption below it.
 
     Args:
         images: The images, at least one.
-        boxes: For each, left, top, right and bottom edge of the patch as shares of width and height; None for none.
-        captions: For each, what to write below it.
+        boxes: For each image, left, top, right and bottom edge of the patch as shares of width and height, or None.
+        captions: Caption of each image.
         title: Title of the figure.
 
     Returns:
-        A figure with a single panel, which draws faster than one for each image.
+        A figure with a single panel, which is drawn faster than one panel per image.
 
     Raises:
-        ValueError: If there is no image, or there are not as many boxes and captions.
+        ValueError: If there is no image, or the number of boxes or captions differs from that of the images.
     """
     from matplotlib.patches import Rectangle
 
@@ -55,8 +55,8 @@ def example_images(
             corner = left + box[0] * width, top + box[1] * height
             size = (box[2] - box[0]) * width, (box[3] - box[1]) * height
             axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor=_MARK, linewidth=1.6))
-        centre = 1.08 * (i % PER_ROW) + 0.5
-        axes.text(centre, 1.25 * (i // PER_ROW) + 1.04, caption, ha="center", va="top", fontsize=TICK_SIZE, color=INK)
+        center = 1.08 * (i % PER_ROW) + 0.5
+        axes.text(center, 1.25 * (i // PER_ROW) + 1.04, caption, ha="center", va="top", fontsize=TICK_SIZE, color=INK)
     axes.set_xlim(0, 1.08 * columns - 0.08)
     axes.set_ylim(1.25 * rows, 0)
     axes.set_aspect("equal")

@@ -33,7 +33,7 @@ MAX_POINTS_PER_PANEL: Final = 3_000
 MAX_PANELS: Final = 48
 _ARROW_SHARE: Final = 0.3
 _STAR_COLOR: Final = "#FFD700"
-_FIELD_COLORS: Final = ("#E3E9EF", "#B4C1CF", "#5C7087")  # faintest and strongest code; no code is white
+_FIELD_COLORS: Final = ("#E3E9EF", "#B4C1CF", "#5C7087")  # faintest to strongest code; white is reserved for zero
 
 
 def receptive_fields(
@@ -49,40 +49,42 @@ def receptive_fields(
     titles: Sequence[str] | None = None,
     title: str | None = "Receptive fields",
 ) -> "Figure":
-    r"""One panel per latent: where in the plane it fires, and how strongly, over the data.
+    r"""Draw the receptive field of each latent in the plane and the data, one panel per latent.
 
-    The receptive field of latent i is $\{x : z_i(x) \neq 0\}$ (Hindupur et al. 2025, arXiv 2503.01822). The shade
-    is $|z_i|$ divided by the latent's own maximum on the grid, the dark line is the field's boundary, where
-    $|z_i|$ crosses 1e-6, and small points are the data (at most 3,000 of them). White is where the latent does
-    not fire; one that fires nowhere on the grid is marked as silent.
+    The receptive field of latent i is $\{x : z_i(x) \neq 0\}$. The shade is $|z_i|$ divided by its maximum on the grid,
+    white where the latent does not fire. The dark line is the boundary of the field, where $|z_i|$ crosses 1e-6. Small
+    points are the data, at most 3,000 of them. A latent that does not fire on the grid is marked as silent.
 
     Args:
         grid_codes: Codes on a regular grid, shape `(n_latents, height, width)`: entry `[i, r, c]` belongs to
             `x = linspace(x_min, x_max, width)[c]` and `y = linspace(y_min, y_max, height)[r]`.
-        extent: The grid's `(x_min, x_max, y_min, y_max)`, which is also what the panels show.
+        extent: Limits `(x_min, x_max, y_min, y_max)` of the grid and of the panels.
         points: The data, shape `(n, 2)`.
-        concepts: Concept of each point, integers of shape `(n,)`; -1 is unlabelled and drawn in grey.
+        concepts: Concept of each point, integers of shape `(n,)`; -1 is unlabeled and drawn in gray.
         concept_names: One name per concept.
-        prototypes: A star for each latent, shape `(n_latents, 2)`.
-        directions: An arrow for each latent's encoder direction, shape `(n_latents, 2)`; only its angle is
-            drawn, all arrows being equally long, and none for a direction of zero.
-        origin: Where arrows start: the point that the encoder takes as its origin.
-        titles: A title per latent; by default "latent 0", "latent 1", ... in the order given.
+        prototypes: Prototype of each latent, shape `(n_latents, 2)`, drawn as a star.
+        directions: Encoder direction of each latent, shape `(n_latents, 2)`, drawn as an arrow of fixed length unless
+            it is zero.
+        origin: Start of the arrows, the origin of the encoder.
+        titles: Title of each latent; by default "latent 0", "latent 1", ... in the order given.
         title: Title over all panels.
 
     Returns:
-        A figure with one panel per latent, a colour bar and a legend.
+        A figure with one panel per latent, a color bar and a legend.
 
     Raises:
-        ValueError: If a shape does not fit, the grid is smaller than 2 x 2 or not finite, there are no or
-            more than 48 latents, `extent` is empty, or a concept has no name.
+        ValueError: If a shape is wrong, the grid is smaller than 2 x 2 or not finite, there are no latents or more than
+            48, `extent` is empty, or a concept has no name.
+
+    References:
+        Hindupur, Lubana, Fel and Ba 2025, arXiv 2503.01822.
     """
     codes = np.abs(float_array("grid_codes", grid_codes, (None, None, None)))
     n_latents, height, width = codes.shape
     if not 1 <= n_latents <= MAX_PANELS or height < 2 or width < 2:
         raise ValueError(
-            f"`grid_codes` must hold 1 to {MAX_PANELS} latents (choose which to draw, for example the best "
-            f"one per concept) on a grid of at least 2 x 2, got shape {codes.shape}."
+            f"`grid_codes` must hold 1 to {MAX_PANELS} latents (select some, for example the best one per concept) "
+            f"on a grid of at least 2 x 2, got shape {codes.shape}."
         )
     if not np.isfinite(codes).all():
         raise ValueError("`grid_codes` must be finite, got NaN or infinite values.")
@@ -121,12 +123,12 @@ def receptive_fields(
 
 
 def _draw_field(axes: "Axes", code: FloatArray, extent: tuple[float, float, float, float]) -> "AxesImage":
-    """Shade one code field `(height, width)` and draw its boundary; returns the image for the colour bar."""
+    """Draw one field of codes `(height, width)` and its boundary, and return the image for the color bar."""
     from matplotlib.colors import LinearSegmentedColormap
 
     height, width = code.shape
     x_min, x_max, y_min, y_max = extent
-    # imshow's extent is that of the pixels' edges, ours that of the grid's nodes.
+    # imshow expects the edges of the outer pixels, `extent` holds their centers
     half_x, half_y = (x_max - x_min) / (width - 1) / 2, (y_max - y_min) / (height - 1) / 2
     maximum = max(float(code.max()), FIRING_THRESHOLD)
     colors = LinearSegmentedColormap.from_list("field", _FIELD_COLORS)
@@ -140,7 +142,7 @@ def _draw_field(axes: "Axes", code: FloatArray, extent: tuple[float, float, floa
         interpolation="bilinear",
         zorder=0,
     )
-    if code.min() <= FIRING_THRESHOLD < code.max():  # else there is no boundary, and contour would warn
+    if code.min() <= FIRING_THRESHOLD < code.max():  # otherwise contour warns that there is no boundary
         axes.contour(
             np.linspace(x_min, x_max, width),
             np.linspace(y_min, y_max, height),
@@ -154,7 +156,7 @@ def _draw_field(axes: "Axes", code: FloatArray, extent: tuple[float, float, floa
 
 
 def _draw_arrow(axes: "Axes", direction: FloatArray, origin: tuple[float, float], side: float) -> None:
-    """Draw an arrow from `origin` along `direction`; its length is a fixed share of `side`."""
+    """Draw an arrow from `origin` along `direction`, with a length that is a fixed share of `side`."""
     norm = float(np.linalg.norm(direction))
     if norm == 0:
         return

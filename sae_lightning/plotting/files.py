@@ -1,4 +1,4 @@
-"""Figures to files."""
+"""Writing of figures to files."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def save_png(figure: "Figure", path: str | Path, dpi: int = 130) -> Path:
-    """Write a figure as PNG on a white ground, as a whole or not at all; missing folders are made.
+    """Write a figure as PNG on a white background, atomically, and create missing folders.
 
     Args:
         figure: Any matplotlib figure.
@@ -18,7 +18,7 @@ def save_png(figure: "Figure", path: str | Path, dpi: int = 130) -> Path:
         dpi: Pixels per inch.
 
     Returns:
-        The path that was written.
+        The path of the file.
 
     Raises:
         ValueError: If `path` does not end in `.png`, or `dpi` is not positive.

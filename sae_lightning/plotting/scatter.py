@@ -1,4 +1,4 @@
-"""Two-dimensional data, coloured by concept."""
+"""Scatter plots of two-dimensional data, colored by concept."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sae_lightning.plotting._checks import FloatArray, IntArray, float_array, label_array
 from sae_lightning.plotting._figures import axis_labels, clean, legend_right, new_figure
-from sae_lightning.plotting.colors import UNLABELLED_COLOR, palette
+from sae_lightning.plotting.colors import UNLABELED_COLOR, palette
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,23 +26,23 @@ def sample_scatter(
     title: str | None = "Samples by concept",
     axis_names: tuple[str, str] = ("$x_1$", "$x_2$"),
 ) -> "Figure":
-    """Scatter plot of 2-D data, one colour per concept, with equal scales on both axes.
+    """Draw a scatter plot of 2-D data, one color per concept, with equal scales on both axes.
 
-    Points are drawn in a shuffled order (always the same), so that no concept hides another one; above 20,000
-    points a random subset of that size is drawn.
+    Points are drawn in a fixed random order, so that no concept covers another. Of more than 20,000 points a random
+    subset of that size is drawn.
 
     Args:
         points: The data, shape `(n, 2)`.
-        concepts: Concept of each point, integers of shape `(n,)`; -1 is unlabelled and drawn in grey.
+        concepts: Concept of each point, integers of shape `(n,)`; -1 is unlabeled and drawn in gray.
         concept_names: One name per concept.
         title: Title of the figure.
-        axis_names: Labels of the x and the y axis.
+        axis_names: Labels of the x and y axes.
 
     Returns:
         A figure with one panel and a legend on its right.
 
     Raises:
-        ValueError: If shapes do not fit, or a concept has no name.
+        ValueError: If shapes are wrong, or a concept has no name.
     """
     xy = float_array("points", points, (None, 2))
     labels = label_array("concepts", concepts, len(xy), concept_names, "concept_names")
@@ -68,20 +68,20 @@ def draw_points(
     alpha: float,
     max_points: int,
 ) -> None:
-    """Draw points `(n, 2)` coloured by label, in a fixed shuffled order, at most `max_points` of them."""
+    """Draw at most `max_points` points `(n, 2)`, colored by label, in a fixed random order."""
     order = np.random.default_rng(0).permutation(len(xy))[:max_points]
-    colors = np.array([*palette(n_concepts), UNLABELLED_COLOR])  # label -1 reads the last one
+    colors = np.array([*palette(n_concepts), UNLABELED_COLOR])  # label -1 indexes the last one
     drawn = colors[labels[order]].tolist()
     axes.scatter(xy[order, 0], xy[order, 1], s=size, c=drawn, alpha=alpha, linewidths=0, zorder=2)
 
 
 def concept_handles(labels: IntArray, concept_names: Sequence[str]) -> "list[Line2D]":
-    """Legend entries for all concepts, and for unlabelled points where there are any."""
+    """Return legend entries of all concepts, and of unlabeled points if there are any."""
     from matplotlib.lines import Line2D
 
     entries = list(zip(concept_names, palette(len(concept_names)), strict=True))
     if (labels < 0).any():
-        entries.append(("unlabelled", UNLABELLED_COLOR))
+        entries.append(("unlabeled", UNLABELED_COLOR))
     return [
         Line2D([], [], linestyle="none", marker="o", markersize=6, color=color, label=name) for name, color in entries
     ]

@@ -1,4 +1,4 @@
-"""Similarity matrices whose rows are ordered by group."""
+"""Heat maps of similarity matrices with rows ordered by group."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
@@ -9,32 +9,35 @@ from torch import Tensor
 
 from sae_lightning.plotting._checks import IntArray, float_array, label_array
 from sae_lightning.plotting._figures import LABEL_SIZE, TICK_SIZE, axis_labels, new_figure, panel_grid, panel_title
-from sae_lightning.plotting.colors import INK, MUTED_INK, UNLABELLED_COLOR, palette
+from sae_lightning.plotting.colors import INK, MUTED_INK, UNLABELED_COLOR, palette
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 MAX_ROWS: Final = 1_500
-# After seaborn's "rocket", but white at zero, so that what is not similar leaves the page empty.
+# seaborn's "rocket" with white at zero
 _SEQUENTIAL: Final = ("#FFFFFF", "#F9C9A8", "#F37651", "#E13342", "#AD1759", "#701F57", "#35193E", "#03051A")
-_STRIP: Final = 0.018  # width of the coloured strip along the axes, as a share of the axes
-_LETTER: Final = 0.017  # width of a letter of a group's name, as a share of the axes
+_STRIP: Final = 0.018  # width of the colored strip along the axes, as a share of the axes
+_LETTER: Final = 0.017  # width of a letter of the groups' names, as a share of the axes
 
 
 def order_by_group(groups: Tensor) -> Tensor:
-    """Indices that sort rows by group, rows of one group keeping their order, and rows of no group (-1) last.
+    """Return indices that sort rows by group, stably, with rows of no group last.
 
     Args:
-        groups: Group per row, integers of shape `(n,)`; negative means that a row belongs to no group.
+        groups: Group per row, integers of shape `(n,)`; negative for rows of no group.
 
     Returns:
-        Indices of shape `(n,)` on the device of `groups`: `groups[order]` is what `similarity_heatmap` takes.
+        Indices `order` of shape `(n,)`; `matrix[order][:, order]` and `groups[order]` are arguments of
+        :func:`similarity_heatmap`.
 
     Raises:
         ValueError: If `groups` is not one-dimensional.
 
     Example:
+        >>> import torch
+        >>> from sae_lightning.plotting import order_by_group
         >>> order_by_group(torch.tensor([1, -1, 0, 1, 0]))
         tensor([2, 4, 0, 3, 1])
     """
@@ -55,29 +58,27 @@ def similarity_heatmap(
     items: str = "samples",
     label: str = "cosine similarity",
 ) -> "Figure":
-    """Heat map of an item-by-item matrix, with boundaries between groups and their names along both axes.
+    """Draw a heat map of an item-by-item matrix, with boundaries between groups and their names along both axes.
 
-    For samples' codes ordered by concept, and for latents ordered by the concept that they prefer. Above
-    1,500 rows every group is thinned to an evenly spaced subset of its rows (at least one each), so every
-    cell that is drawn is an entry of the matrix and no mean of several. A range with `vmin < 0` is drawn in
-    two hues.
+    Items are, for example, samples ordered by concept or latents ordered by preferred concept. Above 1,500 rows, evenly
+    spaced rows of each group are drawn, at least one each; cells are never averaged. The color map is diverging if
+    `vmin < 0`.
 
     Args:
-        matrix: Similarities, shape `(n, n)`; NaN is drawn in grey.
-        groups: Group per row, integers of shape `(n,)`, rows of a group next to each other; -1 is named
-            "none".
+        matrix: Similarities, shape `(n, n)`; NaN is drawn in gray.
+        groups: Group per row, integers of shape `(n,)`, with the rows of a group adjacent; -1 is named "none".
         group_names: One name per group.
         title: Title of the figure.
-        vmin: Value of the lightest colour.
-        vmax: Value of the darkest colour.
-        items: What the rows are, for the axis labels: "samples" or "latents".
-        label: Label of the colour bar.
+        vmin: Lower limit of the color scale.
+        vmax: Upper limit of the color scale.
+        items: Name of the items for the axis labels, "samples" or "latents".
+        label: Label of the color bar.
 
     Returns:
-        A figure with one panel and a colour bar.
+        A figure with one panel and a color bar.
 
     Raises:
-        ValueError: If shapes do not fit, a group has no name or its rows are apart, or `vmin >= vmax`.
+        ValueError: If shapes are wrong, a group has no name or its rows are not adjacent, or `vmin >= vmax`.
     """
     figure = new_figure(6.4, 5.6, title)
     axes = figure.add_subplot()
@@ -97,24 +98,24 @@ def similarity_heatmaps(
     items: str = "latents",
     label: str = "cosine similarity",
 ) -> "Figure":
-    """Several heat maps side by side, such as the latents of one SAE of each family, in the same colours.
+    """Draw several heat maps side by side with one color scale, for example one per SAE.
 
-    Each is drawn as by `similarity_heatmap`; their numbers of rows may differ.
+    Each is drawn as by :func:`similarity_heatmap`; their numbers of rows may differ.
 
     Args:
-        maps: Matrix `(n, n)` and group per row `(n,)` by panel title, such as an SAE's name.
+        maps: Matrix `(n, n)` and group per row `(n,)` by panel title.
         group_names: One name per group.
         title: Title over all panels.
-        vmin: Value of the lightest colour.
-        vmax: Value of the darkest colour.
-        items: What the rows are, for the axis labels: "samples" or "latents".
-        label: Label of the colour bar.
+        vmin: Lower limit of the color scale.
+        vmax: Upper limit of the color scale.
+        items: Name of the items for the axis labels, "samples" or "latents".
+        label: Label of the color bar.
 
     Returns:
-        A figure with one panel per map and a colour bar.
+        A figure with one panel per map and a color bar.
 
     Raises:
-        ValueError: If there are no maps, or one cannot be drawn by `similarity_heatmap`.
+        ValueError: If there are no maps, or one is not valid for :func:`similarity_heatmap`.
     """
     if not maps:
         raise ValueError("`maps` must hold at least one matrix, got none.")
@@ -136,10 +137,10 @@ def _draw_map(
     limits: tuple[float, float],
     panel_share: float = 1.0,
 ) -> str:
-    """Check and draw one matrix with its groups; matrix and groups come with the names of their arguments.
+    """Check and draw one matrix with its groups, both given with the name of their argument.
 
     Returns:
-        A note for the axis label where not all rows are drawn, else nothing.
+        A note for the axis label if not all rows are drawn, otherwise an empty string.
     """
     from matplotlib.colors import LinearSegmentedColormap
 
@@ -183,19 +184,19 @@ def _color_bar(figure: "Figure", panels: "Sequence[Axes]", label: str) -> None:
 
 
 def _draw_groups(axes: "Axes", labels: IntArray, group_names: Sequence[str], panel_share: float) -> None:
-    """Lines between groups, a strip in the groups' colours and their names, along both axes.
+    """Draw lines between groups, and along both axes a strip in the groups' colors and their names.
 
     Args:
-        axes: Where to draw.
+        axes: Axes of the panel.
         labels: Group per row.
         group_names: One name per group.
-        panel_share: Width of the panel, as a share of that of a figure with one panel.
+        panel_share: Width of the panel relative to that of a figure with one panel.
     """
     from matplotlib.patches import Rectangle
 
     starts = _starts(labels)
     ends = np.append(starts[1:], len(labels))
-    colors = [*palette(len(group_names)), UNLABELLED_COLOR]  # group -1 reads the last one
+    colors = [*palette(len(group_names)), UNLABELED_COLOR]  # group -1 indexes the last one
     names = [*group_names, "none"]
     for start in starts[1:]:
         axes.axhline(start - 0.5, color=INK, linewidth=0.7)
@@ -210,25 +211,25 @@ def _draw_groups(axes: "Axes", labels: IntArray, group_names: Sequence[str], pan
             ((across[0], begin), (across[1], length), axes.get_yaxis_transform()),
         ):
             axes.add_patch(Rectangle(corner, *size, transform=transform, **strip))
-    centres = _spread((starts + ends - 1) / 2, len(labels), 0.034 / panel_share)
+    centers = _spread((starts + ends - 1) / 2, len(labels), 0.034 / panel_share)
     ticks = [names[labels[start]] for start in starts]
-    axes.set_xticks(centres, ticks)
-    axes.set_yticks(centres, ticks)
+    axes.set_xticks(centers, ticks)
+    axes.set_yticks(centers, ticks)
     text_size = TICK_SIZE if len(ticks) <= 30 else max(4.0, TICK_SIZE * 30 / len(ticks))
     axes.tick_params(length=0, pad=10, labelsize=text_size, labelcolor=INK)
     widths = np.array([len(tick) for tick in ticks]) * _LETTER / panel_share * len(labels)
-    if (np.diff(centres) < (widths[1:] + widths[:-1]) / 2).any():
+    if (np.diff(centers) < (widths[1:] + widths[:-1]) / 2).any():
         for text in axes.get_xticklabels():
             text.set(rotation=90)
 
 
 def _starts(labels: IntArray) -> IntArray:
-    """First row of each run of equal labels."""
+    """Return the first row of each run of equal labels."""
     return np.flatnonzero(np.diff(labels, prepend=labels[0] - 1))
 
 
 def _thinned(labels: IntArray) -> IntArray:
-    """Rows to draw when there are too many: evenly spaced ones within each group."""
+    """Return about `MAX_ROWS` rows, evenly spaced within each group and at least one per group."""
     starts = _starts(labels)
     ends = np.append(starts[1:], len(labels))
     kept = []
@@ -238,10 +239,10 @@ def _thinned(labels: IntArray) -> IntArray:
     return np.concatenate(kept)
 
 
-def _spread(centres: "np.typing.NDArray[np.float64]", n_rows: int, least: float) -> "np.typing.NDArray[np.float64]":
-    """Push the names of thin groups apart by at least this share of all rows, so that no two of them overlap."""
-    gap = min(least * n_rows, n_rows / len(centres))
-    placed = centres.copy()
+def _spread(centers: "np.typing.NDArray[np.float64]", n_rows: int, least: float) -> "np.typing.NDArray[np.float64]":
+    """Move the names of small groups apart, to a distance of at least the share `least` of all rows."""
+    gap = min(least * n_rows, n_rows / len(centers))
+    placed = centers.copy()
     for i in range(1, len(placed)):
         placed[i] = max(placed[i], placed[i - 1] + gap)
     placed[-1] = min(placed[-1], max(n_rows - 1.0, 0.0))

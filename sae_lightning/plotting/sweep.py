@@ -1,4 +1,4 @@
-"""Sweeps over the sparsity strength: F1, errors and other metrics against L0, one line per SAE family."""
+"""F1, error and other metrics against L0, for sweeps over the sparsity strength."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SCALAR_LABELS: Final = {
-    "nmse": "normalised MSE",
+    "nmse": "normalized MSE",
     "mse": "MSE",
     "dead_latents": "dead latents (share)",
     "stable_rank_codes": "stable rank of codes",
@@ -35,20 +35,20 @@ def f1_against_l0(
     reference_label: str = "paper",
     log_l0: bool = False,
 ) -> "Figure":
-    """The headline figure of Hindupur et al. (2025, arXiv 2503.01822): F1 against L0, one panel per concept.
+    """Draw F1 against L0, one panel per concept and one line per SAE family.
 
-    Each family is one line with markers through its points, sorted by L0. The reference is drawn dashed with
-    hollow markers, in the colours of the same families. Points whose F1 is NaN in a panel are left out there.
+    The reference is drawn with dashed lines and hollow markers, in the colors of the same families. Points with an F1
+    of NaN are left out of the panel.
 
     Args:
         points: The trained SAEs.
         concept_names: One name per concept.
         reference: Points to compare with, for example the paper's.
-        groups: Panels by name, each showing the mean F1 of the concepts listed, for example
-            `{"linearly separable": [0, 2, 4], "not separable": [1, 3, 5]}`; concepts of a group that are NaN
-            do not enter a point's mean. By default every concept has its own panel.
+        groups: Panels that show the mean F1 of several concepts, by name, for example
+            `{"linearly separable": [0, 2, 4], "not separable": [1, 3, 5]}`; means ignore NaN. By default each concept
+            has a panel.
         title: Title over all panels.
-        y_label: What exactly is drawn.
+        y_label: Definition of the F1 that is drawn.
         reference_label: Name of the reference in the legend.
         log_l0: Whether L0 is drawn on a logarithmic scale.
 
@@ -56,8 +56,11 @@ def f1_against_l0(
         A figure with one panel per concept or group, and a legend on the right.
 
     Raises:
-        ValueError: If there are no points or no panels, an `f1` does not have one entry per concept, a group
-            is empty, or a group lists a concept that does not exist.
+        ValueError: If there are no points or no panels, an `f1` does not have one entry per concept, a group is empty,
+            or a group lists a concept that does not exist.
+
+    References:
+        Hindupur, Lubana, Fel and Ba 2025, arXiv 2503.01822.
     """
     check_points(points)
     n_concepts = len(concept_names)
@@ -75,7 +78,7 @@ def f1_against_l0(
                 f"`groups[{name!r}]` must list at least one concept between 0 and {n_concepts - 1}, got {members}."
             )
     if not panels:
-        raise ValueError("`concept_names` and `groups` must ask for at least one panel, got none.")
+        raise ValueError("`concept_names` and `groups` must define at least one panel, got none.")
 
     def mean_f1(members: Sequence[int]) -> Value:
         def value(point: SweepPoint) -> tuple[float, float]:
@@ -103,16 +106,16 @@ def nmse_against_l0(
     concept_names: Sequence[str],
     *,
     reference: Sequence[SweepPoint] = (),
-    title: str | None = "Normalised MSE of the concepts against their own sparsity",
+    title: str | None = "Normalized MSE of the concepts against their own sparsity",
     reference_label: str = "paper",
 ) -> "Figure":
-    """Normalised MSE of each concept against the L0 on that concept's samples, one panel per concept, log-log.
+    """Draw the normalized MSE of each concept against the L0 on its samples, one panel per concept, log-log.
 
-    Where concepts differ in dimension, one SAE may spend more latents on one than on another: so each panel has the
-    concept's own L0 on x. A point that lacks a value, or has one that is not positive, is left out of that panel.
+    The L0 is that of the concept because an SAE may use more latents on concepts of higher dimension. Points with
+    missing or non-positive values are left out of the panel.
 
     Args:
-        points: The trained SAEs; their `l0_per_concept` and `nmse_per_concept` are drawn.
+        points: The trained SAEs, with `l0_per_concept` and `nmse_per_concept`.
         concept_names: One name per concept.
         reference: Points to compare with, for example the paper's.
         title: Title over all panels.
@@ -123,7 +126,7 @@ def nmse_against_l0(
 
     Raises:
         ValueError: If there are no points or no concepts, names repeat, a tensor does not have one entry per concept,
-            or no point has both.
+            or no point has both tensors.
     """
     check_points(points)
     n_concepts = len(concept_names)
@@ -154,7 +157,7 @@ def nmse_against_l0(
     )
     for i, axes in enumerate(figure.axes):
         axes.set_yscale("log")
-        axis_labels(axes, y="normalised MSE" if is_left(i, n_concepts) else None)
+        axis_labels(axes, y="normalized MSE" if is_left(i, n_concepts) else None)
     return figure
 
 
@@ -169,18 +172,17 @@ def sweep_scalars(
     reference_label: str = "paper",
     log_l0: bool = False,
 ) -> "Figure":
-    """Small multiples of scalar metrics against L0, one panel per metric and one line per SAE family.
+    """Draw scalar metrics against L0, one panel per metric and one line per SAE family.
 
-    A point that lacks a metric, or has NaN for it, is left out of that panel; on a logarithmic axis so are
-    values that are not positive.
+    Points where a metric is missing, NaN, or not positive on a logarithmic axis are left out of the panel.
 
     Args:
-        points: The trained SAEs; their `scalars` are drawn.
-        names: Which scalars, in which order; by default all that `points` have, in order of appearance.
+        points: The trained SAEs, with `scalars`.
+        names: The scalars to draw, in order; by default all scalars of `points`.
         reference: Points to compare with, for example the paper's.
-        labels: Panel titles by name; the project's own metrics have titles already. Like `log_y`, names may
-            leave out the prefix `train/`, `val/` or `test/`.
-        log_y: Names that get a logarithmic y axis.
+        labels: Panel titles by name, in addition to those of the package's metrics. Names in `labels` and `log_y` may
+            omit the prefix `train/`, `val/` or `test/`.
+        log_y: Names of the scalars with a logarithmic y axis.
         title: Title over all panels.
         reference_label: Name of the reference in the legend.
         log_l0: Whether L0 is drawn on a logarithmic scale.
@@ -189,7 +191,7 @@ def sweep_scalars(
         A figure with one panel per scalar, and a legend on the right.
 
     Raises:
-        ValueError: If there are no points, they have no scalars, or none of them has one of `names`.
+        ValueError: If there are no points, they have no scalars, or one of `names` is not a scalar of any point.
     """
     check_points(points)
     known = dict.fromkeys(name for point in points for name in point.scalars or {})
@@ -227,7 +229,7 @@ def sweep_scalars(
 
 
 def _short(name: str) -> str:
-    """A log key without the name of its stage: "val/nmse" is "nmse"."""
+    """Remove the stage from a log key: "nmse" for "val/nmse"."""
     stage, _, rest = name.partition("/")
     return rest if rest and stage in ("train", "val", "test") else name
 

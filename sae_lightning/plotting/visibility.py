@@ -1,4 +1,4 @@
-"""What trained SAEs achieve against what their architectures could."""
+"""F1 that trained SAEs achieve against the bounds of their architectures."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -13,8 +13,8 @@ from sae_lightning.plotting.colors import MUTED_INK, family_styles
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_MOST_NAMES = 60  # points, above which names would cover each other
-_WORTH_A_NAME = 0.1  # F1 between bound and achieved
+_MOST_NAMES = 60  # number of points above which names would overlap
+_WORTH_A_NAME = 0.1  # smallest gap between bound and achieved F1 at which a point is named
 
 
 def achieved_f1(
@@ -25,23 +25,24 @@ def achieved_f1(
     families: Mapping[str, str] | None = None,
     title: str = "Best F1 of each concept: achieved against possible",
 ) -> "Figure":
-    """One point per concept and SAE: F1 of its best latent over the bound of its architecture, with its interval.
+    """Draw the F1 of the best latent against the bound of the architecture, one point per concept and SAE.
 
-    Points on the diagonal found all that one latent could; below it, training missed some. Names stand at the concepts
-    that an SAE misses by most, where there is room.
+    Points on the diagonal reach the bound; points below it show what training missed. Horizontal bars are intervals of
+    the bound. Concepts more than 0.1 below their bound are named if there are at most 60 points.
 
     Args:
-        points: Achieved F1, bound, and the bound's lower and upper end by SAE, `(n_concepts, 4)`; NaN where not known.
+        points: Achieved F1, bound, and lower and upper end of the bound's interval, `(n_concepts, 4)`, by SAE; NaN
+            where unknown.
         concept_names: One name per concept.
-        found_above: F1 from which a concept counts as found, drawn as lines.
-        families: Family of each SAE, which gives colour and marker. Default: its own name.
+        found_above: Smallest F1 of a concept that counts as found, drawn as lines.
+        families: Family of each SAE, which determines color and marker; by default its name.
         title: Title of the figure.
 
     Returns:
         A figure with one panel and a legend on its right.
 
     Raises:
-        ValueError: If there is no SAE, or a shape does not fit.
+        ValueError: If there is no SAE, or a shape is wrong.
     """
     if not points:
         raise ValueError("`points` must hold at least one SAE, got none.")
@@ -54,7 +55,7 @@ def achieved_f1(
     axes.plot([0, 1], [0, 1], color=MUTED_INK, linewidth=1, zorder=1)
     for draw in (axes.axhline, axes.axvline):
         draw(found_above, color=MUTED_INK, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-    labelled: set[str] = set()
+    labeled: set[str] = set()
     for name, array in arrays.items():
         achieved, bound, low, high = array.T
         style, kind = styles[kinds[name]], kinds[name]
@@ -68,10 +69,10 @@ def achieved_f1(
             alpha=0.85,
             elinewidth=0.9,
             linestyle="none",
-            label=kind if kind not in labelled else f"_{name}",
+            label=kind if kind not in labeled else f"_{name}",
             zorder=3,
         )
-        labelled.add(kind)
+        labeled.add(kind)
     if len(arrays) * len(concept_names) <= _MOST_NAMES:
         for array in arrays.values():
             for concept, (achieved, bound, *_) in zip(concept_names, array, strict=True):

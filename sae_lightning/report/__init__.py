@@ -1,4 +1,4 @@
-"""A run's results as one HTML page that opens anywhere: plain data in, a string out."""
+"""Results of a run as a self-contained HTML page, rendered from plain data."""
 
 from sae_lightning.report.content import Concept, Detector, Example, Figure, Latent, Overlap, Report, SAEReport, Sample
 from sae_lightning.report.diagnosis import render_diagnosis

@@ -1,4 +1,4 @@
-"""What the page shows, as plain data; None or NaN is what is not known."""
+"""Content of the report page as plain data; unknown values are None or NaN."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -12,19 +12,19 @@ class Concept(NamedTuple):
 
     name: str
     color: str
-    """Its colour in every figure, such as "#332288"."""
+    """Color in all figures, such as "#332288"."""
 
 
 class Example(NamedTuple):
     """A sample on which a latent fires."""
 
     sample: int
-    """Its position in the test data."""
+    """Position in the test data."""
     code: float
 
 
 class Detector(NamedTuple):
-    """How well a latent detects one concept."""
+    """Scores of a latent as a detector of one concept."""
 
     latent: int
     f1: float
@@ -33,28 +33,28 @@ class Detector(NamedTuple):
 
 
 class Latent(NamedTuple):
-    """A latent that is shown."""
+    """A latent on the page."""
 
     number: int
     frequency: float
     """Share of the samples on which it fires."""
     mean_code: float
-    """Mean code where it fires."""
+    """Mean code over these samples."""
     examples: list[Example]
-    """Its largest codes, the largest first."""
+    """Samples with the largest codes, largest first."""
     concept: int | None
-    """The concept that it detects best, if any."""
+    """Index of the concept that it detects best, if any."""
     detects: Detector | None
-    """How well."""
+    """Scores for that concept."""
     monosemanticity: float | None
 
 
 class SAEReport(NamedTuple):
-    """What was measured of one SAE."""
+    """Measurements of one SAE."""
 
     name: str
     family: str
-    """Name of its class."""
+    """Class name."""
     color: str
     n_latents: int
     l0: float
@@ -63,39 +63,39 @@ class SAEReport(NamedTuple):
     """Share of latents that never fire."""
     monosemanticity: float | None
     stable_rank: float | None
-    """Stable rank of its codes."""
+    """Stable rank of the codes."""
     best_f1: list[float]
-    """F1 of the best latent for each concept, NaN for a concept without samples; empty for unlabelled data."""
+    """F1 of the best latent for each concept, NaN for a concept without samples; empty for unlabeled data."""
     detectors: list[list[Detector]]
-    """The best latents of each concept, the best first."""
+    """Best latents for each concept, best first."""
     latents: list[Latent]
-    """The latents that are shown."""
+    """Latents on the page."""
     field: str | None = None
-    """The family of its latents' receptive fields, where it is known."""
+    """Family of the latents' receptive fields, if known."""
     sights: Sequence[Sight] = ()
-    """How it sees each concept, beside what it could; empty where nobody looked."""
+    """Achieved F1 and its bound for each concept; empty if not measured."""
     overlaps: Mapping[str, "Overlap"] = {}
-    """Which of its latents have no counterpart in another SAE, by that SAE's name."""
+    """Latents without counterpart in another SAE, by the name of that SAE."""
 
 
 class Overlap(NamedTuple):
-    """Which latents of one SAE have no counterpart in another."""
+    """Latents of one SAE without counterpart in another SAE."""
 
     alone: float
-    """Share of its live latents; NaN if none is alive."""
+    """Share of the live latents; NaN if none is alive."""
     by_chance: float
-    """The same where samples are paired at random."""
+    """The same share with samples paired at random."""
     latents: list[int]
-    """Which these are."""
+    """Indices of these latents."""
 
 
 class Sample(NamedTuple):
     """A sample of the test data."""
 
     concepts: list[int]
-    """The concepts that it belongs to."""
+    """Indices of its concepts."""
     excerpt: Excerpt | None
-    """Where it comes from, where the data know it."""
+    """Text or image that the activation comes from, if known."""
 
 
 class Figure(NamedTuple):
@@ -103,23 +103,23 @@ class Figure(NamedTuple):
 
     caption: str
     uri: str
-    """The image as a `data:` address."""
+    """The image as a `data:` URI."""
 
 
 class Report(NamedTuple):
-    """A run."""
+    """Content of the page of a run."""
 
     title: str
     facts: list[tuple[str, str]]
-    """What the head of the page says of the run: names and values, such as `("Seed", "0")`."""
+    """Names and values in the head of the page, such as `("Seed", "0")`."""
     concepts: list[Concept]
     found_above: float
-    """Best F1 from which a concept counts as found."""
+    """Smallest best F1 of a concept that counts as found."""
     saes: list[SAEReport]
     samples: dict[int, Sample]
-    """The samples of all examples, by position."""
+    """Samples of all examples, by position."""
     figures: list[Figure]
     notes: list[str]
-    """What a reader should know about the page, such as what was left out."""
+    """Notes at the foot of the page, for example about samples that are left out."""
     min_jaccard: float = 0.5
-    """Jaccard index of their firing from which latents of two SAEs are counterparts."""
+    """Smallest Jaccard index of two latents that are counterparts."""

@@ -1,4 +1,4 @@
-"""A diagnosis as one HTML page without a script: plain data in, a string out."""
+"""HTML page of a diagnosis, without scripts."""
 
 import math
 import re
@@ -16,16 +16,16 @@ from sae_lightning.report.page import asset
 def render_diagnosis(
     diagnosis: Diagnosis, title: str, facts: Sequence[tuple[str, str]], figures: Sequence[Figure]
 ) -> str:
-    """Write a diagnosis as one HTML file that needs nothing else, and runs no script.
+    """Render a diagnosis as a self-contained HTML page without scripts.
 
     Args:
-        diagnosis: What was found.
+        diagnosis: The diagnosis.
         title: Title of the page.
-        facts: What its head says of the data: names and values.
+        facts: Names and values in the head of the page, about the data.
         figures: Figures to show.
 
     Returns:
-        The file's content.
+        The HTML of the page.
     """
     parts = {
         "title": escape(title),
@@ -63,8 +63,9 @@ def _verdict(verdict: Verdict, diagnosis: Diagnosis) -> str:
     mark = " <small>recommended</small>" if chosen else ""
     head = f"<h3>{escape(verdict.name)}{mark}</h3>"
     if verdict.family is None:
-        return f"<li>{head}<p>Its receptive fields are not known, and so are its bounds.</p></li>"
-    sees = f'<p class="sees">A latent sees a {escape(verdict.family)}. {escape(verdict.assumes or "")}</p>'
+        return f"<li>{head}<p>Its receptive fields and bounds are unknown.</p></li>"
+    field = f"The receptive field of a latent is a {escape(verdict.family)}."
+    sees = f'<p class="sees">{field} {escape(verdict.assumes or "")}</p>'
     if math.isnan(verdict.mean_bound):
         return f"<li>{head}{sees}</li>"
     total = len(verdict.shows) + len(verdict.hides)
@@ -80,13 +81,13 @@ def _table(diagnosis: Diagnosis) -> str:
     families = list(dict.fromkeys(family for concept in diagnosis.concepts for family in concept.bounds))
     heads = [
         ("share", "Share of all samples"),
-        ("samples", "Samples to which bounds were fitted"),
+        ("samples", "Number of samples to which bounds were fitted"),
         ("dimension", "Participation ratio"),
-        ("90 %", "Principal components for 90 % of the energy"),
-        ("99 %", "Principal components for 99 % of the energy"),
-        ("2-NN", "Two nearest neighbours; underestimates high dimensions"),
-        ("k", "Codes that a TopK needs for its samples"),
-        *((family, f"Best F1 that a single latent with a {family} could reach") for family in families),
+        ("90 %", "Number of principal components with 90 % of the energy"),
+        ("99 %", "Number of principal components with 99 % of the energy"),
+        ("2-NN", "Two-nearest-neighbor estimate; too low in high dimensions"),
+        ("k", "Number of codes that a TopK SAE needs for samples of the concept"),
+        *((family, f"Best F1 of a single latent whose receptive field is a {family}") for family in families),
     ]
     cells = "".join(f'<th scope="col" title="{escape(title)}">{escape(name)}</th>' for name, title in heads)
     rows = "".join(_row(concept, families, diagnosis.found_above) for concept in diagnosis.concepts)
@@ -123,14 +124,14 @@ def _ends(estimate: Estimate, digits: int) -> str:
 
 def _legend(diagnosis: Diagnosis) -> str:
     spread = diagnosis.heterogeneity
-    differ = "" if math.isnan(spread.ratio) else f" They differ by a factor of {spread.ratio:.1f}."
+    differ = "" if math.isnan(spread.ratio) else f" Dimensions differ by a factor of {spread.ratio:.1f}."
     return (
-        f'<p class="legend">Small numbers are intervals of {diagnosis.confidence:.0%}. Dimension is the participation '
-        "ratio, beside principal components for 90 and 99 % of the energy and the estimate from two nearest "
-        f"neighbours, which is too low in high dimensions.{differ} k is the dimension and one code for the centre. "
-        "Last columns: best F1 that any single latent with such a receptive field could reach, on samples to which it "
-        f'was not fitted; <span class="key">found</span> from {diagnosis.found_above:g}, '
-        '<span class="key hidden">hidden</span> below.</p>'
+        f'<p class="legend">Small numbers are intervals of {diagnosis.confidence:.0%}. Dimension: participation ratio; '
+        "90 and 99 %: number of principal components with that share of the energy; 2-NN: estimate from the two "
+        f"nearest neighbors, too low in high dimensions.{differ} k: the dimension plus one code for the center. "
+        "Last columns: best F1 of a single latent with such a receptive field, on samples to which it was not fitted; "
+        f'<span class="key">found</span> from {diagnosis.found_above:g}, <span class="key hidden">hidden</span> '
+        "below.</p>"
     )
 
 
@@ -146,7 +147,7 @@ def _figures(figures: Sequence[Figure]) -> str:
 
 
 def _breakable(text: str) -> str:
-    """Text that may be broken within long names: behind / and _, and before capitals."""
+    """Escape a text and allow line breaks after / and _ and before capitals."""
     return re.sub(r"(?<=[/_])|(?<=[a-z])(?=[A-Z])", "<wbr>", escape(text))
 
 

@@ -1,4 +1,4 @@
-"""A diagnosis for the terminal."""
+"""Text of a diagnosis, for the terminal."""
 
 import math
 import textwrap
@@ -11,7 +11,14 @@ _WIDTH = 110
 
 
 def diagnosis_text(diagnosis: Diagnosis) -> str:
-    """Tables of concepts and architectures, and the recommendation with its reasons."""
+    """Format a diagnosis as text.
+
+    Args:
+        diagnosis: The diagnosis.
+
+    Returns:
+        Tables of concepts and architectures, and the recommendation with its reasons.
+    """
     families = list(dict.fromkeys(family for concept in diagnosis.concepts for family in concept.bounds))
     what = "Cluster" if diagnosis.clustered else "Concept"
     head = [what, "share", "samples", "dimension", "90 %", "99 %", "2-NN", "k", *families]
@@ -31,16 +38,17 @@ def diagnosis_text(diagnosis: Diagnosis) -> str:
     ]
     lines = [*_table(head, rows), ""]
     lines += _wrapped(
-        "Dimension: participation ratio with its interval; components for 90 and 99 % of the energy; two nearest "
-        "neighbours, which underestimate high dimensions. k: codes that a TopK needs there. Last columns: best F1 that "
-        f"any single latent with such a receptive field could reach, in parentheses below {diagnosis.found_above:g}."
+        "Dimension: participation ratio with its interval; 90 and 99 %: number of principal components with that share "
+        "of the energy; 2-NN: estimate from the two nearest neighbors, too low in high dimensions. k: number of codes "
+        "that a TopK SAE needs for samples of the concept. Last columns: best F1 of a single latent with such a "
+        f"receptive field, in parentheses below {diagnosis.found_above:g}."
     )
     lines += [""]
     spread = diagnosis.heterogeneity
     if not math.isnan(spread.ratio):
         lines += _wrapped(
             f"Dimensions differ by a factor of {spread.ratio:.1f}; their standard deviation is {spread.variation:.2f} "
-            "of their mean."
+            "times their mean."
         )
     for concept in diagnosis.concepts:
         lines += [line for note in concept.dimension.notes for line in _wrapped(f"{concept.name}: {note}.")]
@@ -48,21 +56,21 @@ def diagnosis_text(diagnosis: Diagnosis) -> str:
     found = [
         [
             verdict.name,
-            verdict.family or "not known",
+            verdict.family or "unknown",
             number(verdict.mean_bound),
             number(verdict.min_bound.value),
             ", ".join(verdict.hides) or ("-" if math.isnan(verdict.mean_bound) else "nothing"),
         ]
         for verdict in diagnosis.verdicts
     ]
-    lines += ["", *_table(["SAE", "a latent sees a", "mean", "min", "would hide"], found), ""]
+    lines += ["", *_table(["SAE", "receptive field", "mean", "min", "would hide"], found), ""]
     lines += [f"Recommendation: {summary(diagnosis)}", ""]
     lines += [line for reason in diagnosis.recommendation.reasons for line in _wrapped(reason, "* ")]
     return "\n".join(lines)
 
 
 def summary(diagnosis: Diagnosis) -> str:
-    """The recommendation in a line."""
+    """Format the recommendation as one line."""
     found = diagnosis.recommendation
     parts = [found.architecture or "no architecture"]
     if found.d_sae is not None:
@@ -75,14 +83,14 @@ def summary(diagnosis: Diagnosis) -> str:
 
 
 def interval(estimate: Estimate, digits: int = 1) -> str:
-    """A number with the ends of its interval."""
+    """Format an estimate with its interval."""
     if not estimate.known:
         return "-"
     return f"{estimate.value:.{digits}f} ({estimate.low:.{digits}f} to {estimate.high:.{digits}f})"
 
 
 def count(estimate: Estimate) -> str:
-    """A whole number, with the ends of its interval where they differ."""
+    """Format an integer estimate, with its interval if the ends differ."""
     if not estimate.known:
         return "-"
     ends = "" if estimate.low == estimate.high else f" ({estimate.low:.0f} to {estimate.high:.0f})"
@@ -90,12 +98,12 @@ def count(estimate: Estimate) -> str:
 
 
 def number(value: float, digits: int = 3) -> str:
-    """A number, or a dash where it is not known."""
+    """Format a number, or a dash for NaN."""
     return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def bounded(value: float, found_above: float) -> str:
-    """An F1, in parentheses where the concept stays hidden."""
+    """Format an F1, in parentheses if it is below `found_above`."""
     return f"({number(value)})" if value < found_above else number(value)
 
 

@@ -1,4 +1,4 @@
-"""Contexts of activations, cut to the size of a page: short texts, and thumbnails as addresses."""
+"""Excerpts of the contexts of activations: short texts, and thumbnails as `data:` URIs."""
 
 import base64
 import io
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 THUMBNAIL_SIZE: Final = 112  # the longer side, in pixels
-_LOSSLESS_UP_TO: Final = 48  # smaller images gain nothing from JPEG, and show its artefacts
-_BEFORE, _AFTER = 160, 100  # characters that are kept around a token
-_AT_ONCE: Final = 256  # contexts asked for at a time: images may be large
+_LOSSLESS_UP_TO: Final = 48  # JPEG saves no space on smaller images and adds artifacts
+_BEFORE, _AFTER = 160, 100  # characters kept around a token
+_AT_ONCE: Final = 256  # contexts read at a time, because images may be large
 
 
 class Text(NamedTuple):
-    """A token in its text, or a whole text as `after` alone."""
+    """A token in its text, or a whole text in `after`."""
 
     before: str
     token: str
@@ -26,12 +26,12 @@ class Text(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A patch in its image, or a whole image with no box."""
+    """A patch in its image, or a whole image without box."""
 
     uri: str
-    """The thumbnail as a `data:` address."""
+    """The thumbnail as a `data:` URI."""
     box: tuple[float, float, float, float] | None
-    """Left, top, right and bottom edge as shares of width and height."""
+    """Left, top, right and bottom edge of the patch as shares of width and height."""
 
 
 Excerpt = Text | Picture
@@ -40,15 +40,15 @@ Excerpt = Text | Picture
 def read_excerpts(
     positions: Iterable[int], contexts: Callable[[list[int]], list[Context]], max_bytes: float
 ) -> tuple[dict[int, Excerpt], int]:
-    """Ask for the contexts of samples, a few at a time, until the page has no more room for them.
+    """Read the excerpts of samples until their size limit is reached.
 
     Args:
-        positions: The samples, the most important first.
-        contexts: Where samples come from.
-        max_bytes: How much room they may take; an image counts once, however many patches of it there are.
+        positions: Positions of the samples, most important first.
+        contexts: Function that returns the contexts of a list of positions.
+        max_bytes: Maximum size of all excerpts; an image with several patches counts once.
 
     Returns:
-        Excerpts by position, and the bytes that they take.
+        Excerpts by position, and their size in bytes.
     """
     found: dict[int, Excerpt] = {}
     seen: set[str] = set()
@@ -70,7 +70,20 @@ def read_excerpts(
 
 
 def make_excerpt(context: Context) -> Excerpt:
-    """Cut a context to what a reader needs."""
+    """Shorten a context to the size of a page.
+
+    Args:
+        context: Text with its token, or image with its patch.
+
+    Returns:
+        The token with the text around it, or a thumbnail of the image.
+
+    Example:
+        >>> from sae_lightning.data.contexts import TextContext
+        >>> from sae_lightning.report import make_excerpt
+        >>> make_excerpt(TextContext("the ", "cat", " sat"))
+        Text(before='the ', token='cat', after=' sat')
+    """
     if not isinstance(context, TextContext):
         return Picture(thumbnail(context.image), context.box)
     if not context.token:
@@ -81,7 +94,7 @@ def make_excerpt(context: Context) -> Excerpt:
 
 
 def _shortened(text: str, length: int) -> str:
-    """The start of a text, cut between words where that costs little, with an ellipsis."""
+    """Cut a text to `length` with an ellipsis, between words unless that removes more than a fifth."""
     if len(text) <= length:
         return text
     cut = text[:length]
@@ -90,7 +103,7 @@ def _shortened(text: str, length: int) -> str:
 
 
 def thumbnail(image: "Image") -> str:
-    """A small copy of an image as a `data:` address: PNG where it is tiny, JPEG otherwise; never enlarged."""
+    """Encode a thumbnail of an image as a `data:` URI, PNG if it is tiny, else JPEG; small images keep their size."""
     from PIL import Image
 
     if image.mode in ("1", "L", "I", "F", "I;16"):
@@ -100,7 +113,7 @@ def thumbnail(image: "Image") -> str:
         small = Image.new("RGB", clear.size, "white")
         small.paste(clear, mask=clear.getchannel("A"))
     else:
-        small = image.convert("RGB")  # a copy: the data's own image stays as it is
+        small = image.convert("RGB")  # a copy, as `thumbnail` changes images in place
     small.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
     file = io.BytesIO()
     if max(small.size) <= _LOSSLESS_UP_TO:
@@ -111,5 +124,5 @@ def thumbnail(image: "Image") -> str:
 
 
 def data_uri(kind: str, content: bytes) -> str:
-    """Bytes as an address that holds them."""
+    """Encode bytes as a `data:` URI of a MIME type."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"

@@ -1,4 +1,4 @@
-"""The run's figures, read back from its folder."""
+"""Figures of a run, read from its folder."""
 
 from pathlib import Path
 
@@ -6,11 +6,14 @@ from sae_lightning.report.excerpts import data_uri
 
 
 def read_figures(folders: dict[str, Path], max_bytes: float) -> list[tuple[str, str]]:
-    """Captions and addresses of the PNG files in folders, as long as there is room for them.
+    """Read the PNG files in folders until their size limit is reached.
 
     Args:
-        folders: Folders by what their captions start with, such as the name of an SAE; empty for nothing.
-        max_bytes: How much room they may take on the page.
+        folders: Folders by the prefix of their captions, such as the name of an SAE, or an empty string.
+        max_bytes: Maximum size of all figures on the page.
+
+    Returns:
+        Captions and `data:` URIs of the figures.
     """
     found: list[tuple[str, str]] = []
     for name, folder in folders.items():

@@ -6,7 +6,7 @@
 
   // ---------------------------------------------------------------- small helpers
 
-  // texts enter the page through this function only, and only as texts
+  // all texts enter the page through this function, which never parses them as HTML
   function make(tag, attributes = {}, ...children) {
     const node = document.createElement(tag);
     for (const [name, value] of Object.entries(attributes)) {
@@ -31,7 +31,7 @@
 
   // ---------------------------------------------------------------- examples
 
-  // the concept of a sample is worth a word where it is not the one that the latent stands for
+  // names the concepts of a sample, and marks it where they do not include the latent's
   function membership(sample, concept) {
     const own = sample[1];
     if (!data.concepts.length) return null;
@@ -47,7 +47,7 @@
     if (before === undefined) line.append(`sample ${position}`);
     else if (!token) line.append(make("span", { class: "whole" }, after));
     else {
-      // the mark holds the token alone, without the space around it; a line end is shown as a sign
+      // mark the token without surrounding whitespace, and show whitespace tokens as symbols
       const core = token.trim();
       const lead = core ? token.slice(0, token.indexOf(core)) : "";
       const tail = core ? token.slice(lead.length + core.length) : "";
@@ -96,7 +96,7 @@
       make("span", { class: found ? "state" : "state hidden" }, best === null ? "no samples" : found ? "found" : "hidden"));
     const card = make("article", { class: `card ${found ? "hit" : "missed"}` }, head);
     if (!first) {
-      card.append(make("p", { class: "empty" }, "No latent fires on it."));
+      card.append(make("p", { class: "empty" }, "No latent fires on this concept."));
       return card;
     }
     const latent = byNumber[s].get(first[0]);
@@ -201,7 +201,7 @@
     const alone = without.value === "" ? null : new Set(sae.alone[without.value] || []);
     const chosen = (latent) => (!query || matches(latent, query)) && (!alone || alone.has(latent.i));
     waiting = sae.latents.filter(chosen).sort(ORDERS[order.value]);
-    const part = sae.latents.length < sae.size ? `${sae.latents.length} of its ${sae.size}` : `all ${sae.size}`;
+    const part = sae.latents.length < sae.size ? `${sae.latents.length} of ${sae.size}` : `all ${sae.size}`;
     $("#latents > .count").textContent = query || alone
       ? `${waiting.length} of ${sae.latents.length} latents of ${sae.name} match`
       : `${sae.name}: ${part} latents`;
@@ -250,7 +250,7 @@
     show(0);
   }
 
-  // an observer reports a change only: while the end of the list stays in sight, it has to be looked at again
+  // IntersectionObserver reports changes only, so check again while the end of the list stays in view
   function drawUntilFull() {
     if (!waiting.length) return;
     drawMore();

@@ -1,4 +1,4 @@
-"""The page itself: template, style and script from this folder, filled with a report."""
+"""HTML page of a report, from the template, style and script in this folder."""
 
 import base64
 import hashlib
@@ -14,21 +14,21 @@ from sae_lightning.report.excerpts import Picture
 from sae_lightning.report.summary import facts, figures, notes, overview, verdicts
 from sae_lightning.report.visibility import visibility
 
-# characters that could end the element that holds the JSON, or that older parsers of scripts take for line ends
+# characters that are special in HTML, or line ends in older versions of JavaScript
 _UNSAFE = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
 
 def render(report: Report) -> str:
-    """Write a report as one HTML file that needs nothing else.
+    """Render a report as a self-contained HTML page.
 
-    Summary, table and figures are plain HTML; the script draws concepts and latents from data in the page, and sets
-    texts as texts only. A policy in the page forbids any other script and everything from outside.
+    Summary, table and figures are plain HTML. A script draws concepts and latents from data in the page and never
+    parses texts as HTML. A content security policy forbids other scripts and external resources.
 
     Args:
-        report: What to show.
+        report: Content of the page.
 
     Returns:
-        The file's content.
+        The HTML of the page.
     """
     script = asset("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -46,12 +46,12 @@ def render(report: Report) -> str:
         "notes": notes(report),
         "data": embedded(contents(report)),
     }
-    # one pass, so that nothing within a part is taken for a place to fill
+    # one pass, so that placeholders in the parts themselves are not replaced
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], asset("page.html"))
 
 
 def contents(report: Report) -> dict[str, Any]:
-    """What the script draws from, in JSON's types: samples and images once each, and referred to by number."""
+    """Return the data of the script in JSON types, with references to samples and images by index."""
     place = {position: i for i, position in enumerate(report.samples)}
     images: dict[str, int] = {}
     samples: list[list[Any]] = []
@@ -72,7 +72,7 @@ def contents(report: Report) -> dict[str, Any]:
 
 
 def embedded(value: Any) -> str:
-    """JSON that may stand within any element: it holds no character that has a meaning in HTML."""
+    """Encode a value as JSON without characters that are special in HTML."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).translate(_UNSAFE)
 
 
@@ -106,10 +106,10 @@ def _detector(detector: Detector) -> list[Any]:
 
 
 def _short(value: float | None) -> float | None:
-    """A number with the digits that the page shows; null where it is unknown or infinite."""
+    """Round a number to four significant digits; None if it is unknown or infinite."""
     return float(f"{value:.4g}") if value is not None and math.isfinite(value) else None
 
 
 def asset(name: str) -> str:
-    """Content of a file of this folder."""
+    """Return the content of a file in this folder."""
     return files(__package__).joinpath(name).read_text(encoding="utf-8")

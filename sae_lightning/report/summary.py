@@ -1,34 +1,34 @@
-"""The part of the page that needs no script: head, verdicts, table and figures."""
+"""Parts of the page without script: head, verdicts, table and figures."""
 
 import math
 from html import escape
 
 from sae_lightning.report.content import Report, SAEReport
 
-_MANY_SAES = 12  # above this, their verdicts are folded
+_MANY_SAES = 12  # above this, verdicts are collapsed
 
 
 def facts(report: Report) -> str:
-    """What the run was, as a list of terms."""
+    """Render the facts of the run as a description list."""
     return "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in report.facts)
 
 
 def split_found(sae: SAEReport, report: Report) -> tuple[list[str], list[str]]:
-    """Names of the concepts that an SAE finds and of those that it hides; those without samples are neither."""
+    """Return the names of the concepts that an SAE finds and hides; concepts without samples are in neither list."""
     known = [(c.name, f1) for c, f1 in zip(report.concepts, sae.best_f1, strict=True) if not math.isnan(f1)]
     found = [name for name, f1 in known if f1 >= report.found_above]
     return found, [name for name, f1 in known if f1 < report.found_above]
 
 
 def verdicts(report: Report) -> str:
-    """A card per SAE that names what it finds and what it hides; empty for unlabelled data."""
+    """Render a card per SAE with the concepts that it finds and hides; empty for unlabeled data."""
     if not report.concepts:
         return ""
     cards = "".join(_verdict(sae, report) for sae in report.saes)
     cards = f'<ul class="verdicts">{cards}</ul>'
     if len(report.saes) <= _MANY_SAES:
         return cards
-    return f"<details><summary>What each of the {len(report.saes)} SAEs finds and hides</summary>{cards}</details>"
+    return f"<details><summary>Concepts that each of {len(report.saes)} SAEs finds and hides</summary>{cards}</details>"
 
 
 def _verdict(sae: SAEReport, report: Report) -> str:
@@ -47,14 +47,14 @@ def _verdict(sae: SAEReport, report: Report) -> str:
 
 
 def overview(report: Report) -> str:
-    """The table: a row per SAE, its metrics, and the F1 of its best latent for each concept."""
-    labelled = bool(report.concepts)
+    """Render the table with a row per SAE: its metrics, and the F1 of its best latent for each concept."""
+    labeled = bool(report.concepts)
     heads = [("L0", "Mean number of latents that fire per sample")]
-    heads += [("NMSE", "Normalised mean squared error of the reconstruction"), ("dead", "Latents that never fire")]
-    if labelled:
-        heads.append(("monosem.", "Mean monosemanticity: 1 where every latent fires for one concept only"))
+    heads += [("NMSE", "Normalized mean squared error"), ("dead", "Share of latents that never fire")]
+    if labeled:
+        heads.append(("monosem.", "Mean monosemanticity, 1 if each latent fires in one concept only"))
     heads.append(("rank", "Stable rank of the codes"))
-    if labelled:
+    if labeled:
         heads.append(("mean F1", "Mean over concepts of the best latent's F1"))
     cells = "".join(f'<th scope="col" title="{escape(title)}">{name}</th>' for name, title in heads)
     cells += "".join(
@@ -86,7 +86,7 @@ def _cell(f1: float, found_above: float) -> str:
 
 
 def figures(report: Report) -> str:
-    """The run's figures; empty without any."""
+    """Render the figures of the run; empty if there are none."""
     if not report.figures:
         return ""
     shown = "".join(
@@ -98,7 +98,7 @@ def figures(report: Report) -> str:
 
 
 def notes(report: Report) -> str:
-    """What was left out."""
+    """Render the notes."""
     return "".join(f"<p>{escape(note)}</p>" for note in report.notes)
 
 

@@ -1,4 +1,4 @@
-"""The part of the page on what SAEs achieve and could, and on what each of them alone shows."""
+"""Section of the page on achieved and possible F1, and on latents without counterpart."""
 
 import math
 from html import escape
@@ -16,24 +16,24 @@ _STATES = {
 
 
 def visibility(report: Report) -> str:
-    """The section with both tables; empty where nobody looked."""
+    """Render the section with both tables; empty if neither was measured."""
     tables = _sights(report) + _overlaps(report)
     return f'<section id="visibility"><h2>Visibility</h2>{tables}</section>' if tables else ""
 
 
 def _sights(report: Report) -> str:
-    """A row per SAE: the F1 of its best latent for each concept, and of any that its architecture could have."""
+    """Render a row per SAE: for each concept the F1 of its best latent and the bound of its architecture."""
     if not any(sight.bound.known for sae in report.saes for sight in sae.sights):
         return ""
     heads = "".join(f'<th scope="col" class="concept">{_concept(c.name, c.color)}</th>' for c in report.concepts)
     rows = "".join(_seen(sae) for sae in report.saes)
     return (
-        '<p class="lead">For each concept the F1 of the best latent and, below it, of the best that the architecture '
-        f"could have: its bound, fitted to training samples. From {report.found_above:g} on a concept is found; else "
-        "training <b>missed</b> it, or it is <b>out of reach</b> of any latent of this architecture.</p>"
+        '<p class="lead">F1 of the best latent for each concept and, below it, the bound for any single latent of the '
+        f"architecture, fitted to training samples. A concept is found if the F1 is at least {report.found_above:g}. "
+        "If not, training <b>missed</b> it, or it is <b>out of reach</b> of any latent of this architecture.</p>"
         '<div class="scroll" tabindex="0" role="region" aria-label="Achieved and possible F1">'
         '<table class="overview sights"><caption class="vh">Achieved and possible F1 of each concept</caption>'
-        f'<thead><tr><th scope="col">SAE</th><th scope="col">sees</th>{heads}</tr></thead>'
+        f'<thead><tr><th scope="col">SAE</th><th scope="col">receptive field</th>{heads}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"
     )
 
@@ -61,7 +61,7 @@ def _cell(sight: Sight) -> str:
 
 
 def _overlaps(report: Report) -> str:
-    """Share of each SAE's latents without a counterpart in each other SAE."""
+    """Render the share of each SAE's latents without counterpart in each other SAE."""
     if not any(sae.overlaps for sae in report.saes):
         return ""
     heads = "".join(f'<th scope="col">{_name(sae)}</th>' for sae in report.saes)
@@ -70,9 +70,10 @@ def _overlaps(report: Report) -> str:
         for sae in report.saes
     )
     return (
-        '<p class="lead">Share of the live latents of each row that have no counterpart in the column\'s SAE: none '
-        f"fires on the same samples with a Jaccard index of {report.min_jaccard:g} or more. In small print: if samples "
-        "were paired at random. Below, <i>Without counterpart in</i> shows them with their examples.</p>"
+        '<p class="lead">Share of the live latents of the SAE in the row without counterpart in the SAE in the column. '
+        f"Counterparts fire on the same samples with a Jaccard index of {report.min_jaccard:g} or more. Small numbers: "
+        "the share with samples paired at random. The filter <i>Without counterpart in</i> below selects these "
+        "latents.</p>"
         '<div class="scroll" tabindex="0" role="region" aria-label="Latents without counterpart">'
         '<table class="overview overlaps"><caption class="vh">Share of latents without counterpart</caption>'
         f'<thead><tr><th scope="col">latents of</th>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'

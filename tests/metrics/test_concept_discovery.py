@@ -97,7 +97,7 @@ def test_the_sample_is_bounded_labelled_and_fair():
 
 def test_wrong_input():
     metric = ConceptDiscovery(3, N_CONCEPTS)
-    with pytest.raises(ValueError, match="got a bool matrix: overlapping concepts are no partition"):
+    with pytest.raises(ValueError, match="got a bool matrix: clusters cannot be compared with overlapping concepts"):
         metric.update(torch.ones(2, 3), torch.ones(2, N_CONCEPTS, dtype=torch.bool), torch.ones(2, 5))
     with pytest.raises(ValueError, match=r"`keys` must have shape \[2, any\], got \[3, 5\]"):
         metric.update(torch.ones(2, 3), torch.tensor([0, 1]), torch.ones(3, 5))

@@ -38,7 +38,7 @@ def test_one_panel_per_latent_with_title_image_and_points():
         (scatter,) = [c for c in axes.collections if not isinstance(c, QuadContourSet)]
         assert sorted(scatter.get_offsets().tolist()) == sorted(POINTS.tolist())
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels == ["left", "right", "unlabelled", "field's boundary"]
+    assert labels == ["left", "right", "unlabeled", "field's boundary"]
 
 
 def test_shade_is_the_code_over_its_maximum_and_empty_where_it_does_not_fire():

@@ -5,7 +5,7 @@ import torch
 from matplotlib.colors import to_hex
 
 from sae_lightning.plotting import palette, sample_scatter
-from sae_lightning.plotting.colors import UNLABELLED_COLOR
+from sae_lightning.plotting.colors import UNLABELED_COLOR
 from sae_lightning.plotting.scatter import MAX_POINTS
 
 NAMES = ["a", "b", "c"]
@@ -21,8 +21,8 @@ def test_every_point_has_its_place_and_colour():
         for xy, color in zip(scatter.get_offsets().tolist(), scatter.get_facecolors(), strict=True)
     }
     first, second, third = (color.lower() for color in palette(3))
-    assert drawn == {(0, 1): third, (2, 3): first, (4, 5): UNLABELLED_COLOR.lower(), (6, 7): second}
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == [*NAMES, "unlabelled"]
+    assert drawn == {(0, 1): third, (2, 3): first, (4, 5): UNLABELED_COLOR.lower(), (6, 7): second}
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [*NAMES, "unlabeled"]
     assert (axes.get_xlabel(), axes.get_ylabel(), figure.get_suptitle()) == ("u", "v", "data")
     assert axes.get_aspect() == 1
 

@@ -75,7 +75,7 @@ def test_five_panels_make_two_rows_with_labels_at_the_edge():
 def test_scalars_have_a_panel_each_and_log_axes_where_asked():
     figure = sweep_scalars(POINTS, reference=PAPER)
     nmse, dead = figure.axes
-    assert [axes.get_title(loc="left") for axes in figure.axes] == ["normalised MSE", "dead latents (share)"]
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["normalized MSE", "dead latents (share)"]
     assert (nmse.get_yscale(), dead.get_yscale()) == ("log", "linear")
     # 0 has no place on a log axis, NaN nowhere, and TopKSAE has no share of dead latents
     assert drawn(nmse) == [(color("TopKSAE"), [2.0], [0.3]), (color("SpaDE"), [2.0, 8.0], [0.2, 0.1])]
@@ -104,7 +104,7 @@ def test_errors_of_concepts_stand_over_their_own_l0():
     assert drawn(first, hollow=True) == [(color("ReLUSAE"), [4.0], [0.125])]
     assert drawn(second, hollow=True) == []
     assert {(axes.get_xscale(), axes.get_yscale()) for axes in figure.axes} == {("log", "log")}
-    assert (first.get_ylabel(), second.get_ylabel()) == ("normalised MSE", "")
+    assert (first.get_ylabel(), second.get_ylabel()) == ("normalized MSE", "")
     assert {axes.get_xlabel() for axes in figure.axes} == {"L0 on the concept's samples"}
 
 

@@ -54,9 +54,9 @@ def test_the_page_has_every_number():
     assert "ReLUSAE, d_sae 16, L0 about 7" in words
     assert "0 of 1 can be found" in words
     assert "would hide: noun" in words
-    assert "Its receptive fields are not known, and so are its bounds." in words
+    assert "Its receptive fields and bounds are unknown." in words
     assert "verb: 12 samples are fewer than the 30 that any estimate needs." in words
-    assert "They differ by a factor of 3.5." in words
+    assert "Dimensions differ by a factor of 3.5." in words
 
 
 def test_the_page_needs_no_script_and_nothing_from_outside():
@@ -90,7 +90,7 @@ def test_the_text_has_the_tables_and_the_reasons():
     assert rows[2] == ["noun", "90.0%", "900", "6.0 (5.9 to 6.2)", "6", "7 (6 to 7)", "5.5", "7", "(0.607)"]
     assert rows[3] == ["verb", "1.2%", "12", "-", "-", "-", "-", "-", "-"]
     assert ["ReLUSAE", "half-space", "0.607", "0.607", "noun"] in rows
-    assert ["OwnSAE", "not known", "-", "-", "-"] in rows
+    assert ["OwnSAE", "unknown", "-", "-", "-"] in rows
     assert "Recommendation: ReLUSAE, d_sae 16, L0 about 7" in lines
     assert "* a reason" in lines
     assert "verb: 12 samples are fewer than the 30 that any estimate needs." in lines

@@ -1,4 +1,4 @@
-"""The formulas of :mod:`sae_lightning.metrics`, as pure functions of tensors (torch only)."""
+"""The metrics of :mod:`sae_lightning.metrics` as pure functions of tensors."""
 
 from sae_lightning.metrics.functional.code_similarity import CodeSimilarityResult, code_similarity
 from sae_lightning.metrics.functional.concept_discovery import ConceptDiscoveryResult, concept_discovery

@@ -1,22 +1,22 @@
-"""How often each latent fires in each concept: the counts behind precision, recall and F1."""
+"""Counts of each latent's firings in each concept, and their precision, recall and F1."""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sae_lightning.metrics.functional._membership import labelled, membership
+from sae_lightning.metrics.functional._membership import labeled, membership
 from sae_lightning.nn.firing import fires
 
 EPS = 1e-12
 
 
 class FiringCounts(NamedTuple):
-    """Additive int64 counts over labelled samples.
+    """Additive int64 counts over labeled samples.
 
     Attributes:
         true_positives: ``(n_concepts, d_sae)``, samples of the concept on which the latent fires.
-        fired: ``(d_sae,)``, labelled samples on which the latent fires.
+        fired: ``(d_sae,)``, labeled samples on which the latent fires.
         members: ``(n_concepts,)``, samples of the concept.
     """
 
@@ -28,32 +28,30 @@ class FiringCounts(NamedTuple):
 def firing_counts(
     codes: Tensor, concepts: Tensor, n_concepts: int, within: float | None = None, at_all: float | None = None
 ) -> FiringCounts:
-    """Count firings per concept, leaving unlabelled samples out.
-
-    The product of two 0/1 matrices is exact in float32 up to 2**24 samples per call, but not in half precision: hence
-    the guard against autocast.
+    """Count firings per concept in labeled samples.
 
     Args:
         codes: ``(batch, d_sae)``.
-        concepts: ``(batch,)`` int64 with -1 for unlabelled, or ``(batch, n_concepts)`` bool.
+        concepts: ``(batch,)`` int64 with -1 for unlabeled samples, or ``(batch, n_concepts)`` bool.
         n_concepts: Number of concepts.
-        within: Threshold above which a latent fires in a concept, ``None`` for the usual one.
-        at_all: Threshold above which it fires at all, ``None`` for the usual one.
+        within: Threshold of |code| in ``true_positives``, ``None`` for that of :func:`sae_lightning.nn.firing.fires`.
+        at_all: Threshold of |code| in ``fired``, ``None`` for ``within``.
 
     Returns:
         The counts of this batch.
     """
     members = membership(concepts, n_concepts, codes.shape[0])
-    known = labelled(concepts)[:, None]
+    known = labeled(concepts)[:, None]
     firing = fires(codes) if within is None else fires(codes, within)
     fired = firing if at_all is None else fires(codes, at_all)
+    # products of 0/1 matrices are exact in float32 up to 2**24 samples, but not in the half precision of autocast
     with torch.autocast(device_type=codes.device.type, enabled=False):
         true_positives = members.T @ firing.float()
     return FiringCounts(true_positives.long(), (fired & known).sum(dim=0), members.sum(dim=0).long())
 
 
 def firing_scores(true_positives: Tensor, fired: Tensor, members: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Precision, recall and F1 of every latent as a detector of every concept.
+    """Return precision, recall and F1 of each latent as a detector of each concept.
 
     Args:
         true_positives: ``(n_concepts, d_sae)``.
@@ -61,7 +59,7 @@ def firing_scores(true_positives: Tensor, fired: Tensor, members: Tensor) -> tup
         members: ``(n_concepts,)``.
 
     Returns:
-        Three float64 tensors ``(n_concepts, d_sae)``, with NaN rows for concepts without samples.
+        Precision, recall and F1, each ``(n_concepts, d_sae)`` float64, with NaN rows for concepts without samples.
     """
     hits = true_positives.double()
     hits = torch.where(members[:, None] > 0, hits, torch.nan)

@@ -1,4 +1,4 @@
-"""What every metric asks of its tensors, checked once and in one wording."""
+"""Checks of arguments, common to all metrics."""
 
 from torch import Tensor
 
@@ -15,13 +15,13 @@ def check_size(name: str, value: int, minimum: int) -> int:
 
 
 def check_matrix(name: str, values: Tensor, columns: int | None = None, rows: int | None = None) -> Tensor:
-    """Return ``values`` without its graph if it is a floating point matrix of the asked shape.
+    """Return ``values``, detached, if it is a floating point matrix of the required shape.
 
     Args:
-        name: The argument's name, for the message.
+        name: Name of the argument, for the error message.
         values: The tensor to check.
-        columns: Its number of columns, ``None`` for any.
-        rows: Its number of rows, ``None`` for any.
+        columns: Required number of columns, ``None`` for any.
+        rows: Required number of rows, ``None`` for any.
 
     Raises:
         ValueError: if it is not a matrix of that shape, or not floating point.

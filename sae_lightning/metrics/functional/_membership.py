@@ -1,22 +1,22 @@
-"""Which sample belongs to which concept, for both ways of labelling."""
+"""Concept labels, as integers or as a bool matrix, and the membership matrix that both describe."""
 
 import torch
 from torch import Tensor
 
 
 def membership(concepts: Tensor, n_concepts: int, batch: int | None = None) -> Tensor:
-    """Turn concept labels into a 0/1 membership matrix.
+    """Convert concept labels to a 0/1 membership matrix.
 
     Args:
-        concepts: ``(batch,)`` int64 with -1 for unlabelled, or ``(batch, n_concepts)`` bool where concepts overlap.
+        concepts: ``(batch,)`` int64 with -1 for unlabeled samples, or ``(batch, n_concepts)`` bool.
         n_concepts: Number of concepts.
-        batch: The number of samples that ``concepts`` must describe, ``None`` for any.
+        batch: Required number of samples, ``None`` for any.
 
     Returns:
-        Float32 tensor ``(batch, n_concepts)``; the rows of unlabelled samples are zero.
+        Float32 tensor ``(batch, n_concepts)``; the rows of unlabeled samples are zero.
 
     Raises:
-        ValueError: if a label lies outside -1..n_concepts-1, or if shape, length or dtype are not as above.
+        ValueError: if a label lies outside -1..n_concepts-1, or shape, length or dtype are wrong.
 
     Example:
         >>> import torch
@@ -30,28 +30,28 @@ def membership(concepts: Tensor, n_concepts: int, batch: int | None = None) -> T
     return (concepts[:, None] == torch.arange(n_concepts, device=concepts.device)).float()
 
 
-def labelled(concepts: Tensor) -> Tensor:
-    """Tell which samples have a label, ``(batch,)`` bool; every row of a bool matrix counts as labelled."""
+def labeled(concepts: Tensor) -> Tensor:
+    """Return a mask of the labeled samples, ``(batch,)`` bool; all rows of a bool matrix are labeled."""
     if concepts.dtype == torch.bool:
         return torch.ones(concepts.shape[0], dtype=torch.bool, device=concepts.device)
     return concepts >= 0
 
 
 def with_overall(members: Tensor) -> Tensor:
-    """Append a column of ones, so that the last "concept" is all samples: ``(batch, n_concepts + 1)`` float64."""
+    """Append a column of ones, a last "concept" of all samples: ``(batch, n_concepts + 1)`` float64."""
     return torch.cat([members, members.new_ones(members.shape[0], 1)], dim=1).double()
 
 
 def check_concepts(concepts: Tensor, n_concepts: int | None, batch: int | None = None) -> None:
-    """Raise unless ``concepts`` labels ``batch`` samples as :func:`membership` describes.
+    """Check that ``concepts`` are valid arguments of :func:`membership`.
 
     Args:
         concepts: The labels.
-        n_concepts: Number of concepts, ``None`` for any number of them.
-        batch: Number of samples, ``None`` for any.
+        n_concepts: Number of concepts, ``None`` for any.
+        batch: Required number of samples, ``None`` for any.
 
     Raises:
-        ValueError: naming the rule and the value, see :func:`membership`.
+        ValueError: if they are not.
     """
     if concepts.dtype == torch.bool:
         if concepts.ndim != 2 or n_concepts not in (None, concepts.shape[1]):
@@ -70,9 +70,9 @@ def check_concepts(concepts: Tensor, n_concepts: int | None, batch: int | None =
 
 
 def _check_range(labels: Tensor, n_concepts: int | None) -> None:
-    """Raise if a label lies outside -1..n_concepts-1; the only place where an update waits for the device."""
+    """Raise if a label lies outside -1..n_concepts-1. This synchronizes with the device, once per update."""
     lowest, highest = torch.stack(torch.aminmax(labels)).tolist()
     if lowest < -1 or (n_concepts is not None and highest >= n_concepts):
         rule = ">= -1" if n_concepts is None else f"in -1..{n_concepts - 1}"
         wrong = lowest if lowest < -1 else highest
-        raise ValueError(f"`concepts` must hold labels {rule} (-1 is unlabelled), got {wrong}.")
+        raise ValueError(f"`concepts` must hold labels {rule} (-1 is unlabeled), got {wrong}.")

@@ -11,13 +11,13 @@ from sae_lightning.metrics.functional._stable_rank import stable_rank
 
 
 class CodeSimilarityResult(NamedTuple):
-    """What the sample-by-sample cosine matrix of the codes looks like.
+    """Summary of the sample-by-sample cosine matrix of the codes.
 
     Attributes:
-        stable_rank: Scalar, trace over spectral norm of that matrix: about how many groups of samples have codes of
-            their own. NaN without samples.
-        concept_cosine: ``(n_concepts, n_concepts)``, mean cosine between a sample of concept a and one of concept b.
-            The diagonal includes each sample with itself. NaN for a concept without samples.
+        stable_rank: Scalar, trace of that matrix divided by its spectral norm, an estimate of the number of groups of
+            samples with similar codes. NaN without samples.
+        concept_cosine: ``(n_concepts, n_concepts)``, mean cosine between the samples of two concepts, on the diagonal
+            including that of each sample with itself. NaN for a concept without samples.
     """
 
     stable_rank: Tensor
@@ -33,20 +33,18 @@ class _CodeMoments(NamedTuple):
 
 
 def code_similarity(codes: Tensor, concepts: Tensor, n_concepts: int) -> CodeSimilarityResult:
-    r"""Stable rank of the cosine matrix between samples' codes, and its mean per pair of concepts.
+    r"""Compute the stable rank of the matrix of cosines between samples' codes, and its mean per pair of concepts.
 
     .. math:: S_{nm} = u_n \cdot u_m, \quad u_n = z_n / \|z_n\|, \qquad
         \mathrm{stable\ rank}(S) = \mathrm{tr}(S) / \|S\|_2
 
-    The ``N x N`` matrix is never built: :math:`U U^T` and :math:`U^T U` share their nonzero eigenvalues, and its
-    block means are products of the concepts' sums of unit codes. Samples whose code is all zero have no direction and
-    are dropped; unlabelled samples count for the stable rank only.
-
-    Source: Hindupur, Lubana, Fel and Ba 2025, arXiv 2503.01822.
+    The ``N x N`` matrix :math:`S = U U^T` is never built: :math:`U^T U` has the same nonzero eigenvalues, and the mean
+    over a pair of concepts is the product of their mean unit codes. Samples with an all-zero code have no direction and
+    are ignored; unlabeled samples enter the stable rank only.
 
     Args:
         codes: ``(batch, d_sae)``.
-        concepts: ``(batch,)`` int64 with -1 for unlabelled, or ``(batch, n_concepts)`` bool.
+        concepts: ``(batch,)`` int64 with -1 for unlabeled samples, or ``(batch, n_concepts)`` bool.
         n_concepts: Number of concepts.
 
     Returns:
@@ -55,8 +53,12 @@ def code_similarity(codes: Tensor, concepts: Tensor, n_concepts: int) -> CodeSim
     Raises:
         ValueError: if a tensor has the wrong shape or dtype, or a label is out of range.
 
+    References:
+        Hindupur, Lubana, Fel and Ba 2025, arXiv 2503.01822.
+
     Example:
         >>> import torch
+        >>> from sae_lightning.metrics.functional import code_similarity
         >>> codes = torch.tensor([[1.0, 0.0, 0.0], [2.0, 0.0, 0.0], [0.0, 3.0, 4.0]])
         >>> result = code_similarity(codes, torch.tensor([0, 0, 1]), n_concepts=2)
         >>> result.stable_rank
@@ -78,14 +80,14 @@ def _code_similarity_update(codes: Tensor, concepts: Tensor, n_concepts: int) ->
 
 
 def unit_rows(codes: Tensor) -> Tensor:
-    """Divide every row by its norm in float64, leaving zero rows zero."""
+    """Divide each row by its norm, in float64; zero rows stay zero."""
     codes = codes.double()
     norms: Tensor = torch.linalg.vector_norm(codes, dim=1, keepdim=True).clamp(min=torch.finfo(codes.dtype).tiny)
     return codes / norms
 
 
 def _code_similarity_compute(second_moment: Tensor, concept_sums: Tensor, samples: Tensor) -> CodeSimilarityResult:
-    """Read the N x N matrix's summary off the moments."""
+    """Summarize the N x N matrix by the moments."""
     pairs = samples.double()[:, None] * samples.double()
     return CodeSimilarityResult(
         stable_rank=stable_rank(second_moment), concept_cosine=concept_sums @ concept_sums.T / pairs

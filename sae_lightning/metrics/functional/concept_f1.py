@@ -1,4 +1,4 @@
-"""Concept F1: how well single latents detect each concept."""
+"""Concept F1: single latents as detectors of concepts."""
 
 from typing import NamedTuple
 
@@ -11,19 +11,19 @@ from sae_lightning.metrics.functional._inputs import check_matrix, check_size
 
 
 class ConceptF1Result(NamedTuple):
-    """Latents as detectors of concepts. A concept without samples has NaN (index -1) and enters no mean.
+    """Scores of latents as detectors of concepts. Concepts without samples have NaN, and means leave them out.
 
     Attributes:
         overall: Scalar, mean of `top_n_mean` over concepts.
-        top_n_mean: ``(n_concepts,)``, mean F1 of the concept's `top_n` best latents.
-        top_n_std: ``(n_concepts,)``, their population standard deviation (divided by n, as NumPy does).
+        top_n_mean: ``(n_concepts,)``, mean F1 of the `top_n` best latents.
+        top_n_std: ``(n_concepts,)``, population standard deviation of their F1.
         best: ``(n_concepts,)``, F1 of the best latent.
-        best_latent: ``(n_concepts,)`` int64, its index, the lowest on a tie; -1 where no latent detects anything.
+        best_latent: ``(n_concepts,)`` int64, index of the best latent, the lowest on a tie; -1 if all F1 are 0 or NaN.
         precision: ``(n_concepts, d_sae)``.
         recall: ``(n_concepts, d_sae)``.
         f1: ``(n_concepts, d_sae)``.
-        purity: Scalar, mean over the latents that fire of their largest precision, the share of a latent's firings that
-            its main concept has. NaN if none fires.
+        purity: Scalar, mean over the latents that fire of each latent's largest precision, which is the share of its
+            firings that fall in its main concept. NaN if none fires.
     """
 
     overall: Tensor
@@ -38,31 +38,33 @@ class ConceptF1Result(NamedTuple):
 
 
 def concept_f1(codes: Tensor, concepts: Tensor, n_concepts: int, top_n: int = 5) -> ConceptF1Result:
-    r"""F1 of "latent i fires" as a detector of "sample belongs to concept c", and each concept's best latents.
+    r"""Compute the F1 score of each latent as a detector of each concept, and of the best latents for each concept.
 
     .. math:: P = \frac{TP}{\mathrm{fired} + \epsilon}, \quad R = \frac{TP}{\mathrm{members} + \epsilon}, \quad
         F_1 = \frac{2 P R}{P + R + \epsilon}, \quad \epsilon = 10^{-12}
 
-    A latent fires where |code| > 1e-6. Unlabelled samples are left out of every count, since nobody knows
-    whether firing there is right; with a bool matrix every sample counts, also one that belongs to no concept.
-
-    Source: Hindupur, Lubana, Fel and Ba 2025, arXiv 2503.01822.
+    A latent detects a concept in the samples where it fires (|code| > 1e-6). Unlabeled samples are not counted, since
+    their concept is unknown. With a bool matrix of concepts every sample is counted, also where it has no concept.
 
     Args:
         codes: ``(batch, d_sae)``.
-        concepts: ``(batch,)`` int64 with -1 for unlabelled, or ``(batch, n_concepts)`` bool.
+        concepts: ``(batch,)`` int64 with -1 for unlabeled samples, or ``(batch, n_concepts)`` bool.
         n_concepts: Number of concepts.
-        top_n: How many of a concept's best latents to average.
+        top_n: Number of best latents of a concept to average.
 
     Returns:
-        Scores of every latent for every concept, and their summary per concept.
+        Scores of each latent for each concept, and their summary per concept.
 
     Raises:
         ValueError: if a tensor has the wrong shape or dtype, a label is out of range, or ``top_n`` is not
             in 1..d_sae.
 
+    References:
+        Hindupur, Lubana, Fel and Ba 2025, arXiv 2503.01822.
+
     Example:
         >>> import torch
+        >>> from sae_lightning.metrics.functional import concept_f1
         >>> codes = torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
         >>> result = concept_f1(codes, torch.tensor([0, 0, 1, 1]), n_concepts=2, top_n=1)
         >>> result.best, result.best_latent
@@ -81,12 +83,12 @@ def _check_top_n(top_n: int, d_sae: int) -> int:
 
 
 def _concept_f1_compute(true_positives: Tensor, fired: Tensor, members: Tensor, top_n: int) -> ConceptF1Result:
-    """Score every latent and summarise the best ones."""
+    """Score each latent and summarize the best ones."""
     precision, recall, f1 = firing_scores(true_positives, fired, members)
     top = f1.topk(top_n, dim=1).values
     top_mean = top.mean(dim=1)
     best, best_latent = f1.max(dim=1)
-    main = F.pad(precision.nan_to_num(0.0), (0, 0, 1, 0)).amax(dim=0)  # a row of zeros, should there be no concept
+    main = F.pad(precision.nan_to_num(0.0), (0, 0, 1, 0)).amax(dim=0)  # zeros, for n_concepts = 0
     return ConceptF1Result(
         overall=top_mean.nanmean(),
         top_n_mean=top_mean,

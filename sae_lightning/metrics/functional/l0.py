@@ -1,4 +1,4 @@
-"""L0: how many latents fire per sample."""
+"""L0: number of latents that fire per sample."""
 
 from typing import NamedTuple
 
@@ -13,8 +13,8 @@ class L0Result(NamedTuple):
     """Mean number of latents that fire per sample.
 
     Attributes:
-        overall: Scalar, over all samples, labelled or not. NaN without samples.
-        per_concept: ``(n_concepts,)``, over the samples of each concept. NaN for a concept without samples.
+        overall: Scalar, mean over all samples, labeled or not. NaN without samples.
+        per_concept: ``(n_concepts,)``, mean over the samples of each concept. NaN for a concept without samples.
     """
 
     overall: Tensor
@@ -22,15 +22,13 @@ class L0Result(NamedTuple):
 
 
 def l0(codes: Tensor, concepts: Tensor, n_concepts: int) -> L0Result:
-    r"""Mean number of latents that fire per sample, over all samples and per concept.
+    r"""Compute the mean number of latents that fire per sample, over all samples and per concept.
 
     .. math:: L_0 = \frac{1}{N} \sum_n \sum_i [|z_{ni}| > 10^{-6}]
 
-    Source: Hindupur, Lubana, Fel and Ba 2025, arXiv 2503.01822.
-
     Args:
         codes: ``(batch, d_sae)``.
-        concepts: ``(batch,)`` int64 with -1 for unlabelled, or ``(batch, n_concepts)`` bool.
+        concepts: ``(batch,)`` int64 with -1 for unlabeled samples, or ``(batch, n_concepts)`` bool.
         n_concepts: Number of concepts.
 
     Returns:
@@ -39,8 +37,12 @@ def l0(codes: Tensor, concepts: Tensor, n_concepts: int) -> L0Result:
     Raises:
         ValueError: if a tensor has the wrong shape or dtype, or a label is out of range.
 
+    References:
+        Hindupur, Lubana, Fel and Ba 2025, arXiv 2503.01822.
+
     Example:
         >>> import torch
+        >>> from sae_lightning.metrics.functional import l0
         >>> codes = torch.tensor([[1.0, 0.5, 0.0], [0.0, 2.0, 0.0], [1.0, 1.0, 1.0]])
         >>> l0(codes, torch.tensor([0, 0, -1]), n_concepts=1)
         L0Result(overall=tensor(2., dtype=torch.float64), per_concept=tensor([1.5000], dtype=torch.float64))
@@ -49,7 +51,7 @@ def l0(codes: Tensor, concepts: Tensor, n_concepts: int) -> L0Result:
 
 
 def _l0_update(codes: Tensor, concepts: Tensor, n_concepts: int) -> tuple[Tensor, Tensor]:
-    """Count firings and samples per concept, all samples last: two int64 tensors ``(n_concepts + 1,)``."""
+    """Return firings and samples per concept, and last over all samples, each ``(n_concepts + 1,)`` int64."""
     codes = check_matrix("codes", codes)
     members = with_overall(membership(concepts, n_concepts, codes.shape[0]))
     active = members.T @ fires(codes).sum(dim=1).double()

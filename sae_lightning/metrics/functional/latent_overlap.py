@@ -1,4 +1,4 @@
-"""Latent overlap: which latents of one SAE have a counterpart in another."""
+"""Latent overlap: latents of one SAE that have a counterpart in another SAE."""
 
 from typing import NamedTuple
 
@@ -11,17 +11,17 @@ from sae_lightning.nn.firing import fires
 
 
 class LatentOverlapResult(NamedTuple):
-    """Which latents of an SAE fire as some latent of another SAE does.
+    """Overlap of the firings of two SAEs, and the share of latents without counterpart.
 
     Attributes:
-        jaccard: ``(d_sae, d_other)``, samples on which both latents fire over samples on which any of them does; 0
-            for a dead latent.
+        jaccard: ``(d_sae, d_other)``, number of samples on which both latents fire, divided by the number on which at
+            least one fires; 0 for a dead latent.
         best: ``(d_sae,)``, each latent's largest Jaccard index; NaN for a dead latent.
-        counterpart: ``(d_sae,)`` int64, the other SAE's latent that has it, the lowest on a tie; -1 for a dead latent,
-            or one that never fires together with any.
-        by_chance: ``(d_sae,)``, the largest index where samples are paired at random; NaN for a dead latent.
-        alone: Scalar, share of the live latents whose largest index is below the threshold. NaN if none is alive.
-        alone_by_chance: Scalar, the same where samples are paired at random.
+        counterpart: ``(d_sae,)`` int64, the latent of the second SAE with that index, the lowest on a tie; -1 if the
+            index is 0.
+        by_chance: ``(d_sae,)``, each latent's largest index with samples paired at random; NaN for a dead latent.
+        alone: Scalar, share of the live latents with a largest index below `min_jaccard`. NaN if none is alive.
+        alone_by_chance: Scalar, the same share with samples paired at random.
     """
 
     jaccard: Tensor
@@ -42,23 +42,23 @@ class _FiringPairs(NamedTuple):
 
 
 def latent_overlap(codes: Tensor, others: Tensor, min_jaccard: float = 0.5, seed: int = 0) -> LatentOverlapResult:
-    r"""Jaccard index of the firing of every latent of an SAE with every latent of another, on the same samples.
+    r"""Compute the Jaccard index between each latent of an SAE and each latent of another SAE.
 
     .. math:: J_{ij} = \frac{|F_i \cap G_j|}{|F_i \cup G_j|}
 
-    with the sets :math:`F_i` and :math:`G_j` of the samples on which the latents fire (|code| > 1e-6). A latent
-    without an index of at least `min_jaccard` has no counterpart: its SAE alone shows what it fires on. How high chance
-    alone comes is told by shuffling: with the samples of one SAE in random order, the number on which two latents fire
-    together has a hypergeometric distribution, and one draw of it for each pair is scored like the counts themselves.
+    where :math:`F_i` and :math:`G_j` are the sets of samples on which the latents fire (|code| > 1e-6). Latents
+    with an index of at least `min_jaccard` are counterparts. The chance level is the index with samples paired at
+    random: the number of samples on which two latents then fire together has a hypergeometric distribution, which is
+    drawn from once per pair of latents.
 
     Args:
-        codes: Codes of the SAE whose latents are looked at, ``(batch, d_sae)``.
-        others: Codes of the SAE in which their counterparts are looked for, for the same samples, ``(batch, d_other)``.
-        min_jaccard: Index from which two latents are counterparts, between 0 and 1.
-        seed: Seed of the draw.
+        codes: Codes of the first SAE, ``(batch, d_sae)``.
+        others: Codes of the second SAE for the same samples, ``(batch, d_other)``.
+        min_jaccard: Smallest index of two latents that are counterparts, between 0 and 1.
+        seed: Seed of the random pairing of samples, the chance level.
 
     Returns:
-        The indices, each latent's best one, and what chance gives.
+        The indices, each latent's counterpart, the share of latents without one, and the chance levels.
 
     Raises:
         ValueError: if a tensor has the wrong shape or dtype, the numbers of samples differ, or ``min_jaccard`` is out
@@ -66,6 +66,7 @@ def latent_overlap(codes: Tensor, others: Tensor, min_jaccard: float = 0.5, seed
 
     Example:
         >>> import torch
+        >>> from sae_lightning.metrics.functional import latent_overlap
         >>> codes = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
         >>> result = latent_overlap(codes, torch.tensor([[1.0], [1.0], [1.0], [0.0]]))
         >>> result.best, result.alone
@@ -87,7 +88,7 @@ def check_share(name: str, value: float) -> float:
 
 
 def _latent_overlap_update(codes: Tensor, others: Tensor) -> _FiringPairs:
-    """Count the firings of one batch."""
+    """Count the firings in one batch."""
     codes = check_matrix("codes", codes)
     others = check_matrix("others", others, rows=codes.shape[0])
     f, g = fires(codes).double(), fires(others).double()  # autocast leaves float64 exact
@@ -98,7 +99,7 @@ def _latent_overlap_update(codes: Tensor, others: Tensor) -> _FiringPairs:
 def _latent_overlap_compute(
     together: Tensor, fired: Tensor, other_fired: Tensor, samples: Tensor, min_jaccard: float, seed: int
 ) -> LatentOverlapResult:
-    """Divide by the unions, and look for each latent's best."""
+    """Compute the Jaccard indices and find each latent's counterpart."""
     jaccard = _jaccard(together, fired, other_fired)
     best, counterpart = jaccard.max(dim=1)
     by_chance = _jaccard(_shuffled(fired, other_fired, int(samples), seed), fired, other_fired).amax(dim=1)
@@ -114,7 +115,7 @@ def _latent_overlap_compute(
 
 
 def _shuffled(fired: Tensor, other_fired: Tensor, samples: int, seed: int) -> Tensor:
-    """Draw on how many samples each pair of latents would fire together if samples were paired at random."""
+    """Draw the number of samples on which each pair of latents fires together, with samples paired at random."""
     first, second = fired.cpu().numpy()[:, None], other_fired.cpu().numpy()
     drawn = np.random.default_rng(seed).hypergeometric(first, samples - first, second)
     return torch.from_numpy(drawn).to(fired.device)

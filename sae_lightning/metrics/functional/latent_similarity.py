@@ -1,4 +1,4 @@
-"""Latent similarity: cosine between the latents' activation profiles over samples."""
+"""Latent similarity: cosine between latents' codes over samples."""
 
 from typing import NamedTuple
 
@@ -12,17 +12,18 @@ from sae_lightning.nn.firing import fires
 
 
 class LatentSimilarityResult(NamedTuple):
-    """Which latents are active together.
+    """Cosine between latents, and its mean within and across preferred concepts.
 
     Attributes:
-        cosine: ``(d_sae, d_sae)``, cosine between latents' profiles; 0 in the rows and columns of dead latents.
+        cosine: ``(d_sae, d_sae)``, cosine between latents; 0 in the rows and columns of dead latents.
         alive: ``(d_sae,)`` bool, the latents that fire at least once.
-        stable_rank: Scalar, trace over spectral norm of the live latents' matrix. NaN if none is alive.
-        concept: ``(d_sae,)`` int64, the concept in which the latent's mean |code| is highest; -1 for a dead latent, or
-            one that is active on unlabelled samples only.
-        cross_concept: Scalar, mean |cosine| over pairs of live latents that prefer different concepts: the
-            co-occurrence across concepts. NaN if there is no such pair.
-        within_concept: Scalar, the same over pairs of different latents that prefer the same concept.
+        stable_rank: Scalar, trace of the matrix divided by its spectral norm. NaN if no latent is alive.
+        concept: ``(d_sae,)`` int64, the preferred concept, where the latent's mean |code| is highest; -1 for a dead
+            latent, or one that is active on unlabeled samples only.
+        cross_concept: Scalar, mean |cosine| over pairs of latents with different preferred concepts, also called
+            co-occurrence across concepts. NaN without such pairs.
+        within_concept: Scalar, mean |cosine| over pairs of different latents with the same preferred concept. NaN
+            without such pairs.
     """
 
     cosine: Tensor
@@ -43,17 +44,16 @@ class _LatentMoments(NamedTuple):
 
 
 def latent_similarity(codes: Tensor, concepts: Tensor, n_concepts: int) -> LatentSimilarityResult:
-    r"""Cosine between latents' activation profiles, and its mean within and across preferred concepts.
+    r"""Compute the cosine between latents' codes over all samples, and its mean within and across preferred concepts.
 
     .. math:: L_{ij} = \frac{\sum_n z_{ni} z_{nj}}{\sqrt{\sum_n z_{ni}^2} \sqrt{\sum_n z_{nj}^2}}
 
-    All samples count, labelled or not; labels only say which concept a latent prefers.
-
-    Source: Hindupur, Lubana, Fel and Ba 2025, arXiv 2503.01822.
+    All samples enter the cosine; labels only determine each latent's preferred concept, where its mean |code| is
+    highest.
 
     Args:
         codes: ``(batch, d_sae)``.
-        concepts: ``(batch,)`` int64 with -1 for unlabelled, or ``(batch, n_concepts)`` bool.
+        concepts: ``(batch,)`` int64 with -1 for unlabeled samples, or ``(batch, n_concepts)`` bool.
         n_concepts: Number of concepts.
 
     Returns:
@@ -62,8 +62,12 @@ def latent_similarity(codes: Tensor, concepts: Tensor, n_concepts: int) -> Laten
     Raises:
         ValueError: if a tensor has the wrong shape or dtype, or a label is out of range.
 
+    References:
+        Hindupur, Lubana, Fel and Ba 2025, arXiv 2503.01822.
+
     Example:
         >>> import torch
+        >>> from sae_lightning.metrics.functional import latent_similarity
         >>> codes = torch.tensor([[3.0, 0.0, 0.0], [4.0, 5.0, 0.0]])
         >>> result = latent_similarity(codes, torch.tensor([0, 1]), n_concepts=2)
         >>> result.cosine
@@ -87,7 +91,7 @@ def _latent_similarity_update(codes: Tensor, concepts: Tensor, n_concepts: int) 
 def _latent_similarity_compute(
     gram: Tensor, fired: Tensor, concept_sums: Tensor, members: Tensor
 ) -> LatentSimilarityResult:
-    """Normalise the second moment and average its blocks."""
+    """Normalize the Gram matrix and average it over pairs of latents."""
     alive = fired > 0
     scale = torch.where(alive, gram.diagonal().rsqrt(), 0.0)
     cosine = gram * scale[:, None] * scale
@@ -108,7 +112,7 @@ def _latent_similarity_compute(
 
 
 def _preferred_concept(concept_sums: Tensor, members: Tensor, alive: Tensor) -> Tensor:
-    """Concept with the highest mean |code| for each latent, ``(d_sae,)`` int64, or -1."""
+    """Return the concept with the highest mean |code| for each latent, ``(d_sae,)`` int64, or -1."""
     if members.numel() == 0:
         return torch.full_like(alive, -1, dtype=torch.int64)
     mean_code, concept = (concept_sums / members.clamp(min=1)[:, None]).max(dim=0)

@@ -1,4 +1,4 @@
-"""Normalised MSE: the share of the variance that the reconstruction misses."""
+"""Normalized MSE: squared reconstruction error relative to the variance of the data."""
 
 from typing import NamedTuple
 
@@ -13,11 +13,11 @@ class NormalizedMSEResult(NamedTuple):
     """Reconstruction error relative to the data.
 
     Attributes:
-        overall: Scalar, squared error over variance of all samples, labelled or not.
-        per_concept: ``(n_concepts,)``, the same within each concept, around that concept's own mean.
-        norm_ratio: Scalar, Frobenius norm of the error over that of the data (not squared, not centred).
+        overall: Scalar, normalized MSE of all samples, labeled or not.
+        per_concept: ``(n_concepts,)``, normalized MSE of each concept's samples, with the variance around their mean.
+        norm_ratio: Scalar, Frobenius norm of the error divided by that of the data (not squared, not centered).
 
-    Each is NaN where it is a ratio of nothing: no samples, or samples without variance.
+    A ratio with a zero denominator is NaN.
     """
 
     overall: Tensor
@@ -26,7 +26,7 @@ class NormalizedMSEResult(NamedTuple):
 
 
 class _Moments(NamedTuple):
-    """Additive sums per concept, all samples last."""
+    """Additive sums per concept, and last over all samples."""
 
     squared_error: Tensor  # [n_concepts + 1] float64
     squared_norm: Tensor  # [n_concepts + 1] float64
@@ -35,32 +35,35 @@ class _Moments(NamedTuple):
 
 
 def normalized_mse(x: Tensor, x_hat: Tensor, concepts: Tensor, n_concepts: int) -> NormalizedMSEResult:
-    r"""Squared reconstruction error divided by the variance of the data, over all samples and per concept.
+    r"""Divide the squared reconstruction error by the variance of the data, over all samples and per concept.
 
     .. math:: \mathrm{NMSE}(G) = \frac{\sum_{n \in G} \|x_n - \hat x_n\|^2}{\sum_{n \in G} \|x_n - \bar x_G\|^2},
         \qquad \mathrm{norm\_ratio} = \frac{\|\hat X - X\|_F}{\|X\|_F}
 
-    0 is a perfect reconstruction and 1 is what the group's mean achieves. The centred sum comes from raw sums,
-    :math:`\sum \|x\|^2 - \|\sum x\|^2 / N`, because those can be added over batches and processes; they are kept
-    in float64 because this difference cancels: with a mean a thousand times the spread, float32 loses all
-    digits and float64 keeps ten. A spread below float32's own resolution of the data counts as none.
-
-    Source: Hindupur, Lubana, Fel and Ba 2025, arXiv 2503.01822 (`norm_ratio` is their formal-language NMSE).
+    NMSE is 0 for a perfect reconstruction and 1 if every sample is reconstructed as the mean of its group G. The
+    variance is computed from sums of :math:`x` and :math:`\|x\|^2`, which can be added over batches and processes, as
+    :math:`\sum \|x\|^2 - \|\sum x\|^2 / N`. The sums are float64 because this difference cancels: with a mean of 1000
+    standard deviations, float32 has no correct digit, float64 ten. A variance below the float32 resolution of the data
+    is treated as zero.
 
     Args:
-        x: Data ``(batch, d_in)``.
+        x: Activations ``(batch, d_in)``.
         x_hat: Reconstructions ``(batch, d_in)``.
-        concepts: ``(batch,)`` int64 with -1 for unlabelled, or ``(batch, n_concepts)`` bool.
+        concepts: ``(batch,)`` int64 with -1 for unlabeled samples, or ``(batch, n_concepts)`` bool.
         n_concepts: Number of concepts.
 
     Returns:
-        The error over all samples, per concept, and as a ratio of norms.
+        The normalized MSE over all samples and per concept, and the ratio of norms.
 
     Raises:
         ValueError: if a tensor has the wrong shape or dtype, or a label is out of range.
 
+    References:
+        Hindupur, Lubana, Fel and Ba 2025, arXiv 2503.01822 (`norm_ratio` is their formal-language NMSE).
+
     Example:
         >>> import torch
+        >>> from sae_lightning.metrics.functional import normalized_mse
         >>> x = torch.tensor([[0.0], [2.0], [4.0], [6.0]])
         >>> result = normalized_mse(x, x + 0.5, torch.tensor([0, 0, 1, 1]), n_concepts=2)
         >>> result.overall, result.per_concept
@@ -82,7 +85,7 @@ def _normalized_mse_update(x: Tensor, x_hat: Tensor, concepts: Tensor, n_concept
 def _normalized_mse_compute(
     squared_error: Tensor, squared_norm: Tensor, total: Tensor, samples: Tensor
 ) -> NormalizedMSEResult:
-    """Centre the second moment and divide."""
+    """Compute the variances and divide by them."""
     variance = squared_norm - total.square().sum(dim=1) / samples.clamp(min=1)
     resolution = torch.finfo(torch.float32).eps ** 2
     nmse = torch.where(variance > resolution * squared_norm, squared_error / variance, torch.nan)

@@ -1,4 +1,4 @@
-"""Top examples: the samples on which each latent's code is largest in magnitude."""
+"""Top examples: the samples with the largest |code| of each latent."""
 
 from typing import NamedTuple
 
@@ -10,20 +10,20 @@ from sae_lightning.nn.firing import fires
 
 _WORD = (1 << 32) - 1
 _MAGNITUDE = (1 << 31) - 1  # the bits of a float32 without its sign
-_EMPTY = -(1 << 63)  # the smallest key: that of no example
-_ENTRIES_AT_ONCE = 1 << 22  # codes per step, which bounds the memory where many latents fire
+_EMPTY = -(1 << 63)  # the smallest key, which marks a missing example
+_ENTRIES_AT_ONCE = 1 << 22  # codes per step; bounds memory where many latents fire
 
 
 class TopExamplesResult(NamedTuple):
-    """What each latent fires on most, and how often it fires.
+    """Top examples of each latent, and how often and how strongly it fires.
 
     Attributes:
-        values: ``(d_sae, n)`` float32, the codes of largest magnitude, largest first; 0 where a latent fired less than
-            n times.
-        indices: ``(d_sae, n)`` int64, the samples that they belong to; -1 there.
+        values: ``(d_sae, n)`` float32, the codes of largest magnitude, largest first; 0 if the latent fired less than n
+            times.
+        indices: ``(d_sae, n)`` int64, the samples with these codes; -1 if the latent fired less than n times.
         fired: ``(d_sae,)`` int64, number of samples on which the latent fires.
-        frequency: ``(d_sae,)`` float64, their share. NaN without samples.
-        mean_code: ``(d_sae,)`` float64, mean code where the latent fires. NaN where it never does.
+        frequency: ``(d_sae,)`` float64, share of the samples on which the latent fires. NaN without samples.
+        mean_code: ``(d_sae,)`` float64, mean code over the samples on which the latent fires. NaN if it never fires.
         density: Scalar float64, share of all codes that fire. NaN without samples.
         samples: Scalar int64, number of samples.
     """
@@ -38,15 +38,14 @@ class TopExamplesResult(NamedTuple):
 
 
 def top_examples(codes: Tensor, indices: Tensor, n: int = 8) -> TopExamplesResult:
-    """Find the ``n`` samples with the codes of largest magnitude of each latent, and count its firings.
+    """Find the ``n`` samples with the largest |code| of each latent, and count its firings.
 
-    Only codes that fire (|code| > 1e-6) count. Magnitudes are compared in float32; of equal ones, that with the smaller
-    index comes first.
+    Only codes that fire (|code| > 1e-6) count. Magnitudes are compared in float32; ties go to the smaller index.
 
     Args:
         codes: ``(batch, d_sae)``.
-        indices: ``(batch,)`` int64, what names each sample, such as its position in the data; in 0..2**32-1, each once.
-        n: How many samples to find.
+        indices: ``(batch,)`` int64, a unique number for each sample in 0..2**32-1, such as its position in the data.
+        n: Number of samples to find per latent.
 
     Returns:
         The samples with their codes, and each latent's frequency and mean code.
@@ -56,6 +55,7 @@ def top_examples(codes: Tensor, indices: Tensor, n: int = 8) -> TopExamplesResul
 
     Example:
         >>> import torch
+        >>> from sae_lightning.metrics.functional import top_examples
         >>> result = top_examples(torch.tensor([[0.5, 0.0], [0.75, 0.0], [0.75, 1.0]]), torch.tensor([7, 8, 9]), n=2)
         >>> result.indices
         tensor([[ 8,  9],
@@ -70,7 +70,7 @@ def top_examples(codes: Tensor, indices: Tensor, n: int = 8) -> TopExamplesResul
 
 
 def check_indices(indices: Tensor, rows: int) -> None:
-    """Raise a ValueError unless there is an index in 0..2**32-1 for every row."""
+    """Raise a ValueError unless there is one index in 0..2**32-1 for each row."""
     if indices.shape != (rows,):
         raise ValueError(f"`indices` must have one entry per sample, shape [{rows}], got {list(indices.shape)}.")
     if indices.dtype != torch.int64:
@@ -80,29 +80,29 @@ def check_indices(indices: Tensor, rows: int) -> None:
 
 
 def empty_keys(d_sae: int, n: int) -> Tensor:
-    """The examples of latents that have not fired yet: ``(d_sae, n)`` int64.
+    """Return the keys of latents that have not fired yet: ``(d_sae, n)`` int64.
 
-    An example is one integer of 64 bits: the magnitude of its float32 code (31 bits, which order as the values do), its
-    index counted backwards (32 bits) and the code's sign (1 bit), with the highest bit flipped so that signed integers
-    order as unsigned ones would. The largest keys are then the codes of largest magnitude, and of equal ones those with
-    the smallest indices, in whatever order they come.
+    The key of an example is a 64-bit integer: from the highest bit, the magnitude of its float32 code (31 bits, ordered
+    as the values), 2**32 - 1 minus its index (32 bits), and the sign of the code (1 bit). The highest bit is flipped,
+    so that signed integers have the order of unsigned ones. Larger keys have a larger magnitude, or the same magnitude
+    and a smaller index.
     """
     return torch.full((d_sae, n), _EMPTY, dtype=torch.int64)
 
 
 def take_in(best: Tensor, codes: Tensor, indices: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Offer a batch to the best examples so far, and count what fires in it.
+    """Merge a batch into the top examples so far, and count its firings.
 
-    Only codes that fire are looked at, and only those that reach the n-th best one before get a key and are sorted:
-    most of the time goes into one comparison of all codes.
+    Keys are computed and sorted only for codes that fire and are at least as large as the latent's n-th example, so
+    that most of the time is spent in one comparison of all codes.
 
     Args:
-        best: ``(d_sae, n)`` int64, keys in falling order.
+        best: ``(d_sae, n)`` int64, keys in descending order.
         codes: ``(batch, d_sae)``.
         indices: ``(batch,)`` int64.
 
     Returns:
-        The new keys, ``(d_sae, n)`` in falling order; firings in this batch, ``(d_sae,)`` int64; sums of the codes that
+        The new keys, ``(d_sae, n)`` in descending order; number of firings, ``(d_sae,)`` int64; sums of the codes that
         fire, ``(d_sae,)`` float64; number of samples, scalar int64.
     """
     d_sae = best.shape[0]
@@ -121,7 +121,7 @@ def take_in(best: Tensor, codes: Tensor, indices: Tensor) -> tuple[Tensor, Tenso
 
 
 def _merge(best: Tensor, values: Tensor, indices: Tensor, latent: Tensor) -> Tensor:
-    """Offer codes of any latents, ``(m,)`` float32, with their samples and latents, ``(m,)`` int64."""
+    """Merge codes ``(m,)`` float32, with their samples and latents, ``(m,)`` int64, into the keys."""
     bits = values.view(torch.int32).long()
     keys = ((bits & _MAGNITUDE) << 33) | ((_WORD - indices) << 1) | (bits < 0)
     keys, order = (keys ^ _EMPTY).sort(descending=True)
@@ -135,26 +135,25 @@ def _merge(best: Tensor, values: Tensor, indices: Tensor, latent: Tensor) -> Ten
 
 
 def merge_best(stacked: Tensor) -> Tensor:
-    """Merge the keys of several batches or processes, ``(world, d_sae, n)`` into ``(d_sae, n)``."""
+    """Merge the keys of several batches or processes, ``(world, d_sae, n)``, into ``(d_sae, n)``."""
     return stacked.movedim(0, 1).flatten(1).topk(stacked.shape[2], dim=1).values
 
 
 def _values(keys: Tensor) -> Tensor:
-    """The float32 codes in keys of any shape."""
+    """Decode the float32 codes in keys of any shape."""
     bits = keys ^ _EMPTY
     magnitude = ((bits >> 33) & _MAGNITUDE).to(torch.int32).view(torch.float32)
     return torch.where(bits & 1 == 1, -magnitude, magnitude)
 
 
 def _top_examples_compute(best: Tensor, fired: Tensor, total: Tensor, samples: Tensor) -> TopExamplesResult:
-    """Take the keys apart, and divide sums by counts."""
-    none = torch.nan
+    """Decode the keys and divide sums by counts."""
     return TopExamplesResult(
         values=_values(best),
         indices=torch.where(best > _EMPTY, _WORD - ((best >> 1) & _WORD), -1),
         fired=fired,
-        frequency=torch.where(samples > 0, fired / samples.double(), none),
-        mean_code=torch.where(fired > 0, total / fired.double(), none),
-        density=torch.where(samples > 0, fired.sum() / (samples.double() * fired.numel()), none),
+        frequency=torch.where(samples > 0, fired / samples.double(), torch.nan),
+        mean_code=torch.where(fired > 0, total / fired.double(), torch.nan),
+        density=torch.where(samples > 0, fired.sum() / (samples.double() * fired.numel()), torch.nan),
         samples=samples,
     )
