@@ -1,4 +1,4 @@
-"""What a data source hands to an SAE."""
+"""The batch that a data module yields and an SAE reads."""
 
 from typing import NamedTuple
 
@@ -7,19 +7,28 @@ from torch import Tensor
 
 
 class ActivationBatch(NamedTuple):
-    """A batch of activations with the concepts of its samples."""
+    """A batch of activations with the concept labels of its samples."""
 
     activations: Tensor
     """Raw activations, `(batch, d_in)`."""
     concepts: Tensor
-    """Concept of each sample, int64 `(batch,)` with -1 for unlabelled, or bool `(batch, n_concepts)`."""
+    """Concept of each sample, int64 `(batch,)` with -1 for unlabeled, or bool `(batch, n_concepts)`."""
 
 
 def as_batch(batch: object) -> ActivationBatch:
-    """Accept what common data loaders yield: an ActivationBatch, a tensor, `(x,)` or `(x, concepts)`.
+    """Convert what common data loaders yield to an ActivationBatch.
+
+    Args:
+        batch: An ActivationBatch, a tensor `x`, `(x,)` or `(x, concepts)`. Samples without concepts are unlabeled (-1).
 
     Raises:
-        TypeError: If it is none of these.
+        TypeError: If `batch` is none of these.
+
+    Example:
+        >>> import torch
+        >>> from sae_lightning.data.batch import as_batch
+        >>> as_batch(torch.zeros(2, 3)).concepts
+        tensor([-1, -1])
     """
     if isinstance(batch, ActivationBatch):
         return batch

@@ -99,7 +99,7 @@ class CachedDataModule(ActivationDataModule):
         batch_size: Training activations per step and process, at least 1.
         eval_batch_size: Activations per step and process in validation, test and prediction, at least 1.
         num_workers: Processes that read ahead; 0 reads in a thread, which is faster from a local disk.
-        seed: Seed of the order; None takes the program's seed.
+        seed: Seed of the order; None takes the global seed.
 
     Raises:
         ValueError: If there is no such cache or layer, it is of another model, incomplete or damaged, or a split is

@@ -152,7 +152,7 @@ class LiveDataModule(ActivationDataModule):
         n_test: Most held-out activations for test and prediction.
         batch_size: Training activations per step and process, at least 1.
         eval_batch_size: Activations per step and process in validation, test and prediction, at least 1.
-        seed: Seed of order, splits and mixing; None takes the program's seed.
+        seed: Seed of order, splits and mixing; None takes the global seed.
 
     Raises:
         ValueError: If an argument does not fit.

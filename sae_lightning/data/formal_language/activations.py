@@ -184,7 +184,7 @@ class FormalLanguageDataModule(StreamingDataModule):
         n_fidelity: Sentences on which the model's loss is measured in test, with reconstructions in place.
         batch_size: Training activations per step and process, at least 1.
         eval_batch_size: Activations per step and process in validation, test and prediction, at least 1.
-        seed: Seed of the sentences; None takes the program's seed.
+        seed: Seed of the sentences; None takes the global seed.
 
     Raises:
         ValueError: If an argument is out of range, or the checkpoint does not fit.

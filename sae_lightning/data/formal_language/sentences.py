@@ -112,7 +112,7 @@ class SentenceDataModule(SeededDataModule):
         n_test: Held-out sentences for test and prediction.
         batch_size: Sentences per step and process, at least 1.
         eval_batch_size: Sentences per step and process in validation and test, at least 1.
-        seed: Seed of the sentences; None takes the program's seed.
+        seed: Seed of the sentences; None takes the global seed.
 
     Attributes:
         grammar: The grammar.

@@ -145,7 +145,7 @@ class ImageDataModule(SeededDataModule):
         jitter: How far a view's brightness and contrast may be from 1, at least 0 and below 1.
         batch_size: Images per step and process, at least 1.
         eval_batch_size: Images per step and process in validation, test and prediction, at least 1.
-        seed: Seed of splits, order and views; None takes the program's seed.
+        seed: Seed of splits, order and views; None takes the global seed.
 
     Attributes:
         image_size: Height and width of the images.
