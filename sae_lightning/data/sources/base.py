@@ -52,7 +52,7 @@ class Source(Recorded, ABC, Generic[Example_co]):
     """Base of sources whose examples can be read in any order. A source records its constructor arguments.
 
     Attributes:
-        concept_names: Names of the concepts, in the order of their labels; empty for unlabelled examples.
+        concept_names: Names of the concepts, in the order of their labels; empty for unlabeled examples.
     """
 
     concept_names: list[str]
@@ -74,7 +74,7 @@ class StreamedSource(Recorded, ABC, Generic[Example_co]):
     """Base of sources with a fixed order and an unknown number of examples, such as a streamed dataset.
 
     Attributes:
-        concept_names: Names of the concepts, in the order of their labels; empty for unlabelled examples.
+        concept_names: Names of the concepts, in the order of their labels; empty for unlabeled examples.
     """
 
     concept_names: list[str]
