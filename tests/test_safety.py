@@ -399,7 +399,7 @@ def test_a_cache_whose_index_names_pickled_items_executes_nothing(kind, split, r
     plant_items(folder, split, mark)
     data = CachedDataModule(f"local:{folder}" if remote else str(folder), "first", batch_size=8, seed=0)
     plant_index(folder, split, kind)
-    with pytest.raises(ValueError, match=rf"first/{split}/index\.json is another than was written"):
+    with pytest.raises(ValueError, match=rf"first/{split}/index\.json differs from the one that was written"):
         data.setup()
 
 
@@ -438,5 +438,5 @@ def test_a_planted_source_ends_with_a_message(name, cache, tmp_path):
     forged(folder / "manifest.json", lambda manifest: manifest["config"].update(source=source))
     data = CachedDataModule(str(folder), "first", batch_size=8, seed=0)
     data.setup()
-    with pytest.raises(ValueError, match=r"source must be given to show examples|manifest\.json says what no harvest"):
+    with pytest.raises(ValueError, match=r"source must be given to show examples|manifest\.json is not valid"):
         data.contexts("test", [0])

@@ -97,9 +97,9 @@ class Dense:
         """Return the pre-codes of standardized inputs: `(..., d_in)` to `(..., d_sae)`."""
         core = self.core
         encoder = core.encoder
-        if core.centre is not None and type(encoder) is Affine and not has_hooks(encoder):
+        if core.center is not None and type(encoder) is Affine and not has_hooks(encoder):
             # this computes the gradient of the center without that of each input, which would cost one more product
-            return affine(x, core.centre, encoder.weight, encoder.bias, encoder.pre_code_scale)
+            return affine(x, core.center, encoder.weight, encoder.bias, encoder.pre_code_scale)
         return core.pre_codes(x)
 
     def pre_codes_of(self, x: Tensor, latents: Tensor) -> Tensor:
@@ -123,14 +123,14 @@ def _some_affine(core: SparseAutoencoder, x: Tensor, latents: Tensor) -> Tensor:
     encoder = core.encoder
     assert isinstance(encoder, Affine)
     bias = None if encoder.bias is None else encoder.bias.index_select(0, latents)
-    return affine(x, core.centre, encoder.weight.index_select(0, latents), bias, encoder.pre_code_scale)
+    return affine(x, core.center, encoder.weight.index_select(0, latents), bias, encoder.pre_code_scale)
 
 
 def _some_distances(core: SparseAutoencoder, x: Tensor, latents: Tensor) -> Tensor:
     encoder = core.encoder
     assert isinstance(encoder, SquaredDistance)
-    if core.centre is not None:
-        x = x - core.centre
+    if core.center is not None:
+        x = x - core.center
     offset = None if encoder.wide_offset is None else encoder.wide_offset.index_select(0, latents)
     return negative_squared_distance(x, encoder.weight.index_select(0, latents), encoder.scale, offset)
 

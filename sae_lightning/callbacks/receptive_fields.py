@@ -82,7 +82,7 @@ class ReceptiveFields(pl.Callback):
         weight = module.full_tensor(core.encoder.weight)[latents]
         if core.encoder.rows_are == "prototypes":
             return {"prototypes": core.standardizer.inverse(weight)}, (0.0, 0.0)
-        centre = core.centre
-        apex = torch.zeros(2, device=weight.device) if centre is None else module.full_tensor(centre)
+        center = core.center
+        apex = torch.zeros(2, device=weight.device) if center is None else module.full_tensor(center)
         x, y = core.standardizer.inverse(apex).tolist()
         return {"directions": weight}, (x, y)

@@ -1,4 +1,4 @@
-"""Sources of activations as LightningDataModules, and the samplers behind them."""
+"""LightningDataModules that yield activations, and the samplers that they use."""
 
 from sae_lightning.data.activations.cached import CachedDataModule
 from sae_lightning.data.activations.live import LiveDataModule

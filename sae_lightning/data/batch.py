@@ -1,4 +1,4 @@
-"""What a data source hands to an SAE."""
+"""The batch that a data module yields and an SAE reads."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,12 +8,12 @@ from torch import Tensor
 
 
 class ActivationBatch(NamedTuple):
-    """A batch of activations with the concepts of its samples."""
+    """A batch of activations with the concept labels of its samples."""
 
     activations: Tensor
     """Raw activations, `(batch, d_in)`, or `(batch, n_layers, d_in)` for SAEs of several layers."""
     concepts: Tensor
-    """Concept of each sample, int64 `(batch,)` with -1 for unlabelled, or bool `(batch, n_concepts)`."""
+    """Concept of each sample, int64 `(batch,)` with -1 for unlabeled, or bool `(batch, n_concepts)`."""
     target: Tensor | None = None
     """What is to be reconstructed instead of the activations, `(batch, d_out)`; SAEs of inputs ignore it."""
 
@@ -30,10 +30,19 @@ def taken(batch: ActivationBatch, rows: Tensor | slice) -> ActivationBatch:
 
 
 def as_batch(batch: object) -> ActivationBatch:
-    """Accept what common data loaders yield: an ActivationBatch, a tensor, `(x,)` or `(x, concepts)`.
+    """Convert what common data loaders yield to an ActivationBatch.
+
+    Args:
+        batch: An ActivationBatch, a tensor `x`, `(x,)` or `(x, concepts)`. Samples without concepts are unlabeled (-1).
 
     Raises:
-        TypeError: If it is none of these.
+        TypeError: If `batch` is none of these.
+
+    Example:
+        >>> import torch
+        >>> from sae_lightning.data.batch import as_batch
+        >>> as_batch(torch.zeros(2, 3)).concepts
+        tensor([-1, -1])
     """
     if isinstance(batch, ActivationBatch):
         return batch

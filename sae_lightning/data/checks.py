@@ -1,7 +1,8 @@
-"""Checks of plain values, such as those of a JSON file, which may come from anywhere.
+"""Checks of plain values from untrusted files, such as JSON.
 
-A check takes a value and its place, such as `layers.first.d_in`, and raises a ValueError that names the place, the rule
-and the value. Checks of lists and tables are made of checks of their values. The place of a whole file is empty.
+A check takes a value and its place in the file, such as `layers.first.d_in`, and raises a ValueError that names the
+place, the rule and the value. Checks of lists and mappings are composed of checks of their values. The place of a whole
+file is the empty string.
 """
 
 import math
@@ -14,34 +15,34 @@ Check = Callable[[Any, str], None]
 
 
 def require(holds: bool, place: str, rule: str, value: Any) -> None:
-    """Raise a ValueError unless a rule holds; long values are shortened in its message."""
+    """Raise a ValueError unless a rule holds; the message shortens long values."""
     if not holds:
         raise ValueError(f"{place} must be {rule}, but is {reprlib.repr(value)}")
 
 
 def text(value: Any, place: str) -> None:
-    """A string."""
+    """Require a string."""
     require(isinstance(value, str), place, "a string", value)
 
 
 def truth(value: Any, place: str) -> None:
-    """True or false."""
+    """Require a bool."""
     require(isinstance(value, bool), place, "true or false", value)
 
 
 def finite(value: Any, place: str) -> None:
-    """A finite float."""
+    """Require a finite float."""
     require(isinstance(value, float) and math.isfinite(value), place, "a finite float", value)
 
 
 def digest(value: Any, place: str) -> None:
-    """A SHA-256 in hexadecimal."""
+    """Require a SHA-256 in hexadecimal."""
     holds = isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
     require(holds, place, "a SHA-256 of 64 hexadecimal digits", value)
 
 
 def integer(low: int) -> Check:
-    """Integers of at least `low`; true and false are none."""
+    """Return a check for integers of at least `low`; bools do not count as integers."""
 
     def check(value: Any, place: str) -> None:
         require(type(value) is int and value >= low, place, f"an integer of at least {low}", value)
@@ -50,7 +51,7 @@ def integer(low: int) -> Check:
 
 
 def optional(check: Check) -> Check:
-    """None, or what a check allows."""
+    """Return a check that also allows None."""
 
     def check_unless_none(value: Any, place: str) -> None:
         if value is not None:
@@ -60,7 +61,7 @@ def optional(check: Check) -> Check:
 
 
 def each(check: Check) -> Check:
-    """Lists whose values all pass a check."""
+    """Return a check for lists whose values all pass `check`."""
 
     def check_each(values: Any, place: str) -> None:
         require(isinstance(values, list), place, "a list", values)
@@ -71,7 +72,7 @@ def each(check: Check) -> Check:
 
 
 def table(check: Check) -> Check:
-    """Dicts with any keys, whose values all pass a check."""
+    """Return a check for dicts with any keys whose values all pass `check`."""
 
     def check_table(values: Any, place: str) -> None:
         require(isinstance(values, dict), place, "a mapping", values)
@@ -82,11 +83,17 @@ def table(check: Check) -> Check:
 
 
 def fields(checks: dict[str, Check], others: bool = False) -> Check:
-    """Dicts with a check for each key.
+    """Return a check for dicts with given keys.
 
     Args:
-        checks: The checks.
-        others: Whether further keys may be there.
+        checks: The check of each key's value.
+        others: Whether other keys are allowed.
+
+    Example:
+        >>> from sae_lightning.data.checks import fields, integer
+        >>> fields({"d_in": integer(1)})({"d_in": 0}, "layer")
+        Traceback (most recent call last):
+        ValueError: layer.d_in must be an integer of at least 1, but is 0
     """
 
     def check_fields(values: Any, place: str) -> None:

@@ -1,4 +1,4 @@
-"""Samples in memory, out of any loader of batches."""
+"""Draw samples from any loader of batches into memory."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -10,10 +10,18 @@ from sae_lightning.data.batch import ActivationBatch, as_batch, joined, taken
 
 
 def first_samples(loader: Iterable[Any], n: int) -> ActivationBatch:
-    """The first `n` samples of a loader whose order is random, such as that of training batches, or all of them.
+    """Return the first `n` samples of a loader, or all if there are fewer.
+
+    They are a random sample only where the loader's order is random, as in training.
 
     Raises:
         ValueError: If the loader is empty, or a batch holds NaN or infinities.
+
+    Example:
+        >>> import torch
+        >>> from sae_lightning.data.collecting import first_samples
+        >>> first_samples(torch.arange(6.0).view(3, 2, 1), 3).activations.flatten()
+        tensor([0., 1., 2.])
     """
     batches: list[ActivationBatch] = []
     count = 0
@@ -26,19 +34,27 @@ def first_samples(loader: Iterable[Any], n: int) -> ActivationBatch:
 
 
 def random_samples(loader: Iterable[Any], n: int, seed: int) -> ActivationBatch:
-    """`n` samples of a loader in whatever order, all equally likely, or all of them; at most `2 n` are held.
+    """Draw `n` samples of a loader uniformly without replacement, or return all if there are fewer.
+
+    Samples keep the loader's order. Memory holds at most `2 n` samples and one batch.
 
     Args:
         loader: Yields batches; it is read to its end.
         n: Number of samples.
-        seed: Seed of the choice.
+        seed: Seed of the draw.
 
     Raises:
         ValueError: If the loader is empty, or a batch holds NaN or infinities.
+
+    Example:
+        >>> import torch
+        >>> from sae_lightning.data.collecting import random_samples
+        >>> random_samples(torch.arange(6.0).view(3, 2, 1), 10, seed=0).activations.flatten()
+        tensor([0., 1., 2., 3., 4., 5.])
     """
     generator = torch.Generator().manual_seed(seed)
     kept: list[ActivationBatch] = []
-    keys = torch.empty(0, dtype=torch.float64)  # the samples with the smallest are kept
+    keys = torch.empty(0, dtype=torch.float64)  # one random key per sample; the n smallest are kept
     for batch in loader:
         kept.append(_checked(batch))
         keys = torch.cat([keys, torch.rand(len(kept[-1].activations), generator=generator, dtype=torch.float64)])

@@ -1,4 +1,4 @@
-"""Where an activation comes from, as a person reads it."""
+"""The text or image that an activation was computed from, for display."""
 
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
@@ -9,23 +9,23 @@ if TYPE_CHECKING:
 
 
 class TextContext(NamedTuple):
-    """A token in its text; no token where the activation is that of the whole text."""
+    """A token and the text around it; `token` is empty for activations of a whole text."""
 
     before: str
-    """The text before it."""
+    """Text before the token."""
     token: str
     """The token or word, empty for the whole text."""
     after: str
-    """The text behind it."""
+    """Text after the token."""
 
 
 class ImageContext(NamedTuple):
-    """A patch in its image."""
+    """An image and the patch that the activation belongs to."""
 
     image: "Image"
     """The image."""
     box: tuple[float, float, float, float] | None
-    """Left, top, right and bottom edge of the patch as shares of width and height; None for the whole image."""
+    """Left, top, right and bottom edge of the patch as fractions of width and height; None for the whole image."""
 
 
 Context = TextContext | ImageContext
@@ -33,7 +33,7 @@ Context = TextContext | ImageContext
 
 @runtime_checkable
 class HasContexts(Protocol):
-    """Data that know where their activations come from."""
+    """A data module that can show the text or image of its activations."""
 
     def contexts(self, split: "Split", positions: list[int]) -> list[Context]:
-        """Where the activations at these positions of a held-out split (in stored order) come from."""
+        """Return the contexts of the activations at these positions (in stored order) of a held-out split."""

@@ -1,4 +1,4 @@
-"""The bases of all data, and of all sources of activations."""
+"""Base classes of data modules."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -15,19 +15,19 @@ SPLIT_SEEDS: dict[Split, int] = {"train": 0, "val": 1, "test": 2}
 
 
 def require_distinct(concept_names: Sequence[str]) -> None:
-    """Raise a ValueError unless the names of concepts differ: what is measured is logged under them."""
+    """Raise a ValueError if a concept name occurs twice: metrics are logged under these names."""
     for i, name in enumerate(concept_names):
         if name in concept_names[:i]:
             raise ValueError(f"concept_names must be distinct, but {name!r} is there twice")
 
 
 class SeededDataModule(pl.LightningDataModule):
-    """The base of all data: a seed on which all processes agree, and batches of one size.
+    """Base of all data modules: a seed shared by all processes, and fixed batch sizes.
 
     Args:
         batch_size: Training samples per step and process, at least 1.
         eval_batch_size: Samples per step and process in validation, test and prediction, at least 1.
-        seed: Seed of what is drawn; None takes the program's seed.
+        seed: Seed of everything random in the data; None takes the global seed (`seed_everything`).
 
     Raises:
         ValueError: If an argument is out of range.
@@ -43,16 +43,16 @@ class SeededDataModule(pl.LightningDataModule):
         self.seed = torch.initial_seed() if seed is None else seed
 
     def setup(self, stage: str | None = None) -> None:
-        """Agree on one seed across ranks."""
+        """Broadcast the seed of rank 0 to all ranks."""
         if self.trainer is not None:
             self.seed = self.trainer.strategy.broadcast(self.seed)
 
     def _processes(self) -> tuple[int, int]:
-        """This process's rank among those that read different data, and their number."""
+        """Rank of this process among those that read different data, and their number."""
         return data_ranks(self.trainer)
 
     def _steps_per_epoch(self, n: int) -> int:
-        """Full batches of `n` training samples, equally many on every rank."""
+        """Number of full batches in `n` training samples, the same on every rank."""
         per_step = self.batch_size * self._processes()[1]
         if n < per_step:
             raise ValueError(
@@ -69,17 +69,17 @@ class SeededDataModule(pl.LightningDataModule):
 
 
 class ActivationDataModule(SeededDataModule, ABC):
-    """A source of activations, held in memory and split into training, validation and test.
+    """Base of data modules with activations in memory, split into training, validation and test.
 
-    Subclasses set `d_in` and `concept_names` in their constructor (they are valid right after it, so that the
-    command line can link `d_in` to the model) and make the splits in `make_split`. `predict` reads the test split.
+    Subclasses pass `d_in` and `concept_names` to this constructor, so that the command line can link `d_in` to the
+    model before any data is read, and create the splits in `make_split`. Prediction reads the test split.
 
     Args:
-        d_in: Size of an activation.
-        concept_names: Names of the concepts, in the order of their labels; empty for unlabelled data.
+        d_in: Number of features of an activation.
+        concept_names: Names of the concepts, in the order of their labels; empty for unlabeled data.
         batch_size: Training samples per step and process, at least 1.
         eval_batch_size: Samples per step and process in validation, test and prediction, at least 1.
-        seed: Seed of what is drawn; None takes the program's seed.
+        seed: Seed of everything random in the data; None takes the global seed (`seed_everything`).
 
     Raises:
         ValueError: If an argument is out of range.
@@ -99,34 +99,34 @@ class ActivationDataModule(SeededDataModule, ABC):
 
     @property
     def n_concepts(self) -> int:
-        """Number of concepts; 0 for unlabelled data."""
+        """Number of concepts; 0 for unlabeled data."""
         return len(self.concept_names)
 
     @abstractmethod
     def make_split(self, split: Split) -> ActivationDataset:
-        """Draw or read one split; called once per process and split."""
+        """Draw or read one split. It is called once per process and split."""
 
     def split(self, split: Split) -> ActivationDataset:
-        """One split, made when it is first asked for."""
+        """Return one split, which is created on first use."""
         if split not in self._splits:
             self._splits[split] = self.make_split(split)
         return self._splits[split]
 
     def train_dataloader(self) -> ActivationLoader:
-        """Shuffled training batches; what does not fill a batch is left out of an epoch."""
-        self._steps_per_epoch(len(self.split("train")))  # refuses what makes no epoch
+        """Return a loader of shuffled training batches; the incomplete last batch of an epoch is dropped."""
+        self._steps_per_epoch(len(self.split("train")))  # raises if the split is smaller than one batch
         return self._loader("train", self.batch_size)
 
     def val_dataloader(self) -> ActivationLoader:
-        """Every validation sample once."""
+        """Return a loader of all validation samples."""
         return self._loader("val", self.eval_batch_size)
 
     def test_dataloader(self) -> ActivationLoader:
-        """Every test sample once."""
+        """Return a loader of all test samples."""
         return self._loader("test", self.eval_batch_size)
 
     def predict_dataloader(self) -> ActivationLoader:
-        """Every test sample once, in stored order."""
+        """Return a loader of all test samples, in stored order."""
         return self._loader("test", self.eval_batch_size)
 
     def _loader(self, split: Split, batch_size: int) -> ActivationLoader:

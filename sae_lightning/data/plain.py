@@ -1,4 +1,4 @@
-"""Data modules that are not of this package: what can be found out about them."""
+"""Support for data modules of other packages."""
 
 import lightning.pytorch as pl
 
@@ -6,15 +6,16 @@ from sae_lightning.data.batch import as_batch
 
 
 def activation_size(data: pl.LightningDataModule) -> int:
-    """Size of the activations of a data module: its attribute `d_in`, or that of its first training batch.
+    """Return the number of features of a data module's activations.
 
-    Reading a batch calls `prepare_data`, `setup("fit")` and `train_dataloader`.
+    This is the attribute `d_in` if it exists. Otherwise `prepare_data`, `setup("fit")` and `train_dataloader` are
+    called, and the first training batch tells.
 
     Args:
         data: Any LightningDataModule.
 
     Raises:
-        ValueError: If its batches cannot be read as activations; the message says what they are.
+        ValueError: If its batches are not activations; the message says what they are.
     """
     found = getattr(data, "d_in", None)
     if found is not None:

@@ -1,4 +1,4 @@
-"""Which processes read different data."""
+"""Ranks for data loading: processes that share one model replica read the same data."""
 
 from typing import TYPE_CHECKING
 
@@ -10,9 +10,10 @@ if TYPE_CHECKING:
 
 
 def data_ranks(trainer: "pl.Trainer | None") -> tuple[int, int]:
-    """This process's rank among those that read different data, and their number.
+    """Return the rank of this process among those that read different data, and their number.
 
-    All processes, unless a strategy spreads one model over several of them: these see the same batches.
+    This is the global rank and world size, except under a ModelParallelStrategy, where processes that hold parts of one
+    model read the same batches.
     """
     if trainer is None:
         return 0, 1
@@ -23,14 +24,14 @@ def data_ranks(trainer: "pl.Trainer | None") -> tuple[int, int]:
 
 
 def data_group(trainer: "pl.Trainer") -> dist.ProcessGroup | None:
-    """The processes that read different data; None for all."""
+    """Return the process group that spans the different data; None for the default group of all processes."""
     if isinstance(trainer.strategy, ModelParallelStrategy):
         return trainer.strategy.device_mesh["data_parallel"].get_group()
     return None
 
 
 def is_first_reader(trainer: "pl.Trainer") -> bool:
-    """Whether this process is the first of those that see the same samples."""
+    """Whether this process is the first of those that read the same samples."""
     if isinstance(trainer.strategy, ModelParallelStrategy):
         return bool(trainer.strategy.device_mesh["tensor_parallel"].get_local_rank() == 0)
     return True

@@ -1,4 +1,4 @@
-"""Training batches that are drawn when they are needed: endless, in the memory of a batch."""
+"""Training batches that are generated on demand: an endless stream in constant memory."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
@@ -12,24 +12,33 @@ from sae_lightning.data.datamodule import SPLIT_SEEDS, ActivationDataModule, Spl
 from sae_lightning.data.loading import ActivationDataset, ActivationLoader, BatchSequence
 from sae_lightning.data.seeding import seeded_generator
 
-_VALUES_PER_DRAW = 2**16  # small batches are drawn many at a time: one by one, most of the time would go into calls
+_VALUES_PER_DRAW = 2**16  # small batches are drawn together, to amortize the overhead of the calls
 
 BatchSampler = Callable[[int, torch.Generator], ActivationBatch]
-"""Draws a batch of a given size; it must be picklable, and take all that is random from the generator."""
+"""Draws a batch of a given size. It must be picklable, and use no randomness but the generator's."""
 
 
 class ActivationStream(Dataset[ActivationBatch]):
-    """An endless sequence of batches: item i is the i-th batch that this rank trains on.
+    """Endless sequence of batches: item i is the i-th training batch of this rank.
 
-    A batch is a function of `(seed, split, rank, step)` alone. Which worker process draws it, how far ahead, and
-    whether the run was interrupted before it change nothing.
+    A batch depends on `(seed, rank, step)` only, not on worker processes, prefetching or interruptions.
 
     Args:
-        sampler: What draws a batch.
+        sampler: Draws a batch.
         batch_size: Samples per batch, at least 1.
         seed: Seed of the stream.
-        rank: This process; the ranks' streams are independent.
-        per_draw: Batches that are drawn together and held, at least 1.
+        rank: Rank of this process; the ranks' streams are independent.
+        per_draw: Batches that are drawn together and cached, at least 1.
+
+    Example:
+        >>> import torch
+        >>> from sae_lightning.data import ActivationBatch
+        >>> from sae_lightning.data.streaming import ActivationStream
+        >>> def sampler(n, generator):
+        ...     return ActivationBatch(torch.rand(n, 2, generator=generator), torch.zeros(n, dtype=torch.long))
+        >>> stream = ActivationStream(sampler, batch_size=3, seed=0, rank=0)
+        >>> torch.equal(stream[7].activations, stream[7].activations)
+        True
     """
 
     def __init__(self, sampler: BatchSampler, batch_size: int, seed: int, rank: int, per_draw: int = 1) -> None:
@@ -49,16 +58,23 @@ class ActivationStream(Dataset[ActivationBatch]):
 
 
 class StreamSteps(BatchSequence):
-    """Counts the steps of a stream; every epoch goes on with new ones.
+    """Sampler of the step numbers of a stream; every epoch continues where the last one ended.
 
-    With another number of processes each rank goes on with its own stream, at the step that all have reached; with
-    another batch size, at the first draw that nobody has used. No sample comes twice.
+    With another number of processes, each rank resumes its own stream at the step that all ranks have reached; with
+    another batch size, at the first unused draw. No sample is repeated.
 
     Args:
-        steps_per_epoch: Batches of an epoch, at least 1.
+        steps_per_epoch: Batches per epoch, at least 1.
         batch_size: Samples per batch and process.
         world_size: Number of processes.
         per_draw: Batches that are drawn together.
+
+    Example:
+        >>> from sae_lightning.data.streaming import StreamSteps
+        >>> steps = StreamSteps(steps_per_epoch=3, batch_size=8, world_size=1)
+        >>> steps.position = 3
+        >>> list(steps)
+        [3, 4, 5]
     """
 
     def __init__(self, steps_per_epoch: int, batch_size: int, world_size: int, per_draw: int = 1) -> None:
@@ -74,31 +90,31 @@ class StreamSteps(BatchSequence):
         return iter(range(self.position, self.position + self.steps_per_epoch))
 
     def state_dict(self) -> dict[str, Any]:
-        """Which batch comes next, and how batches are drawn."""
+        """Return the position, and how batches are drawn."""
         return {**super().state_dict(), "batch_size": self.batch_size, "per_draw": self.per_draw}
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Go on behind all that was drawn."""
+        """Resume after everything that was drawn."""
         self.position = state["position"]
-        if state["batch_size"] != self.batch_size:  # draws are numbered, and would begin with the same samples
+        if state["batch_size"] != self.batch_size:  # the current draw would begin with the same samples again
             self.position = -(-self.position // state["per_draw"]) * self.per_draw
 
 
 class StreamingDataModule(ActivationDataModule):
-    """A source whose training batches are drawn as training goes, and never repeat.
+    """Base of data modules whose training batches are generated on demand and never repeat.
 
-    Validation, test and prediction read splits that are drawn once. Subclasses offer a `sampler` of training batches
-    besides `make_split`, which is asked for the held-out splits only.
+    Validation, test and prediction read splits that are drawn once. Subclasses implement `sampler` for training batches
+    and `make_split` for the held-out splits.
 
     Args:
-        d_in: Size of an activation.
-        concept_names: Names of the concepts, in the order of their labels; empty for unlabelled data.
-        samples_per_epoch: Training samples that count as an epoch, of all processes together.
+        d_in: Number of features of an activation.
+        concept_names: Names of the concepts, in the order of their labels; empty for unlabeled data.
+        samples_per_epoch: Training samples that count as an epoch, over all processes.
         batch_size: Training samples per step and process, at least 1.
         eval_batch_size: Samples per step and process in validation, test and prediction, at least 1.
-        num_workers: Processes that draw training batches ahead, each on one thread; 0 draws them in the training
-            process. The samples are the same.
-        seed: Seed of what is drawn; None takes the program's seed.
+        num_workers: Worker processes that draw training batches ahead, each on one thread; 0 draws them in the training
+            process. The samples do not depend on it.
+        seed: Seed of all samples; None takes the global seed.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -122,10 +138,10 @@ class StreamingDataModule(ActivationDataModule):
 
     @abstractmethod
     def sampler(self) -> BatchSampler:
-        """What draws training batches."""
+        """Return the function that draws training batches."""
 
     def split(self, split: Split) -> ActivationDataset:
-        """A held-out split, drawn when it is first asked for.
+        """Return a held-out split, which is drawn on first use.
 
         Raises:
             ValueError: If it is the training split, which is never held in memory.
@@ -137,7 +153,7 @@ class StreamingDataModule(ActivationDataModule):
         return super().split(split)
 
     def train_dataloader(self) -> ActivationLoader:
-        """New training batches, from the start of the stream."""
+        """Return a loader of the stream of training batches."""
         per_draw = max(1, _VALUES_PER_DRAW // (self.batch_size * self.d_in))
         stream = ActivationStream(self.sampler(), self.batch_size, self.seed, self._processes()[0], per_draw)
         n_steps = self._steps_per_epoch(self.samples_per_epoch)

@@ -1,4 +1,4 @@
-"""A user's own activations from files."""
+"""Activations from tensor files."""
 
 import os
 from pathlib import Path
@@ -12,15 +12,28 @@ from sae_lightning.data.seeding import seeded_generator
 
 
 def read_tensor(path: str | os.PathLike[str], key: str | None = None) -> Tensor:
-    """Read one tensor from a .npy, .safetensors or .pt file, without executing code from it.
+    """Read one tensor from a .npy, .safetensors or .pt file without executing code from it.
 
     Args:
         path: The file.
-        key: Which tensor, for files that hold several; None where there is just one.
+        key: Name of the tensor in a file with several; None if there is just one.
+
+    Returns:
+        The tensor, on the CPU.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the format is unknown, the file is damaged, or `key` does not name a tensor in it.
+
+    Example:
+        >>> import torch
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from sae_lightning.data import read_tensor
+        >>> with TemporaryDirectory() as folder:
+        ...     torch.save({"x": torch.ones(2)}, Path(folder, "x.pt"))
+        ...     read_tensor(Path(folder, "x.pt"), key="x")
+        tensor([1., 1.])
     """
     path = Path(path)
     if not path.is_file():
@@ -58,28 +71,39 @@ def read_tensor(path: str | os.PathLike[str], key: str | None = None) -> Tensor:
 class TensorDataModule(ActivationDataModule):
     """Activations from a .npy, .safetensors or .pt file, with optional labels and targets.
 
-    Samples are put into a random order (drawn from `seed`) and split; training batches are shuffled every epoch.
+    Samples are split at random (by `seed`); training batches are shuffled every epoch.
 
     Args:
         path: File with the activations, `(n, d_in)`, of a floating-point type.
-        labels: File with the labels: integers `(n,)` with -1 for unlabelled, or bool `(n, n_concepts)`.
+        labels: File with the labels: integers `(n,)` with -1 for unlabeled, or bool `(n, n_concepts)`.
         key: Name of the activations in a file with several tensors.
         labels_key: Name of the labels in a file with several tensors.
         targets: File with what a Transcoder reconstructs instead of the activations, `(n, d_out)`.
         targets_key: Name of the targets in a file with several tensors.
         concept_names: Names of the concepts in the order of their labels; None numbers them.
-        n_concepts: Number of concepts; None: as many as `concept_names`, or the highest label plus 1, which must then
-            not exceed the number of samples (time and memory grow with the number of concepts).
-        val_fraction: Share of the samples for validation, between 0 and 1.
-        test_fraction: Share of the samples for test and prediction, between 0 and 1.
+        n_concepts: Number of concepts; None takes the number of `concept_names`, or else the highest label plus 1,
+            which must then not exceed the number of samples (time and memory grow with the number of concepts).
+        val_fraction: Fraction of the samples for validation, between 0 and 1.
+        test_fraction: Fraction of the samples for test and prediction, between 0 and 1.
         batch_size: Training samples per step and process, at least 1.
         eval_batch_size: Samples per step and process in validation, test and prediction, at least 1.
-        seed: Seed of split and order; None takes the program's seed.
+        seed: Seed of split and order; None takes the global seed.
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If a file is damaged, has the wrong rank, type or length, holds NaN or infinities, or labels lie
-            outside the concepts; or if a split would be empty.
+        ValueError: If a file is damaged, has the wrong rank, type or length, or holds NaN or infinities; if a label is
+            not below the number of concepts; or if a split would be empty.
+
+    Example:
+        >>> import torch
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from sae_lightning import TensorDataModule
+        >>> with TemporaryDirectory() as folder:
+        ...     torch.save(torch.arange(20.0).view(10, 2), Path(folder, "x.pt"))
+        ...     data = TensorDataModule(str(Path(folder, "x.pt")), batch_size=4, seed=0)
+        >>> data.d_in, [len(data.split(split)) for split in ("train", "val", "test")]
+        (2, [8, 1, 1])
     """
 
     def __init__(
@@ -139,7 +163,7 @@ class TensorDataModule(ActivationDataModule):
         }
 
     def make_split(self, split: Split) -> ActivationDataset:
-        """Take one split's samples out of the shuffled whole."""
+        """Select the samples of one split."""
         start, end = self._bounds[split]
         chosen = torch.randperm(len(self._data), generator=seeded_generator(self.seed))[start:end]
         return ActivationDataset(*self._data[chosen])
@@ -169,7 +193,7 @@ def _checked_activations(x: Tensor, path: str, name: str) -> Tensor:
 
 
 def _checked_labels(labels: Tensor, path: str, n: int, n_concepts: int | None) -> Tensor:
-    """Labels, int64 `(n,)` or bool `(n, n_concepts)`, of no more concepts than `n_concepts` (None: than samples)."""
+    """Return labels as int64 `(n,)` or bool `(n, n_concepts)`; `n_concepts=None` allows as many concepts as samples."""
     if labels.ndim and len(labels) != n:
         raise ValueError(f"labels must be as many as activations, {n}, but {path!r} holds {len(labels)}")
     if labels.ndim == 2 and labels.dtype == torch.bool:
@@ -181,7 +205,7 @@ def _checked_labels(labels: Tensor, path: str, n: int, n_concepts: int | None) -
         if n_concepts is None and labels.shape[1] > n:
             raise ValueError(
                 f"labels must hold at most as many concepts as samples, {n}, but {path!r} holds {labels.shape[1]}; if "
-                f"that is meant, give n_concepts = {labels.shape[1]}"
+                f"this is intended, set n_concepts = {labels.shape[1]}"
             )
         return labels
     if labels.ndim != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
@@ -193,7 +217,7 @@ def _checked_labels(labels: Tensor, path: str, n: int, n_concepts: int | None) -
     lowest, highest = int(labels.argmin()), int(labels.argmax())
     if labels[lowest] < -1:
         raise ValueError(
-            f"labels must be at least -1 (unlabelled), but {path!r} holds {int(labels[lowest])} at row {lowest}"
+            f"labels must be at least -1 (unlabeled), but {path!r} holds {int(labels[lowest])} at row {lowest}"
         )
     value = int(labels[highest])
     if n_concepts is not None and value >= n_concepts:
@@ -204,6 +228,6 @@ def _checked_labels(labels: Tensor, path: str, n: int, n_concepts: int | None) -
     if n_concepts is None and value >= n:
         raise ValueError(
             f"labels must be below the number of samples, {n}, but {path!r} holds {value} at row {highest}; if there "
-            f"are so many concepts, give n_concepts = {value + 1}"
+            f"are that many concepts, set n_concepts = {value + 1}"
         )
     return labels

@@ -122,12 +122,12 @@ class SparseAutoencoder(nn.Module):
 
     def pre_codes(self, x: Tensor) -> Tensor:
         """Run the encoder on standardized inputs: `(..., d_in)` to `(..., d_sae)`."""
-        centre = self.centre
-        pre_codes: Tensor = self.encoder(x if centre is None else x - centre)
+        center = self.center
+        pre_codes: Tensor = self.encoder(x if center is None else x - center)
         return pre_codes
 
     @property
-    def centre(self) -> Tensor | None:
+    def center(self) -> Tensor | None:
         """Vector subtracted from the encoder's inputs: the decoder's bias if `subtract_decoder_bias`, else None."""
         return self.decoder.bias if self.subtract_decoder_bias else None
 

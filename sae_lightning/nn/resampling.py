@@ -79,7 +79,7 @@ def resample(
     errors = (wanted - out.x_hat).square().sum(-1).double().cpu()
     weights = counts.cpu() * (errors / errors.max().clamp_min(1e-300)).square() + 1e-12
     own = torch.multinomial(weights, len(latents), replacement=False, generator=generator).to(x.device)
-    center = 0.0 if sae.centre is None else full_tensor(sae.centre.detach())
+    center = 0.0 if sae.center is None else full_tensor(sae.center.detach())
     inputs = x[own] - center
     residuals = (x - out.x_hat)[own] if target is None else inputs
     sae.encoder.restart(latents, inputs, residuals, alive, share)

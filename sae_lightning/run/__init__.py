@@ -1,1 +1,1 @@
-"""What makes a run whole: its folder and files, checksums, loggers and checkpoints."""
+"""Files of a run: its folder, atomic writes, checksums, loggers and checkpoints."""

@@ -1,4 +1,4 @@
-"""Reading checkpoints, which may be anybody's: nothing in them is executed or imported, and all of it is checked."""
+"""Read untrusted checkpoints: nothing in them is executed or imported, and their content is checked."""
 
 import os
 import pickle
@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 CHECKPOINT_KEY = "sae_lightning"
-"""Where a checkpoint holds what it is a checkpoint of: class path, arguments and number of samples seen."""
+"""Key of the class path, constructor arguments and number of samples seen in a checkpoint."""
 
 
-_LIGHTNING = {  # what Lightning writes and reads without looking
+_LIGHTNING = {  # entries that Lightning reads without checking their types
     "epoch": int,
     "global_step": int,
     "pytorch-lightning_version": str,
@@ -26,14 +26,17 @@ _LIGHTNING = {  # what Lightning writes and reads without looking
 
 
 def read_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> dict[str, Any]:
-    """Read a checkpoint of this project with `weights_only=True`, and check that it is whole.
+    """Read a checkpoint of this project with `weights_only=True`, and check it.
 
-    What is checked: the checksums of all its parts, the types of what every reader relies on, and that weights are
-    finite. The class that it names is not looked at; `load_module` does that.
+    The checks cover the checksums of all parts of the file, the types of the entries that readers rely on, and that
+    weights are finite. `load_module` checks the class that the checkpoint names.
 
     Args:
-        path: A checkpoint, made by the command line or by a Trainer in Python.
+        path: A checkpoint, written by the command line or a Trainer in Python.
         map_location: Device to load to.
+
+    Returns:
+        The content of the checkpoint.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -45,31 +48,31 @@ def read_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except FileNotFoundError:
         raise
-    except pickle.UnpicklingError as error:  # torch's words advise to load it all the same
+    except pickle.UnpicklingError as error:  # torch's message advises to load it regardless
         named = re.search(r"GLOBAL (\S+)", str(error))
         what = f" ({named[1]})" if named else ""
         raise ValueError(
             f"checkpoint {name} cannot be read: it holds more than tensors and plain values{what}"
         ) from None
-    except Exception as error:  # the unpickler meets damage with errors of many kinds
+    except Exception as error:  # damaged files raise many types of errors
         raise ValueError(f"checkpoint {name} cannot be read (truncated or damaged?): {error}") from error
     if not isinstance(checkpoint, dict) or CHECKPOINT_KEY not in checkpoint:
         raise ValueError(f"checkpoint {name} was not made by sae_lightning")
     try:
         _check_content(checkpoint)
-    except Exception as error:  # tensors may be of kinds that know no comparison
+    except Exception as error:  # some kinds of tensors do not support the checks
         raise ValueError(f"checkpoint {name} is damaged: {error}") from error
     return checkpoint
 
 
 def _check_zip(path: str | os.PathLike[str]) -> None:
-    """Raise a ValueError where a part of a zip file, torch's format, is not what was written: torch does not look."""
-    with open(path, "rb") as file:  # torch decides by these bytes, and zipfile by the end of the file
+    """Check that a file is an uncompressed zip file, torch's format, with valid checksums, which torch ignores."""
+    with open(path, "rb") as file:  # torch looks at the first bytes, zipfile at the end of the file: check both
         if file.read(4) != b"PK\3\4" or not zipfile.is_zipfile(file):
-            raise ValueError("it is no zip file")
+            raise ValueError("it is not a zip file")
     with zipfile.ZipFile(path) as file:
         for part in file.infolist():
-            if part.compress_type != zipfile.ZIP_STORED:  # which torch never writes, and which may unpack to any size
+            if part.compress_type != zipfile.ZIP_STORED:  # never written by torch, and could expand to any size
                 raise ValueError(f"{part.filename!r} in it is compressed")
         damaged = file.testzip()
     if damaged is not None:
@@ -102,7 +105,7 @@ def _check_content(checkpoint: dict[str, Any]) -> None:
 
 
 def _tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
-    """All tensors within nested dicts, by their place."""
+    """Yield all tensors in nested dicts, with their place."""
     if isinstance(value, Tensor):
         yield name, value
     elif isinstance(value, dict):
@@ -111,7 +114,7 @@ def _tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
 
 
 def _check_tensor(name: str, value: Tensor) -> None:
-    # a few bytes that claim to be a tensor of any shape would be copied out by whoever looks at its values
+    # a forged tensor with a huge shape and little storage would exhaust the memory when it is copied
     if value.layout != torch.strided or value.untyped_storage().nbytes() < value.numel() * value.element_size():
         raise ValueError(f"{name!r} must be a dense tensor that holds all its values")
     if value.is_floating_point() and not bool(value.isfinite().all()):

@@ -1,4 +1,4 @@
-"""Atomic writes and reads of text, with errors that name a file or folder and what is wrong with it."""
+"""Atomic writes, and reads of text, with errors that name the file or folder and the cause."""
 
 import codecs
 import contextlib
@@ -9,39 +9,50 @@ from typing import IO, Any
 
 try:
     import fcntl
-except ImportError:  # Windows, where a file that is open cannot be removed
+except ImportError:  # Windows, where locks are not needed: an open file cannot be removed
     fcntl = None  # type: ignore[assignment]
 
 _TEMPORARY = ".tmp"
 
 
 PROBE = ".sae_lightning.probe"
-"""A file that is written to see whether a folder takes one."""
+"""Temporary file that tests whether a folder is writable."""
 
 
 class WriteError(OSError):
-    """Something could not be written: names the folder and the reason."""
+    """Raised if a write fails; the message names the folder and the cause.
+
+    Args:
+        what: What was to be written, such as "checkpoints".
+        folder: The folder.
+        reason: The original error.
+    """
 
     def __init__(self, what: str, folder: Path, reason: OSError) -> None:
         super().__init__(f"{what} cannot be written to {str(folder)!r}: {reason.strerror or reason}")
 
 
 class EncodingError(ValueError):
-    """Bytes of a file that are no text in its encoding: names the file and the place."""
+    """Raised if a file is not valid in its encoding; the message names the file and the position."""
 
 
 def decode_text(data: bytes, name: str, encoding: str = "utf-8", begin: int = 0, line: int = 1) -> str:
-    """The text that bytes of a file stand for.
+    r"""Decode the bytes of a file.
 
     Args:
         data: The file, or a part of it.
-        name: What the error calls the file.
+        name: Name of the file in errors.
         encoding: Encoding of the file.
-        begin: Bytes of the file in front of the part.
+        begin: Offset of the part in the file, in bytes.
         line: Number of the part's first line.
 
     Raises:
-        EncodingError: If the bytes are no text in this encoding.
+        EncodingError: If the bytes are not valid in this encoding.
+
+    Example:
+        >>> from sae_lightning.run.files import decode_text
+        >>> decode_text(b"caf\xc3\xa9", "menu.txt")
+        'café'
     """
     try:
         return data.decode(encoding)
@@ -52,7 +63,7 @@ def decode_text(data: bytes, name: str, encoding: str = "utf-8", begin: int = 0,
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    r"""The text of a file in UTF-8, with `\n` at the end of each line and without a mark of the byte order in front.
+    r"""Read a UTF-8 text file; line ends are converted to `\n`, and a byte order mark is removed.
 
     Raises:
         OSError: If the file cannot be read.
@@ -63,27 +74,40 @@ def read_text(path: str | os.PathLike[str]) -> str:
 
 
 def temporary_of(path: Path) -> Path:
-    """The hidden file beside `path` that is written first; always the same, so that kills leave one at most."""
+    """Return the hidden temporary file of `path`; its fixed name means that killed runs leave at most one."""
     return path.with_name(f".{path.name}{_TEMPORARY}")
 
 
 @contextlib.contextmanager
 def replacing(path: Path, mode: str = "wb", **kwargs: Any) -> Iterator[IO[Any]]:
-    """Open a file that takes the place of `path` at once when the block ends, and vanishes if the block fails.
+    """Context manager for atomic writes: the opened file replaces `path` if the block succeeds, and is removed if not.
 
-    It lies in the same folder, since only within a file system is a file renamed in one step, and is on the disk
-    before it gets its name: at any moment `path` is the old file or the new one. Everything that a run writes goes
-    through here, except what appends to a file; a test holds that.
+    The temporary file lies in the same folder, because a rename is atomic only within a file system, and is flushed to
+    disk before it is renamed: at any moment, `path` is either the old or the new file. All files of a run are written
+    this way, except those that are appended to; a test enforces this.
 
     Args:
-        path: The file to replace or make; its folder must exist.
-        mode: Mode to open it with, one that writes.
-        kwargs: Passed on to `open`.
+        path: The file to replace or create; its folder must exist.
+        mode: Mode of `open`, for writing.
+        kwargs: Further arguments of `open`.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from sae_lightning.run.files import replacing
+        >>> with TemporaryDirectory() as folder:
+        ...     path = Path(folder, "results.json")
+        ...     with replacing(path) as file:
+        ...         _ = file.write(b"{}")
+        ...         print(path.exists())
+        ...     path.exists()
+        False
+        True
     """
     temporary = temporary_of(path)
     try:
         with open(temporary, mode, **kwargs) as file:
-            _lock(file)  # held until the file is closed, also by a kill
+            _lock(file)  # released when the file is closed or the process is killed
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -94,7 +118,7 @@ def replacing(path: Path, mode: str = "wb", **kwargs: Any) -> Iterator[IO[Any]]:
 
 
 def replace_link(link: Path, target: Path) -> None:
-    """Point a symbolic link at a file in the same folder, in one step: it never points to nothing in between."""
+    """Point a symbolic link to a file in the same folder, atomically."""
     temporary = temporary_of(link)
     _discard(temporary)
     try:
@@ -106,39 +130,39 @@ def replace_link(link: Path, target: Path) -> None:
 
 
 def remove_leftovers(folder: Path, recursive: bool = False) -> None:
-    """Remove temporary files that a kill left in a folder; those that a live process is writing stay.
+    """Remove the temporary files of killed processes from a folder; files that a live process is writing are kept.
 
     Args:
         folder: The folder; it need not exist.
-        recursive: Whether to look in its folders too.
+        recursive: Whether to include its subfolders.
     """
     pattern = f".*{_TEMPORARY}"
     for path in folder.rglob(pattern) if recursive else folder.glob(pattern):
         with contextlib.suppress(OSError):
-            if path.is_symlink():  # renamed as soon as it is made
+            if path.is_symlink():  # links are not locked: they are renamed right after their creation
                 path.unlink()
                 continue
-            with open(path, "r+b") as file:  # network file systems lock only what is open for writing
+            with open(path, "r+b") as file:  # network file systems can lock only files that are open for writing
                 if _lock(file):
                     path.unlink()
 
 
 def prepare_folder(folder: Path, what: str) -> None:
-    """Make a folder, remove what a kill left unfinished in it, and see whether it takes a file.
+    """Create a folder, remove temporary files of killed processes, and check that it is writable.
 
     Args:
         folder: The folder.
         what: What will be written there, for the message.
 
     Raises:
-        WriteError: If it cannot be made or written, or is full.
+        WriteError: If it cannot be created or written, or the disk is full.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
         probe = folder / PROBE
         with replacing(probe) as file:
-            file.write(bytes(4096))  # a block: an empty file finds room also on a full disk
+            file.write(bytes(4096))  # one block, because an empty file fits on a full disk
         probe.unlink()
     except OSError as error:
         raise WriteError(what, folder, error) from error
@@ -150,7 +174,7 @@ def _discard(path: Path) -> None:
 
 
 def _lock(file: IO[Any]) -> bool:
-    """Mark a file as being written; False where another process writes it."""
+    """Lock a file that is being written; return False if another process holds the lock."""
     if fcntl is None:
         return True
     try:

@@ -1,4 +1,4 @@
-"""A run's folder: who writes to it, and whether it may be replaced."""
+"""A run's folder: locking it, and replacing an earlier run."""
 
 import contextlib
 import os
@@ -13,19 +13,19 @@ from sae_lightning.run.files import PROBE, WriteError, temporary_of
 
 try:
     import fcntl
-except ImportError:  # not a POSIX system: there runs are not kept apart
+except ImportError:  # not a POSIX system: folders are not locked
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
 ASIDE = ".replaced"
 NONFINITE = "nonfinite-"
-"""How the name of a file begins that holds the batch by which a run ended."""
+"""Prefix of the files with the nonfinite batch that ended a run."""
 _FIRST_FILES = {LOCK, PROBE, *(temporary_of(Path(name)).name for name in (PROBE, "config.yaml"))}
 _FIRST_BEGINNINGS = ("events.out.tfevents.", NONFINITE)
 
 
 class RunFolder(pl.Callback):
-    """Tells callbacks the folder of a run of the command line, whatever its loggers.
+    """Callback that tells other callbacks the run's folder on the command line, independent of the loggers.
 
     Args:
         path: The folder.
@@ -36,13 +36,24 @@ class RunFolder(pl.Callback):
 
 
 class RunLock:
-    """Keeps a second process out of a run's folder for as long as the first one lives.
+    """Lock on a run's folder, so that only one process at a time writes to it.
 
-    The lock is the operating system's (flock on a hidden file), so that a process that is killed leaves none behind.
-    The file names the process that holds it, and is removed on release.
+    The lock is the operating system's (flock on a hidden file), so it ends when the process is killed. The file names
+    the process that holds the lock, and is removed on release.
 
     Args:
         folder: The run's folder.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from sae_lightning.run.folder import RunLock
+        >>> with TemporaryDirectory() as folder:
+        ...     lock = RunLock(Path(folder, "run"))
+        ...     lock.acquire()
+        ...     lock.release()
+        ...     Path(folder, "run").exists()  # it was created for the lock only
+        False
     """
 
     def __init__(self, folder: Path) -> None:
@@ -52,7 +63,7 @@ class RunLock:
         _LOCKS.add(self)
 
     def acquire(self) -> None:
-        """Take the lock, making the folder where it does not exist.
+        """Acquire the lock, and create the folder if it does not exist.
 
         Raises:
             BlockingIOError: If another process holds it; the message names the process.
@@ -73,7 +84,7 @@ class RunLock:
                 ) from None
             if self._is_ours(descriptor):
                 break
-            os.close(descriptor)  # its holder has removed the file meanwhile
+            os.close(descriptor)  # the previous holder has removed the file in the meantime
         os.truncate(descriptor, 0)
         os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         self._descriptor = descriptor
@@ -93,7 +104,7 @@ class RunLock:
         return False
 
     def release(self) -> None:
-        """Give the lock back; a folder that was made for it and is empty still is removed."""
+        """Release the lock, and remove the folder if it was created for the lock and is still empty."""
         if self._descriptor is not None:
             with contextlib.suppress(OSError):
                 self.path.unlink()
@@ -102,7 +113,7 @@ class RunLock:
             self.forget()
 
     def forget(self) -> None:
-        """Close the file without removing it, as a forked process does: its parent holds the lock."""
+        """Close the file without removing it; for forked processes, whose parent holds the lock."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             os.close(descriptor)
@@ -116,12 +127,12 @@ def _forget_all() -> None:
         lock.forget()
 
 
-if hasattr(os, "register_at_fork"):  # else a worker that outlives its parent would hold the lock
+if hasattr(os, "register_at_fork"):  # otherwise a worker that outlives its parent would keep the lock
     os.register_at_fork(after_in_child=_forget_all)
 
 
 def may_replace(folder: Path) -> bool:
-    """Whether a folder holds an earlier run, or what one leaves that was killed at its start."""
+    """Whether a folder holds an earlier run, or nothing except the remains of one that was killed at its start."""
     files = [path for path in folder.rglob("*") if path.is_file() and ASIDE not in path.parts]
     configs = (folder / "config.yaml", folder / ASIDE / "config.yaml")
     first = (path.name in _FIRST_FILES or path.name.startswith(_FIRST_BEGINNINGS) for path in files)
@@ -129,15 +140,30 @@ def may_replace(folder: Path) -> bool:
 
 
 def is_unused(folder: Path) -> bool:
-    """Whether a folder holds no file; a kill may leave empty folders and a lock."""
+    """Whether a folder holds no file except a lock; a killed run may leave empty folders and a lock."""
     return not any(path.is_file() and path.name != LOCK for path in folder.rglob("*"))
 
 
 class Replacement:
-    """Sets an earlier run aside until its successor has begun, so that a run that cannot begin loses nothing.
+    """Replacement of an earlier run, which is kept until the new run has started, in case the start fails.
 
     Args:
         folder: The run's folder, which this process has locked.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from sae_lightning.run.folder import Replacement
+        >>> with TemporaryDirectory() as folder:
+        ...     results = Path(folder, "results.json")
+        ...     _ = results.write_text("{}")
+        ...     replacement = Replacement(Path(folder))
+        ...     replacement.begin()
+        ...     print(results.exists())
+        ...     replacement.undo()
+        ...     results.exists()
+        False
+        True
     """
 
     def __init__(self, folder: Path) -> None:
@@ -145,7 +171,7 @@ class Replacement:
         self._aside = folder / ASIDE
 
     def begin(self) -> None:
-        """Move all that lies in the folder aside (and delete what an earlier, killed replacement had set aside)."""
+        """Move all files in the folder aside, and delete those that an earlier, killed replacement had moved aside."""
         _delete(self._aside)
         found = self._contents()
         if found:
@@ -154,11 +180,11 @@ class Replacement:
                 path.rename(self._aside / path.name)
 
     def commit(self) -> None:
-        """Delete what was set aside."""
+        """Delete the earlier run."""
         _delete(self._aside)
 
     def undo(self) -> None:
-        """Delete what came in its place, the batch by which it ended excepted, and move back what was set aside."""
+        """Delete the new run, except for its nonfinite batches, and restore the earlier one."""
         kept = {path.name for path in self._contents() if path.name.startswith(NONFINITE)}
         for path in self._contents():
             if path.name not in kept:

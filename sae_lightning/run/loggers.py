@@ -1,4 +1,4 @@
-"""Loggers of a run's folder: TensorBoard with a curve per SAE, and a CSV file that later commands add to."""
+"""Loggers of a run: TensorBoard with one run per SAE, and a CSV file that later commands append to."""
 
 import csv
 import io
@@ -15,21 +15,28 @@ from sae_lightning.run.files import replacing, temporary_of
 from sae_lightning.run.folder import RunFolder
 
 MEMBERS = "members"
-"""Folder within a run's folder that holds what belongs to one SAE of a comparison."""
+"""Subfolder of a run's folder with one folder for each SAE of a comparison."""
 
 _STAGES = ("train", "val", "test")
 
 
 def split_member(key: str) -> tuple[str, str]:
-    """Split `spade/val/f1` into the SAE's name and the rest; a key without a name keeps the empty one."""
+    """Split the key of a metric into the name of its SAE, empty if it has none, and the rest.
+
+    Example:
+        >>> from sae_lightning.run.loggers import split_member
+        >>> split_member("spade/val/f1"), split_member("val/f1")
+        (('spade', 'val/f1'), ('', 'val/f1'))
+    """
     name, _, rest = key.partition("/")
     return (name, rest) if name not in _STAGES and rest.startswith(_STAGES) else ("", key)
 
 
 def run_folder(trainer: pl.Trainer) -> Path | None:
-    """The run's folder on the command line, else the one that the trainer's first logger writes to; None without one.
+    """Return the run's folder.
 
-    Unlike `trainer.log_dir` it does not communicate, so that one rank may ask by itself.
+    On the command line this is `run_dir`, otherwise the folder of the trainer's first logger, or None without loggers.
+    Unlike `trainer.log_dir`, it does not communicate, so a single rank may call it.
     """
     callbacks = trainer.callbacks if trainer.loggers else []  # type: ignore[attr-defined]
     for callback in callbacks:
@@ -43,11 +50,22 @@ def run_folder(trainer: pl.Trainer) -> Path | None:
 
 
 class RunTensorBoardLogger(TensorBoardLogger):
-    """Writes each SAE of a comparison as a TensorBoard run of its own, so that their curves share one chart.
+    """TensorBoard logger that writes each SAE of a comparison as a separate run, so that their curves share one chart.
 
     Args:
-        run_dir: The run's folder; a member's events go to `members/<name>` in it.
-        first_step: Step with which a resumed run goes on: what an earlier process logged from it on is forgotten.
+        run_dir: The run's folder; events of an SAE are written to `members/<name>` in it.
+        first_step: First step of a resumed run; values that an earlier process logged from this step on are purged.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from sae_lightning.run.loggers import RunTensorBoardLogger
+        >>> with TemporaryDirectory() as folder:
+        ...     logger = RunTensorBoardLogger(folder)
+        ...     logger.log_metrics({"spade/val/f1": 0.9}, step=1)
+        ...     logger.finalize("success")
+        ...     Path(folder, "members", "spade").is_dir()
+        True
     """
 
     def __init__(self, run_dir: str, first_step: int | None = None) -> None:
@@ -66,22 +84,22 @@ class RunTensorBoardLogger(TensorBoardLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Write scalars, each to the run that its key names."""
+        """Write scalars, each to the run of the SAE in its key."""
         for key, value in metrics.items():
             name, tag = split_member(key)
             self._writer(name).add_scalar(tag, value, step)
 
     @rank_zero_only
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Leave out what Lightning logs at the start: the HPARAMS tab needs the final metrics (`log_outcome`)."""
+        """Do nothing: the HPARAMS tab needs the final metrics, which `log_outcome` writes."""
 
     @rank_zero_only
     def log_outcome(self, name: str, hparams: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """Write one SAE's hyperparameters with its final metrics, a row of TensorBoard's HPARAMS tab.
+        """Write the hyperparameters and final metrics of one SAE, a row in TensorBoard's HPARAMS tab.
 
         Args:
             name: Name of the SAE, empty for a single one.
-            hparams: Its hyperparameters.
+            hparams: Hyperparameters of the SAE.
             metrics: Logged metrics of all SAEs.
         """
         from torch.utils.tensorboard.summary import hparams as summarize
@@ -93,7 +111,7 @@ class RunTensorBoardLogger(TensorBoardLogger):
         if not outcome:
             return
         writer = self._writer(name)
-        # TensorBoard keeps the first summary of a run, so that of `fit` names the metrics of a later test too
+        # TensorBoard keeps only the first summary of a run, so it must also name the metrics of a later test
         names = outcome.keys() | {tag.replace("hparams/val/", "hparams/test/", 1) for tag in outcome}
         for summary in summarize(plain, dict.fromkeys(sorted(names), 0.0)):  # type: ignore[no-untyped-call]
             writer.file_writer.add_summary(summary)
@@ -103,7 +121,7 @@ class RunTensorBoardLogger(TensorBoardLogger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Flush all writers; hyperparameters are in config.yaml, so no further file is written."""
+        """Flush all writers; unlike the parent class, write no file of hyperparameters (they are in config.yaml)."""
         for writer in (self.experiment, *self._members.values()):
             writer.flush()
 
@@ -114,11 +132,11 @@ class RunTensorBoardLogger(TensorBoardLogger):
         for writer in self._members.values():
             writer.close()
         self._members = {}
-        self._first_step = None  # writers that are made after this must not forget what was logged now
+        self._first_step = None  # later writers must not purge the values of this process
 
 
 class _AppendingWriter(ExperimentWriter):
-    """Goes on with an existing file instead of deleting it.
+    """Writer that appends to an existing file instead of deleting it.
 
     Args:
         log_dir: Folder of the file.
@@ -136,7 +154,7 @@ class _AppendingWriter(ExperimentWriter):
             return
         with path.open(newline="") as file:
             text = file.read()
-        whole = text[: text.rfind("\n") + 1]  # a kill while writing may have left part of a row
+        whole = text[: text.rfind("\n") + 1]  # drops an incomplete row of a killed process
         rows = csv.DictReader(io.StringIO(whole))
         self.metrics_keys = list(rows.fieldnames or [])
         found = list(rows)
@@ -147,7 +165,7 @@ class _AppendingWriter(ExperimentWriter):
     def _is_kept(self, row: Mapping[str, str]) -> bool:
         if self._first_step is None or int(row["step"]) < self._first_step:
             return True
-        # what was tested meanwhile is no part of the curve
+        # test results are not part of the training curve, so they are kept
         return any(value and split_member(key)[1].startswith("test/") for key, value in row.items())
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
@@ -163,11 +181,24 @@ class _AppendingWriter(ExperimentWriter):
 
 
 class RunCSVLogger(CSVLogger):
-    """Writes `metrics.csv` to the run's folder; a resumed run or a later test adds its rows.
+    """CSV logger that writes `metrics.csv` in the run's folder; a resumed run or a later test appends rows.
 
     Args:
         run_dir: The run's folder.
-        first_step: Step with which a resumed run goes on: rows that an earlier process logged from it on are dropped.
+        first_step: First step of a resumed run; rows that an earlier process logged from this step on are dropped.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from sae_lightning.run.loggers import RunCSVLogger
+        >>> with TemporaryDirectory() as folder:
+        ...     logger = RunCSVLogger(folder)
+        ...     logger.log_metrics({"val/f1": 0.5}, step=3)
+        ...     logger.save()
+        ...     print(Path(folder, "metrics.csv").read_text())
+        step,val/f1
+        3,0.5
+        <BLANKLINE>
     """
 
     def __init__(self, run_dir: str, first_step: int | None = None) -> None:
@@ -184,4 +215,4 @@ class RunCSVLogger(CSVLogger):
 
     @rank_zero_only
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Leave hyperparameters to the run's config.yaml and results.json."""
+        """Do nothing: hyperparameters are in the run's config.yaml and results.json."""

@@ -1,4 +1,4 @@
-"""A checksum within the file that it protects: one changed bit anywhere is found."""
+"""Seals: a checksum inside the file that it protects, which detects any changed bit."""
 
 import hashlib
 import json
@@ -10,19 +10,19 @@ from typing import IO, Any
 
 KEY = "sae_lightning_sha256"
 UNSEALED = "0" * 64
-"""What a file holds under `KEY` before it is sealed, and what its checksum is computed with."""
+"""Placeholder under `KEY` before a file is sealed; the checksum is computed with this placeholder in place."""
 
 _SEAL = re.compile(rb'"' + KEY.encode() + rb'": ?"([0-9a-f]{64})"')
 _PIECE = 2**20
 
 
 def write_sealed(file: IO[bytes], content: bytes, within: int | None = None) -> None:
-    """Write content whose `KEY` is `UNSEALED`, with its checksum in that place.
+    """Write content, and replace the placeholder `UNSEALED` under its `KEY` by the checksum.
 
     Args:
         file: A file that is open for writing.
-        content: What to write: JSON, or a format with a JSON header.
-        within: Number of bytes at the start among which the seal lies; None for all.
+        content: JSON, or a format with a JSON header.
+        within: Number of bytes at the start in which to look for the placeholder; None for all.
     """
     begin, end = _place(content[:within])
     view = memoryview(content)
@@ -32,27 +32,35 @@ def write_sealed(file: IO[bytes], content: bytes, within: int | None = None) -> 
 
 
 def check_seal(path: Path, within: int | None = None) -> None:
-    """Compare the checksum of a sealed file.
+    """Verify the checksum of a sealed file.
 
     Args:
         path: The file.
-        within: Number of bytes at the start among which the seal lies; None for all.
+        within: Number of bytes at the start in which to look for the seal; None for all.
 
     Raises:
-        ValueError: If the file holds no seal, or another one than its content has.
+        ValueError: If the file has no seal, or its checksum differs from that of its content.
     """
     with path.open("rb") as file:
         _check(file, within)
 
 
 def seal_json(content: Mapping[str, Any]) -> bytes:
-    """A sealed JSON file.
+    """Return the bytes of a sealed JSON file.
 
     Args:
-        content: Plain values by name; no number is infinite or NaN.
+        content: Plain values by name; all numbers must be finite.
 
     Raises:
-        ValueError: If a number is not finite, which JSON cannot hold.
+        ValueError: If a number is not finite, which JSON cannot represent.
+
+    Example:
+        >>> from sae_lightning.run.seal import seal_json, unseal_json
+        >>> unseal_json(seal_json({"seed": 3}))
+        {'seed': 3}
+        >>> unseal_json(seal_json({"seed": 3}).replace(b'"seed": 3', b'"seed": 4'))
+        Traceback (most recent call last):
+        ValueError: its content has another checksum than when it was written
     """
     file = BytesIO()
     write_sealed(file, json.dumps({KEY: UNSEALED, **content}, indent=1, allow_nan=False).encode())
@@ -60,22 +68,25 @@ def seal_json(content: Mapping[str, Any]) -> bytes:
 
 
 def unseal_json(data: bytes) -> dict[str, Any]:
-    """The content of a sealed JSON file.
+    """Verify and parse a sealed JSON file.
 
-    The checksum protects from damage, not from forgers, who can compute it too: check what the file says.
+    The checksum protects against damage but not against forgery, so the values must still be checked.
 
     Args:
-        data: The file's bytes.
+        data: Bytes of the file.
+
+    Returns:
+        The content without the seal.
 
     Raises:
-        ValueError: If the file holds no seal, another one than its content has, or no JSON.
+        ValueError: If the file has no seal, its checksum differs from that of its content, or it is not JSON.
     """
     _check(BytesIO(data))
     try:
         content: dict[str, Any] = json.loads(data)
         del content[KEY]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ValueError(f"it is no sealed JSON: {error}") from None
+        raise ValueError(f"it is not sealed JSON: {error}") from None
     return content
 
 

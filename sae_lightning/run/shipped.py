@@ -1,4 +1,4 @@
-"""The files that come with the package: configs, and the grammars beside them."""
+"""Paths of the files that are installed with the package: configs and grammars."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -7,15 +7,20 @@ FOLDER = "configs"
 
 
 def configs_folder() -> Path:
-    """The folder of the configs that come with the package."""
+    """Return the folder of the package's configs."""
     return Path(str(files("sae_lightning"))) / FOLDER
 
 
 def shipped_path(path: str) -> Path:
-    """A file: the one that is named, or where there is none, the one of that name among the configs of the package.
+    """Resolve a path: to itself if it exists, else to the package's config of that name, if there is one.
 
     Args:
-        path: A path, such as `mine.yaml`, or that of a shipped file, with `configs/` before it or without.
+        path: Path of a file, or of one of the package's files relative to its configs, with or without `configs/`.
+
+    Example:
+        >>> from sae_lightning.run.shipped import shipped_path
+        >>> shipped_path("separability/spade.yaml").is_file()
+        True
     """
     given = Path(path)
     if given.exists() or given.is_absolute():

@@ -1,6 +1,7 @@
-"""Models to be explained, no part of the framework: small transformers of text and images, and their training.
+"""Models for SAEs to explain: small transformers of text and images, and their training.
 
-Public names are imported on first use: data read these models, and these models are trained on data.
+Public names are imported on first use, to avoid a circular import: data modules load these models, and these models are
+trained on data modules.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""What a vision model's features know of the images' classes, which it never saw."""
+"""Callback that measures how well a vision model's features predict the classes of images."""
 
 import lightning.pytorch as pl
 import torch
@@ -10,22 +10,22 @@ from sae_lightning.data.seeding import seeded_generator
 from sae_lightning.subjects.vision_model import VisionModel
 
 _IMAGES_PER_PASS = 1_000
-_SHARPNESS = 10.0  # how much more a nearer neighbour counts
+_SHARPNESS = 10.0  # inverse temperature of the weights of neighbors
 
 
 class FeatureReport(pl.Callback):
-    """Tells classes by a vision model's features: the class token after the last norm.
+    """Logs the accuracy of classifiers on a vision model's features: the class token after the last norm.
 
-    In validation and test of labelled images it logs the share of held-out images that are told right
+    In validation and test on labeled images, it logs the accuracy on held-out images of
 
-    - `knn_accuracy`: by their nearest labelled neighbours among training images;
-    - `linear_accuracy`: by a linear classifier that is fitted to the same training images.
+    - `knn_accuracy`: a nearest-neighbor classifier with labeled training images;
+    - `linear_accuracy`: a linear classifier fitted to the same training images.
 
-    Labels are read here only, never in training.
+    The vision model itself is never trained on labels.
 
     Args:
-        n_labelled: Training images whose labels are used, at least 1; all where there are fewer.
-        k: Neighbours that vote, at least 1.
+        n_labelled: Maximum number of labeled training images, at least 1.
+        k: Number of neighbors that vote, at least 1.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -52,7 +52,7 @@ class FeatureReport(pl.Callback):
         if not isinstance(data, ImageDataModule) or not data.concept_names:
             return
         train = data.split("train")
-        # the same images every time, and at every rank
+        # the same images in every epoch and on every rank
         chosen = torch.randperm(len(train), generator=seeded_generator(0))[: self.n_labelled]
         known = _features(pl_module, ImageDataset(train.images[chosen], train.concepts[chosen]))
         asked = _features(pl_module, data.split("val" if stage == "val" else "test"))
@@ -65,52 +65,66 @@ class FeatureReport(pl.Callback):
 
 @torch.no_grad()
 def _features(model: VisionModel, images: ImageDataset) -> tuple[Tensor, Tensor]:
-    """Features and classes of the labelled images, on the CPU."""
-    labelled = images.concepts >= 0
-    passes = torch.split(images.images[labelled], _IMAGES_PER_PASS)
+    """Return features and classes of the labeled images, on the CPU."""
+    labeled = images.concepts >= 0
+    passes = torch.split(images.images[labeled], _IMAGES_PER_PASS)
     parts = [model(part.to(model.device)).float().cpu() for part in passes]
-    return torch.cat(parts) if parts else torch.empty(0), images.concepts[labelled]
+    return torch.cat(parts) if parts else torch.empty(0), images.concepts[labeled]
 
 
 def knn_accuracy(known: Tensor, classes: Tensor, asked: Tensor, truth: Tensor, n_classes: int, k: int) -> float:
-    """The share of samples whose nearest neighbours vote for the right class.
+    """Return the accuracy of a k-nearest-neighbor classifier.
 
-    Neighbours are those of highest cosine similarity `s`, after the mean of all known features has been taken off; a
-    vote has the weight `exp(10 s)`.
+    Neighbors are the samples of highest cosine similarity `s`, after subtracting the mean of the known features. Their
+    votes have the weight `exp(10 s)`.
 
     Args:
-        known: Features of samples whose class is known, `(n, width)`.
-        classes: Their classes, int64 `(n,)`.
-        asked: Features of the samples that are asked for, `(m, width)`.
-        truth: Their classes, int64 `(m,)`.
+        known: Features of the training samples, `(n, width)`.
+        classes: Classes of the training samples, int64 `(n,)`.
+        asked: Features of the samples to classify, `(m, width)`.
+        truth: True classes of these samples, int64 `(m,)`.
         n_classes: Number of classes.
-        k: Neighbours that vote.
+        k: Number of neighbors that vote.
+
+    Example:
+        >>> import torch
+        >>> from sae_lightning.subjects.feature_report import knn_accuracy
+        >>> known, classes = torch.tensor([[1.0], [-1.0]]), torch.tensor([0, 1])
+        >>> knn_accuracy(known, classes, torch.tensor([[2.0], [-3.0]]), torch.tensor([0, 0]), n_classes=2, k=1)
+        0.5
     """
     mean = known.mean(0)
     known, asked = F.normalize(known - mean, dim=1), F.normalize(asked - mean, dim=1)
     right = 0
     passes = (torch.split(samples, _IMAGES_PER_PASS) for samples in (asked, truth))
     for part, classes_of_part in zip(*passes, strict=True):
-        similarity, neighbours = (part @ known.T).topk(min(k, len(known)), dim=1)
+        similarity, neighbors = (part @ known.T).topk(min(k, len(known)), dim=1)
         votes = torch.zeros(len(part), n_classes)
-        votes.scatter_add_(1, classes[neighbours], (_SHARPNESS * similarity).exp())
+        votes.scatter_add_(1, classes[neighbors], (_SHARPNESS * similarity).exp())
         right += int((votes.argmax(1) == classes_of_part).sum())
     return right / len(asked)
 
 
 def linear_accuracy(known: Tensor, classes: Tensor, asked: Tensor, truth: Tensor, n_classes: int) -> float:
-    """The share of samples that a linear classifier of standardised features, fitted to known ones, tells right.
+    """Return the accuracy of a linear classifier on standardized features.
 
     Args:
-        known: Features of samples whose class is known, `(n, width)`.
-        classes: Their classes, int64 `(n,)`.
-        asked: Features of the samples that are asked for, `(m, width)`.
-        truth: Their classes, int64 `(m,)`.
+        known: Features of the training samples, `(n, width)`.
+        classes: Classes of the training samples, int64 `(n,)`.
+        asked: Features of the samples to classify, `(m, width)`.
+        truth: True classes of these samples, int64 `(m,)`.
         n_classes: Number of classes.
+
+    Example:
+        >>> import torch
+        >>> from sae_lightning.subjects.feature_report import linear_accuracy
+        >>> known, classes = torch.tensor([[1.0], [-1.0]]), torch.tensor([0, 1])
+        >>> linear_accuracy(known, classes, torch.tensor([[2.0], [-3.0]]), torch.tensor([0, 0]), n_classes=2)
+        0.5
     """
     mean, scale = known.mean(0), known.std(0, correction=0).clamp_min(1e-6)
     known, asked = (known - mean) / scale, (asked - mean) / scale
-    # Lightning evaluates in inference mode, where nothing can be fitted
+    # Lightning evaluates in inference mode, which disables gradients
     with torch.inference_mode(False), torch.enable_grad():
         known, classes = known.clone(), classes.clone()
         weights = torch.zeros(known.shape[1], n_classes, requires_grad=True)

@@ -1,4 +1,4 @@
-"""How well a language model knows its grammar."""
+"""Callback that measures how well a language model has learned its grammar."""
 
 import math
 
@@ -13,17 +13,17 @@ from sae_lightning.subjects.language_model import LanguageModel
 
 
 class GrammarReport(pl.Callback):
-    """Compares a language model's loss with its floor, and counts the sentences it makes that are grammatical.
+    """Logs a language model's excess loss over the entropy floor, and the fraction of grammatical samples.
 
-    In validation and test it logs, beside the loss in nats per token,
+    In validation and test, it logs
 
-    - `entropy_floor`: what a model that knows the grammar would lose on the same sentences,
-      `-log P(sentence | not too long)` per word and end, summed over all derivations of each;
+    - `entropy_floor`: loss of a model with perfect knowledge of the grammar on the same sentences, in nats per token:
+      `-log P(sentence | not too long)`, with P summed over all derivations, per word and end of sentence;
     - `excess_loss`: loss minus floor;
-    - `grammatical`: the share of sentences drawn from the model that the grammar yields.
+    - `grammatical`: fraction of sentences sampled from the model that the grammar yields.
 
     Args:
-        n_samples: Sentences drawn from the model, at least 1.
+        n_samples: Number of sentences to sample from the model, at least 1.
 
     Raises:
         ValueError: If `n_samples` is below 1.
@@ -60,7 +60,21 @@ class GrammarReport(pl.Callback):
 
 
 def entropy_floor(inside: Inside, sentences: list[torch.Tensor], max_length: int) -> float:
-    """Mean `-log P` per token of sentences of at most `max_length` words, ends of sentences included, in nats."""
+    """Return the mean of `-log P` per token, ends of sentences included, in nats.
+
+    Args:
+        inside: The inside algorithm of the grammar.
+        sentences: Tokens of each sentence, int64 `(n_words,)`.
+        max_length: Maximum number of words, on which P is conditioned.
+
+    Example:
+        >>> from sae_lightning.data import Grammar
+        >>> from sae_lightning.data.formal_language.inside import Inside
+        >>> from sae_lightning.subjects.grammar_report import entropy_floor
+        >>> grammar = Grammar("S -> 'a' [0.5] | 'b' [0.5]")
+        >>> round(entropy_floor(Inside(grammar), [grammar.encode("a")], max_length=1), 4)  # log(2) / 2 tokens
+        0.3466
+    """
     fitting = float(inside.length_probabilities(max_length).sum())
     n_tokens = sum(len(tokens) + 1 for tokens in sentences)
     total = float(inside.log_probabilities(sentences).sum()) - len(sentences) * math.log(fitting)
@@ -68,7 +82,18 @@ def entropy_floor(inside: Inside, sentences: list[torch.Tensor], max_length: int
 
 
 def share_grammatical(inside: Inside, drawn: torch.Tensor) -> float:
-    """The share of drawn rows `(n, length)` that end and that the grammar yields."""
+    """Return the fraction of rows `(n, length)` that end and that the grammar yields.
+
+    Example:
+        >>> import torch
+        >>> from sae_lightning.data import Grammar
+        >>> from sae_lightning.data.formal_language.grammar import END
+        >>> from sae_lightning.data.formal_language.inside import Inside
+        >>> from sae_lightning.subjects.grammar_report import share_grammatical
+        >>> grammar = Grammar("S -> 'a' [1.0]")
+        >>> share_grammatical(Inside(grammar), torch.tensor([[3, END, END], [3, 3, END]]))
+        0.5
+    """
     ended = (drawn == END).any(1)
     lengths = torch.where(ended, (drawn == END).int().argmax(1), drawn.shape[1]).tolist()
     found = inside.log_probabilities([row[:length] for row, length in zip(drawn, lengths, strict=True)])

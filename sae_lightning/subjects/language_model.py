@@ -1,4 +1,4 @@
-"""A language model whose activations are to be explained."""
+"""LightningModule that trains a language model, whose activations an SAE can explain."""
 
 from typing import Any
 
@@ -15,30 +15,37 @@ from sae_lightning.subjects.transformer import Transformer
 
 
 def adamw(params: Any) -> Optimizer:
-    """AdamW with the authors' betas and weight decay, and learning rate 1e-3."""
+    """Return AdamW with the authors' betas and weight decay, and learning rate 1e-3."""
     return torch.optim.AdamW(params, lr=1e-3, betas=(0.9, 0.95), weight_decay=1e-4, fused=True)
 
 
 class LanguageModel(RunModule):
-    r"""A decoder-only transformer that learns the language of a grammar.
+    r"""A decoder-only transformer trained on sentences of a grammar.
 
     $$ \mathrm{loss} = - \mathrm{mean}_{tokens} \log p(w_t | w_{<t}) $$
 
-    in nats, over all words and the ends of sentences. With the defaults it has the authors' sizes.
+    in nats, over all words and ends of sentences. The default sizes are the authors'.
 
     Args:
         grammar_text: Rules of the grammar; on the command line it is linked to the data.
         width: Size of the residual stream; a multiple of `n_heads`.
         n_layers: Number of blocks, at least 1.
-        n_heads: Attention heads of a block, at least 1.
-        n_positions: Words of the longest sentence plus 1, at least 2.
-        optimizer: Makes the optimizer from the parameters.
-        lr_scheduler: Makes the learning-rate schedule, which steps once per training step.
+        n_heads: Attention heads per block, at least 1.
+        n_positions: Maximum number of words of a sentence plus 1, at least 2.
+        optimizer: Creates the optimizer from the parameters.
+        lr_scheduler: Creates the learning-rate schedule, which steps once per training step.
 
     Raises:
-        ValueError: If a size is out of range or the grammar is not sound.
+        ValueError: If a size is out of range or the grammar is not valid.
 
-    Source: Hindupur, Lubana, Fel and Ba (2025), arXiv 2503.01822, section on formal languages.
+    References:
+        Hindupur, Lubana, Fel and Ba (2025), arXiv 2503.01822, section on formal languages.
+
+    Example:
+        >>> from sae_lightning import LanguageModel
+        >>> model = LanguageModel("S -> 'a' S [0.5] | 'b' [0.5]", width=8)
+        >>> model(model.grammar.encode("a a b")[None]).shape  # two words and three special tokens
+        torch.Size([1, 3, 5])
     """
 
     undescribed = frozenset({"optimizer", "lr_scheduler"})
@@ -62,7 +69,7 @@ class LanguageModel(RunModule):
         self.save_hyperparameters(self.describe()["init_args"])
 
     def setup(self, stage: str) -> None:
-        """Check that data and model fit.
+        """Check the grammar and the maximum length of the data.
 
         Raises:
             ValueError: If the data follow another grammar, or have sentences that are too long.
@@ -70,7 +77,7 @@ class LanguageModel(RunModule):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         text = getattr(data, "grammar_text", self.grammar.text)
         if not self.grammar.same_as(Grammar(text)):
-            raise ValueError("data.grammar must be the grammar that the model was made for, but is another one")
+            raise ValueError("data.grammar must be the grammar that the model was made for, but is a different one")
         longest = getattr(data, "max_length", 0) + 1
         if longest > self.transformer.n_positions:
             raise ValueError(
@@ -79,12 +86,12 @@ class LanguageModel(RunModule):
             )
 
     def forward(self, tokens: Tensor, positions: Tensor | None = None, segments: Tensor | None = None) -> Tensor:
-        """Return the logits of the next token, as `Transformer.forward` does."""
+        """Return the logits of the next token; see `Transformer.forward`."""
         logits: Tensor = self.transformer(tokens, positions, segments)
         return logits
 
     def _loss(self, batch: TokenBatch) -> tuple[Tensor, int]:
-        """Mean loss per predicted token, and their number."""
+        """Return the mean loss per predicted token, and the number of these tokens."""
         logits = self(batch.tokens, batch.positions, batch.segments).float()
         n = int((batch.targets != PAD).sum())
         summed = F.cross_entropy(logits.flatten(0, -2), batch.targets.flatten(), ignore_index=PAD, reduction="sum")
@@ -117,7 +124,7 @@ class LanguageModel(RunModule):
         return logits
 
     def configure_optimizers(self) -> Any:
-        """Optimizer and, where there is one, schedule, which steps with every training step."""
+        """Return the optimizer and, if given, the schedule, which steps once per training step."""
         optimizer, scheduler = self.make_optimizer()
         if scheduler is None:
             return optimizer

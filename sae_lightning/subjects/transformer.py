@@ -1,4 +1,4 @@
-"""A small decoder-only transformer, the model whose activations an SAE explains."""
+"""A small decoder-only transformer, whose activations an SAE can explain."""
 
 import torch
 from torch import Tensor, nn
@@ -6,11 +6,17 @@ from torch.nn import functional as F  # noqa: N812  (the usual name)
 
 from sae_lightning.nn.parts import require_positive
 
-_STD = 0.02  # of initial weights
+_STD = 0.02  # standard deviation of initial weights
 
 
 class Embedding(nn.Module):
-    """Embeddings of tokens plus those of their positions."""
+    """Sum of token and position embeddings.
+
+    Args:
+        n_tokens: Size of the vocabulary.
+        n_positions: Number of positions.
+        width: Size of the embeddings.
+    """
 
     def __init__(self, n_tokens: int, n_positions: int, width: int) -> None:
         super().__init__()
@@ -24,7 +30,13 @@ class Embedding(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention without biases."""
+    """Multi-head self-attention without biases.
+
+    Args:
+        width: Size of the residual stream; a multiple of `n_heads`.
+        n_heads: Attention heads.
+        causal: Whether a token attends to earlier tokens only, unless a mask is given.
+    """
 
     def __init__(self, width: int, n_heads: int, causal: bool = True) -> None:
         super().__init__()
@@ -34,7 +46,13 @@ class Attention(nn.Module):
         self.from_heads = nn.Linear(width, width, bias=False)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Attend where the mask is true, `(n, 1, length, length)`; None is the causal one, or none if not causal."""
+        """Apply attention to `x`, `(n, length, width)`.
+
+        Args:
+            x: Input.
+            mask: True where a token attends, `(n, 1, length, length)`; None takes the causal mask if `causal`, else
+                full attention.
+        """
         n, length, width = x.shape
         q, k, v = self.to_heads(x).view(n, length, 3, self.n_heads, width // self.n_heads).permute(2, 0, 3, 1, 4)
         found = F.scaled_dot_product_attention(q, k, v, mask, is_causal=self.causal and mask is None)
@@ -43,7 +61,13 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and a perceptron of four times the width, each after a LayerNorm and added to the residual stream."""
+    """Pre-LayerNorm transformer block: attention, then an MLP of four times the width, each with a residual connection.
+
+    Args:
+        width: Size of the residual stream; a multiple of `n_heads`.
+        n_heads: Attention heads.
+        causal: Whether attention is causal unless a mask is given.
+    """
 
     def __init__(self, width: int, n_heads: int, causal: bool = True) -> None:
         super().__init__()
@@ -62,19 +86,26 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Decoder-only transformer: pre-LayerNorm, learned positions, no biases, output tied to the embedding.
+    """Decoder-only transformer: pre-LayerNorm, learned positions, no biases, unembedding tied to the embedding.
 
-    Rows may hold several sentences: a token attends to earlier tokens of its own segment only.
+    A row may hold several sentences (segments): a token attends to itself and earlier tokens of its segment only.
 
     Args:
         n_tokens: Size of the vocabulary.
         width: Size of the residual stream; a multiple of `n_heads`.
         n_layers: Number of blocks, at least 1.
-        n_heads: Attention heads of a block, at least 1.
-        n_positions: Longest sentence, the token that begins it included.
+        n_heads: Attention heads per block, at least 1.
+        n_positions: Maximum number of tokens of a sentence, including the token that begins it.
 
     Raises:
         ValueError: If a size is out of range.
+
+    Example:
+        >>> import torch
+        >>> from sae_lightning.subjects import Transformer
+        >>> model = Transformer(n_tokens=10, width=8, n_layers=2, n_heads=2, n_positions=16)
+        >>> model(torch.tensor([[1, 3, 4]])).shape
+        torch.Size([1, 3, 10])
     """
 
     def __init__(self, n_tokens: int, width: int, n_layers: int, n_heads: int, n_positions: int) -> None:
@@ -97,8 +128,8 @@ class Transformer(nn.Module):
 
         Args:
             tokens: int64 `(n, length)`.
-            positions: Place of each token in its sentence, `(n, length)`; None for one sentence a row.
-            segments: Which sentence of its row each token belongs to, `(n, length)`; None for one sentence a row.
+            positions: Position of each token in its sentence, `(n, length)`; None for one sentence per row.
+            segments: Index of each token's sentence, `(n, length)`; None for one sentence per row.
 
         Returns:
             Logits, `(n, length, n_tokens)`.
@@ -128,23 +159,23 @@ class Transformer(nn.Module):
     def generate(
         self, n: int, begin: int, end: int, generator: torch.Generator, max_tokens: int | None = None
     ) -> Tensor:
-        """Draw sequences from the model, token by token, each until it ends.
+        """Sample sequences from the model, token by token, until each has ended.
 
         Args:
-            n: How many.
-            begin: Token that begins each.
-            end: Token that ends one; it fills the rest of the row.
+            n: Number of sequences.
+            begin: Token that begins each sequence.
+            end: Token that ends a sequence; it also fills the rest of the row.
             generator: Source of randomness, on the CPU.
-            max_tokens: Longest sequence, `begin` excluded; None takes as many as the model has positions.
+            max_tokens: Maximum number of tokens, `begin` excluded; None takes the model's number of positions.
 
         Returns:
-            Tokens without `begin`, int64 `(n, <= max_tokens)`; a row without `end` was cut off.
+            Tokens without `begin`, int64 `(n, length)` with `length <= max_tokens`; a row without `end` was truncated.
         """
         device = self.norm.weight.device
         tokens = torch.full((n, 1), begin, device=device)
         going_on = torch.ones(n, dtype=torch.bool, device=device)
         for _ in range(self.n_positions if max_tokens is None else min(max_tokens, self.n_positions)):
-            # rows that have ended need no more: only the others are computed
+            # compute only the rows that have not ended
             logits = self(tokens[going_on])[:, -1].float()
             drawn = torch.multinomial(logits.softmax(-1).cpu(), 1, generator=generator).to(device)
             new = torch.full((n, 1), end, device=device)

@@ -1,4 +1,4 @@
-"""A vision model whose activations are to be explained."""
+"""LightningModule that trains a vision transformer, whose activations an SAE can explain."""
 
 from typing import Any
 
@@ -17,44 +17,53 @@ from sae_lightning.subjects.vision_transformer import VisionTransformer, standar
 
 
 def adamw(params: Any) -> Optimizer:
-    """AdamW with learning rate 2e-3 and weight decay 0.05."""
+    """Return AdamW with learning rate 2e-3 and weight decay 0.05."""
     return torch.optim.AdamW(params, lr=2e-3, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
 
 
 class VisionModel(RunModule):
-    r"""A vision transformer that learns from images without labels: by telling views of one image from all others.
+    r"""A vision transformer trained on images without labels, by contrasting views and reconstructing images.
 
-    The class token `c_i` of each view, projected to `z_i`, is compared with those of all views in the batch, of which
-    `p(i)` is the other view of the same image; and a small decoder `d` makes the whole image `x_i` of it again:
+    The class token `c_i` of each view is projected to `z_i`, which should be similar to `z_{p(i)}` of the other view of
+    the same image and dissimilar to those of all other views in the batch. A small decoder `d` reconstructs the whole
+    image `x_i` from `c_i`:
 
     $$ \mathrm{loss} = - \mathrm{mean}_i \log
        \frac{\exp(\cos(z_i, z_{p(i)}) / \tau)}{\sum_{j \neq i} \exp(\cos(z_i, z_j) / \tau)}
        + \omega\, \mathrm{mean}_{i, pixels}\, (d(c_i) - x_i)^2 $$
 
-    In training the model reads a random part of each view's patches, which is both faster and harder, and several
-    processes compare within their own batches only. Validation and test compare within groups of `data.eval_batch_size`
-    consecutive images, however many processes share them.
+    In training, the model processes a random subset of each view's patches, which is faster and makes the task harder;
+    each process contrasts the views of its own batch only. Validation and test contrast groups of
+    `data.eval_batch_size` consecutive images, for any number of processes.
 
     Args:
         image_size: Height and width of the images; on the command line it is linked to the data.
-        channels: Their channels; on the command line it is linked to the data.
+        channels: Channels of the images; on the command line it is linked to the data.
         patch_size: Height and width of a patch in pixels, at least 1; it must divide `image_size`.
         width: Size of the residual stream; a multiple of `n_heads`.
         n_layers: Number of blocks, at least 1.
-        n_heads: Attention heads of a block, at least 1.
-        keep: Share of its patches that the model reads of a view in training, above 0 and at most 1.
+        n_heads: Attention heads per block, at least 1.
+        keep: Fraction of each view's patches that the model processes in training, above 0 and at most 1.
         hidden: Size of the hidden layer of projection and decoder, at least 1.
         projected: Size of the projection, at least 1.
         temperature: `tau`, above 0.
-        reconstruction: `omega`, at least 0; the image has about variance 1.
-        optimizer: Makes the optimizer from the parameters.
-        lr_scheduler: Makes the learning-rate schedule, which steps once per training step.
+        reconstruction: `omega`, at least 0; the pixels `x_i` have a variance of about 1.
+        optimizer: Creates the optimizer from the parameters.
+        lr_scheduler: Creates the learning-rate schedule, which steps once per training step.
 
     Raises:
         ValueError: If an argument is out of range.
 
-    Source: Chen, Kornblith, Norouzi and Hinton (2020), arXiv 2002.05709; patches left out as by Li et al. (2023),
-    "Scaling Language-Image Pre-training via Masking", arXiv 2212.00794.
+    References:
+        Chen, Kornblith, Norouzi and Hinton (2020), arXiv 2002.05709. Masking of patches: Li et al. (2023), "Scaling
+        Language-Image Pre-training via Masking", arXiv 2212.00794.
+
+    Example:
+        >>> import torch
+        >>> from sae_lightning import VisionModel
+        >>> model = VisionModel(image_size=8, patch_size=4, width=16, n_layers=1, n_heads=2)
+        >>> model(torch.zeros(2, 1, 8, 8)).shape
+        torch.Size([2, 16])
     """
 
     undescribed = frozenset({"optimizer", "lr_scheduler"})
@@ -87,7 +96,7 @@ class VisionModel(RunModule):
         self.transformer = VisionTransformer(image_size, channels, patch_size, width, n_layers, n_heads)
         self.head = ProjectionHead(width, hidden, projected)
         n_pixels = channels * image_size * image_size
-        self.decoder: nn.Module = nn.Identity()  # where nothing is decoded: weights without gradients upset DDP
+        self.decoder: nn.Module = nn.Identity()  # no unused weights if omega is 0: DDP fails without their gradients
         if reconstruction:
             self.decoder = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, n_pixels))
         self.reconstruction = reconstruction
@@ -99,10 +108,10 @@ class VisionModel(RunModule):
         self.save_hyperparameters(self.describe()["init_args"])
 
     def setup(self, stage: str) -> None:
-        """Check that data and model fit.
+        """Check that the data have images of the model's size and channels.
 
         Raises:
-            ValueError: If the images are of another size.
+            ValueError: If they do not.
         """
         own = self.transformer.embed
         data = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -112,10 +121,10 @@ class VisionModel(RunModule):
                 raise ValueError(f"model.{name} must equal data.{name}, but they are {value} and {given}")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of a model that reads other images.
+        """Refuse a checkpoint for images of another size.
 
         Raises:
-            ValueError: If the checkpoint was made by another class, or for images of another size.
+            ValueError: If the checkpoint is of another class, or for images of another size.
         """
         super().on_load_checkpoint(checkpoint)
         own = self.init_args
@@ -124,7 +133,7 @@ class VisionModel(RunModule):
                 raise ValueError(f"the checkpoint must be of {name} = {own[name]}, as the data are, but is of {value}")
 
     def on_fit_start(self) -> None:
-        """Keep freed memory: batches of the same size come again and again."""
+        """Let the allocator keep freed memory, because all batches have the same size."""
         if self.device.type == "cpu":
             keep_freed_memory()
 
@@ -134,13 +143,13 @@ class VisionModel(RunModule):
         return features
 
     def on_validation_start(self) -> None:
-        """Let all processes evaluate one model: batch normalisation has its own statistics in each of them."""
+        """Broadcast the batch statistics of rank 0, so that all processes evaluate the same model."""
         if self.trainer.world_size > 1:
             for buffer in self.buffers():
                 torch.distributed.broadcast(buffer, 0)
 
     def _loss(self, batch: ViewBatch, n_kept: int) -> Tensor:
-        """The loss where `n_kept` patches of each view are read."""
+        """Return the loss with `n_kept` random patches of each view."""
         n_patches = self.transformer.embed.n_patches
         keep = None
         if n_kept < n_patches:
@@ -153,7 +162,7 @@ class VisionModel(RunModule):
         return loss + self.reconstruction * self._reconstruction_errors(tokens, batch.images).mean()
 
     def _reconstruction_errors(self, tokens: Tensor, images: Tensor) -> Tensor:
-        """Mean squared error over the pixels of each view's image, `(2n,)`."""
+        """Return the mean squared error over the pixels of each view's image, `(2n,)`."""
         whole = standardized(images).flatten(1).repeat(2, 1)
         decoded: Tensor = self.decoder(tokens).float()
         return (decoded - whole).square().mean(1)
@@ -170,17 +179,17 @@ class VisionModel(RunModule):
         return loss
 
     def validation_step(self, batch: ViewBatch, batch_idx: int) -> None:
-        """Log the loss on whole views."""
+        """Log the loss with all patches."""
         self._evaluate(batch, "val")
 
     def test_step(self, batch: ViewBatch, batch_idx: int) -> None:
-        """Log the loss on whole views."""
+        """Log the loss with all patches."""
         self._evaluate(batch, "test")
 
     def _evaluate(self, batch: ViewBatch, stage: str) -> None:
-        """Log the loss of a batch that the processes share: each compares the views of all of them."""
+        """Log the loss of a batch that is distributed over processes, contrasting the views of all of them."""
         batch = ViewBatch(*batch)
-        n = len(batch.images)  # 0 where a rank's share of the last batch is empty
+        n = len(batch.images)  # may be 0: a rank may have no image of the last batch
         size = self.init_args["projected"]
         pairs, errors = batch.views.new_zeros(n, 2, size), batch.views.new_zeros(n, 1)
         if n:
@@ -201,7 +210,7 @@ class VisionModel(RunModule):
         return features
 
     def configure_optimizers(self) -> Any:
-        """Optimizer and, where there is one, schedule, which steps with every training step."""
+        """Return the optimizer and, if given, the schedule, which steps once per training step."""
         optimizer, scheduler = self.make_optimizer()
         if scheduler is None:
             return optimizer

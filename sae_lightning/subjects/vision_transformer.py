@@ -1,4 +1,4 @@
-"""A small vision transformer, a model of images whose activations an SAE explains."""
+"""A small vision transformer, whose activations an SAE can explain."""
 
 import torch
 from torch import Tensor, nn
@@ -6,17 +6,27 @@ from torch import Tensor, nn
 from sae_lightning.nn.parts import require_positive
 from sae_lightning.subjects.transformer import Block
 
-_STD = 0.02  # of the initial class token and positions
-_MEAN, _SCALE = 0.5, 0.25  # of pixels: about what natural images have
+_STD = 0.02  # standard deviation of the initial class token and positions
+_MEAN, _SCALE = 0.5, 0.25  # approximate mean and standard deviation of pixels in natural images
 
 
 def standardized(images: Tensor) -> Tensor:
-    """Pixels as the model reads them: about of mean 0 and variance 1, from bytes or floats between 0 and 1."""
+    """Scale pixels to approximately mean 0 and variance 1.
+
+    Args:
+        images: uint8, or floats between 0 and 1.
+
+    Example:
+        >>> import torch
+        >>> from sae_lightning.subjects.vision_transformer import standardized
+        >>> standardized(torch.tensor([0.0, 0.5, 1.0]))
+        tensor([-2.,  0.,  2.])
+    """
     return ((images if images.is_floating_point() else images / 255) - _MEAN) / _SCALE
 
 
 class PatchEmbedding(nn.Module):
-    r"""The class token and the patches of images, each with its position.
+    r"""Embedding of the class token and the patches of images, with learned positions.
 
     $$ x_0 = c + p_0, \quad x_i = W\, \mathrm{patch}_i + b + p_i $$
 
@@ -38,10 +48,13 @@ class PatchEmbedding(nn.Module):
         self.positions = nn.Parameter(torch.zeros(1 + self.n_patches, width))
 
     def patches(self, images: Tensor) -> Tensor:
-        """Cut images into patches, row by row: `(n, channels, h, w)` to `(n, n_patches, channels * patch_size**2)`.
+        """Cut images into patches, row by row.
+
+        Shape:
+            `(n, channels, image_size, image_size)` to `(n, n_patches, channels * patch_size**2)`.
 
         Raises:
-            ValueError: If the images have another shape than this model reads.
+            ValueError: If the images have another shape.
         """
         expected = (self.channels, self.image_size, self.image_size)
         if images.ndim != 4 or images.shape[1:] != expected:
@@ -51,10 +64,10 @@ class PatchEmbedding(nn.Module):
         return cut.permute(0, 2, 4, 1, 3, 5).reshape(len(images), self.n_patches, -1)
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Return the residual stream before the first block, `(n, 1 + patches, width)`."""
+        """Return the residual stream before the first block, `(n, 1 + kept, width)`."""
         patches = self.patches(standardized(images))
         positions = self.positions[1:].expand(len(images), -1, -1)
-        if keep is not None:  # before the product: what is left out costs nothing
+        if keep is not None:  # select before the projection, to save its cost
             patches = patches.gather(1, keep[..., None].expand(-1, -1, patches.shape[-1]))
             positions = positions.gather(1, keep[..., None].expand(-1, -1, positions.shape[-1]))
         first = (self.cls + self.positions[0]).expand(len(images), 1, -1)
@@ -62,10 +75,10 @@ class PatchEmbedding(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Encoder-only transformer over the patches of an image: pre-LayerNorm, learned positions, a class token.
+    """Encoder-only transformer over the patches of an image: pre-LayerNorm, learned positions, class token.
 
     Every layer of the residual stream (`embed`, `blocks.0`, ..., `norm`) returns `(n, 1 + n_patches, width)`: the class
-    token first, then the patches, row by row.
+    token, then the patches row by row.
 
     Args:
         image_size: Height and width of an image in pixels; a multiple of `patch_size`.
@@ -73,12 +86,20 @@ class VisionTransformer(nn.Module):
         patch_size: Height and width of a patch in pixels, at least 1.
         width: Size of the residual stream; a multiple of `n_heads`.
         n_layers: Number of blocks, at least 1.
-        n_heads: Attention heads of a block, at least 1.
+        n_heads: Attention heads per block, at least 1.
 
     Raises:
         ValueError: If a size is out of range.
 
-    Source: Dosovitskiy et al. (2021), "An Image is Worth 16x16 Words", arXiv 2010.11929.
+    References:
+        Dosovitskiy et al. (2021), "An Image is Worth 16x16 Words", arXiv 2010.11929.
+
+    Example:
+        >>> import torch
+        >>> from sae_lightning.subjects import VisionTransformer
+        >>> model = VisionTransformer(image_size=8, patch_size=4, width=16, n_layers=1, n_heads=2)
+        >>> model(torch.zeros(2, 1, 8, 8)).shape  # class token and four patches
+        torch.Size([2, 5, 16])
     """
 
     def __init__(
@@ -104,14 +125,14 @@ class VisionTransformer(nn.Module):
         self._initialize()
 
     def _initialize(self) -> None:
-        """Draw weights that keep the scale of what comes in; a branch begins small beside the residual stream."""
+        """Initialize weights so that layers keep the scale of their input, and branches are small at the start."""
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
         for block in self.blocks:
             assert isinstance(block, Block)
             for last in (block.attention.from_heads, block.mlp[2]):
-                last.weight.data /= (2 * len(self.blocks)) ** 0.5  # as many branches are summed
+                last.weight.data /= (2 * len(self.blocks)) ** 0.5  # the residual stream sums two branches per block
         for parameter in (self.embed.cls, self.embed.positions):
             nn.init.normal_(parameter, std=_STD)
 
@@ -120,10 +141,10 @@ class VisionTransformer(nn.Module):
 
         Args:
             images: Floats between 0 and 1, or uint8; `(n, channels, image_size, image_size)`.
-            keep: Which patches of each image are read, int64 `(n, kept)`; None for all.
+            keep: Indices of the patches of each image to process, int64 `(n, kept)`; None for all.
 
         Returns:
-            Hidden states, `(n, 1 + kept, width)`, the class token first.
+            Hidden states, `(n, 1 + kept, width)`, starting with the class token.
 
         Raises:
             ValueError: If the images have another shape.

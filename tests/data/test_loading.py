@@ -74,7 +74,7 @@ def test_loader_yields_whole_batches() -> None:
 
 def test_a_state_that_does_not_say_how_data_were_dealt_is_refused() -> None:
     indices = BatchIndices(20, 4, 0, 1, 3, True)
-    with pytest.raises(ValueError, match="must say how its data were dealt, but lacks length, per_step, shift"):
+    with pytest.raises(ValueError, match="how its data were divided into batches, but lacks length, per_step, shift"):
         indices.load_state_dict({"position": 2})
 
 

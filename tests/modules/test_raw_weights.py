@@ -119,7 +119,7 @@ def test_distances_have_no_matrix_where_what_they_share_matters(projection):
 
 def test_a_changed_encoder_does_not_answer_for_its_parent():
     class Squared(Affine):
-        def forward(self, x, centre=None):
+        def forward(self, x, center=None):
             return super().forward(x).square()
 
     with pytest.raises(ValueError, match="W_enc needs pre-codes that are affine"):

@@ -207,7 +207,7 @@ def test_other_bytes_are_no_sealed_json(change):
 def test_forged_files_that_are_no_json_of_names_are_refused(content):
     text = (content % f'"{KEY}": "{UNSEALED}"').encode("latin-1")
     sealed = text.replace(UNSEALED.encode(), hashlib.sha256(text).hexdigest().encode())
-    with pytest.raises(ValueError, match="it is no sealed JSON"):
+    with pytest.raises(ValueError, match="it is not sealed JSON"):
         unseal_json(sealed)
 
 

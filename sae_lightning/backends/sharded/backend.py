@@ -72,9 +72,9 @@ class Sharded(Dense):
         return self.sharding.replicate(x) if x.requires_grad else x
 
     @property
-    def centre(self) -> Tensor | None:
+    def center(self) -> Tensor | None:
         """Vector subtracted from the encoder's inputs, or None."""
-        return None if self.core.centre is None else local(self.core.centre)
+        return None if self.core.center is None else local(self.core.center)
 
     def project(self, pre_codes: Tensor, train: bool = False) -> SAEOutput:
         """Project and decode pre-codes of this process's latents, `(n, d_local)`; the rules have no training form."""
@@ -129,13 +129,13 @@ def _rows(parameter: Tensor, latents: Tensor | None) -> Tensor:
 
 
 def _affine(backend: Sharded, encoder: Affine, x: Tensor, latents: Tensor | None) -> Tensor:
-    center = None if backend.centre is None else backend.replicate(backend.centre)
+    center = None if backend.center is None else backend.replicate(backend.center)
     bias = None if encoder.bias is None else _rows(encoder.bias, latents)
     return affine(backend.replicate(x), center, _rows(encoder.weight, latents), bias, encoder.pre_code_scale)
 
 
 def _distances(backend: Sharded, encoder: SquaredDistance, x: Tensor, latents: Tensor | None) -> Tensor:
-    x = backend.replicate(x if backend.centre is None else x - backend.centre)
+    x = backend.replicate(x if backend.center is None else x - backend.center)
     offset = None if encoder.offset is None else at_least_float32(_rows(encoder.offset, latents))
     scale = backend.sharding.replicate(encoder.scale)
     return negative_squared_distance(x, _rows(encoder.weight, latents), scale, offset)

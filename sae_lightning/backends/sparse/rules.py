@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 
 def _affine_at(core: "SparseAutoencoder", x: Tensor, pattern: Pattern, values: Tensor) -> Tensor:
     encoder: Any = core.encoder
-    return affine_at(x, core.centre, encoder.weight, encoder.bias, encoder.pre_code_scale, pattern, values)
+    return affine_at(x, core.center, encoder.weight, encoder.bias, encoder.pre_code_scale, pattern, values)
 
 
 def _distance_at(core: "SparseAutoencoder", x: Tensor, pattern: Pattern, values: Tensor) -> Tensor:
     encoder: Any = core.encoder
-    if core.centre is not None:
-        x = x - core.centre
+    if core.center is not None:
+        x = x - core.center
     return distance_at(x, encoder.weight, encoder.scale, encoder.wide_offset, pattern, values)
 
 

@@ -1,1 +1,1 @@
-"""Activations of a model: read from it as training goes, or harvested into a cache."""
+"""Activations of a model: computed during training, or harvested into a cache."""

@@ -1,4 +1,4 @@
-"""Blocks of activations in litdata's format: what they hold, how large they are, and how they are written."""
+"""Blocks of activations in litdata's format: content, size and writing."""
 
 import hashlib
 import json
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-BLOCK = 1024  # activations that are stored, and read, together
-MAX_CHUNK_BYTES = 2**32 - 1  # litdata's offsets within a chunk are of 32 bits
+BLOCK = 1024  # activations per block, the unit of reading
+MAX_CHUNK_BYTES = 2**32 - 1  # litdata's offsets within a chunk have 32 bits
 _LEAF: dict[str, Any] = {"type": None, "context": None, "children_spec": []}
 _CONFIG = {
     "chunk_bytes": None,
@@ -20,7 +20,7 @@ _CONFIG = {
     "compression": None,
     "compression_batch_size": None,
     "compression_level": None,
-    # a matrix of any type, and vectors of int64, int64, int32 and int32
+    # a matrix of any type, two int64 vectors and two int32 vectors
     "data_format": ["tensor", *2 * ["no_header_tensor:18"], *2 * ["no_header_tensor:16"]],
     "data_spec": json.dumps([1, {"type": "builtins.tuple", "context": "null", "children_spec": 5 * [_LEAF]}]),
     "encryption": None,
@@ -31,26 +31,26 @@ _CONFIG = {
 
 
 class Block(NamedTuple):
-    """Activations that lie together, with what is known of each."""
+    """Activations that are stored together, with the concept and the origin of each."""
 
     activations: Tensor
     """`(n, d_in)`."""
     concepts: Tensor
-    """Concept, -1 for none, int64 `(n,)`."""
+    """Concept of each, -1 for none, int64 `(n,)`."""
     examples: Tensor
-    """Number of the example in its source, int64 `(n,)`."""
+    """Index of the example in its source, int64 `(n,)`."""
     starts: Tensor
-    """First character, or number of the patch; -1 for the whole example, int32 `(n,)`."""
+    """First character, or index of the patch; -1 for the whole example, int32 `(n,)`."""
     ends: Tensor
-    """Behind the last character, or number of patches; -1 for the whole example, int32 `(n,)`."""
+    """One past the last character, or number of patches; -1 for the whole example, int32 `(n,)`."""
 
     def fault(self, n: int, d_in: int, dtype: torch.dtype, n_concepts: int) -> str | None:
-        """What is wrong with the block, such as a label without a concept; None if nothing is.
+        """Describe what is wrong with the block, such as a label that is too large; None if it is valid.
 
         Args:
-            n: Its activations.
-            d_in: Size of an activation.
-            dtype: Type of the activations.
+            n: Expected number of activations.
+            d_in: Expected number of features.
+            dtype: Expected type of the activations.
             n_concepts: Number of concepts.
         """
         shapes = [(n, d_in), (n,), (n,), (n,), (n,)]
@@ -69,24 +69,30 @@ class Block(NamedTuple):
 
 
 def block_sizes(n: int) -> list[int]:
-    """Activations of each block of a chunk of `n` activations."""
+    """Return the number of activations of each block in a chunk of `n` activations.
+
+    Example:
+        >>> from sae_lightning.data.activations.blocks import block_sizes
+        >>> block_sizes(2500)
+        [1024, 1024, 452]
+    """
     return [min(BLOCK, n - begin) for begin in range(0, n, BLOCK)]
 
 
 def chunk_bytes(rows: Sequence[int], d_in: int, dtype: torch.dtype) -> int:
-    """Size of a chunk.
+    """Return the size of a chunk in bytes.
 
     Args:
-        rows: Activations of each block.
-        d_in: Size of an activation.
+        rows: Number of activations of each block.
+        d_in: Number of features of an activation.
         dtype: Type of the activations.
     """
-    # number of blocks and offsets; for a block the sizes of its tensors, and type, rank and shape of the activations
+    # header: number of blocks and offsets; per block: sizes of the tensors; type, rank and shape of the activations
     return 4 * (len(rows) + 2) + sum(4 * 5 + 4 * 4 + n * (d_in * dtype.itemsize + 24) for n in rows)
 
 
 def write_chunk(folder: Path, block: Block, n_concepts: int) -> tuple[Path, list[str]]:
-    """Write activations as a chunk of blocks, and make sure that it is on the disk.
+    """Write activations as a chunk of blocks, and flush it to disk.
 
     Args:
         folder: An empty folder.
@@ -97,7 +103,7 @@ def write_chunk(folder: Path, block: Block, n_concepts: int) -> tuple[Path, list
         The file, and the checksum of each block.
 
     Raises:
-        ValueError: If a chunk cannot hold that many activations, or a label has no concept.
+        ValueError: If there are too many activations for a chunk, or a label is not below `n_concepts`.
     """
     try:
         from litdata.streaming.writer import BinaryWriter
@@ -107,8 +113,8 @@ def write_chunk(folder: Path, block: Block, n_concepts: int) -> tuple[Path, list
     rows = block_sizes(n)
     if (size := chunk_bytes(rows, d_in, dtype)) > MAX_CHUNK_BYTES:
         raise ValueError(
-            f"window_size must be smaller: the {n:,} activations of a window take {size:,} bytes, and a file of a "
-            f"cache at most {MAX_CHUNK_BYTES:,}"
+            f"window_size must be smaller: the {n:,} activations of a window take {size:,} bytes, but a file of a "
+            f"cache holds at most {MAX_CHUNK_BYTES:,}"
         )
     if fault := block.fault(n, d_in, dtype, n_concepts):
         raise ValueError(f"host and source must give activations that can be stored, but a window {fault}")
@@ -129,7 +135,7 @@ def write_chunk(folder: Path, block: Block, n_concepts: int) -> tuple[Path, list
 
 
 def index_bytes(chunks: list[dict[str, Any]]) -> bytes:
-    """The file by which litdata finds its chunks and knows what they hold.
+    """Return the content of litdata's index of chunks.
 
     Args:
         chunks: The chunks of a layer and split, as in the manifest.
@@ -143,18 +149,18 @@ def index_bytes(chunks: list[dict[str, Any]]) -> bytes:
         }
         for chunk in chunks
     ]
-    # litdata keeps what it downloads until this changes
+    # litdata reuses its downloads until this value changes
     version = hashlib.sha256("".join(chunk["sha256"] for chunk in chunks).encode()).hexdigest()
     return json.dumps({"chunks": entries, "config": _CONFIG, "updated_at": version[:32]}).encode()
 
 
 def _storable(values: Tensor) -> Tensor:
-    """Numpy, through which litdata writes, does not know bfloat16: its bits are stored as integers."""
+    """View bfloat16 as int16: litdata writes through NumPy, which has no bfloat16."""
     return values.contiguous().view(torch.int16) if values.dtype == torch.bfloat16 else values.contiguous()
 
 
 def block_digest(stored: Sequence[Tensor]) -> str:
-    """Checksum of the tensors of a block, as they are stored."""
+    """Return the checksum of the tensors of a block, as they are stored."""
     digest = hashlib.sha256()
     for values in stored:
         digest.update(values.numpy().data)

@@ -1,4 +1,4 @@
-"""Activations on disk: blocks in litdata's format, and a manifest that says what they are."""
+"""Write caches of activations: blocks in litdata's format, and a manifest that describes them."""
 
 import hashlib
 import json
@@ -42,21 +42,21 @@ from sae_lightning.run.seal import seal_json
 
 
 class CacheWriter:
-    """Writes a cache shard by shard; a shard is there as a whole or not at all.
+    """Writes a cache shard by shard; each shard is written atomically.
 
     A cache holds a folder for each layer and split, which is a dataset in litdata's format: an item is a block of
-    activations with their labels. `shards/` holds a record of each shard, written last, and `manifest.json` sums up the
-    records. What is written depends on the activations alone, so that caches can be compared byte by byte. Shards that
-    are there already are compared with their checksums.
+    activations with their labels. `shards/` holds a record of each shard, which is written after its activations, and
+    `manifest.json` summarizes the records. All files depend on the activations and the configuration only, so that
+    caches can be compared byte by byte. The checksums of existing shards are verified.
 
     Args:
         folder: The cache.
-        config: What the cache is made of, in plain values: `host`, `source`, `layers`, `dtype` and what else there is.
+        config: Configuration of the harvest in plain values, with at least `host`, `source`, `layers` and `dtype`.
         concept_names: Names of the concepts.
 
     Raises:
-        ValueError: If the folder holds something else, a cache of another configuration, or a damaged one, or if the
-            layers cannot be folders or concepts share a name.
+        ValueError: If the folder holds other files, a cache of another configuration or a damaged cache; if a layer's
+            name cannot be the name of a folder; or if two concepts share a name.
     """
 
     def __init__(self, folder: Path, config: dict[str, Any], concept_names: list[str]) -> None:
@@ -78,7 +78,7 @@ class CacheWriter:
                     f"output {str(folder)!r} holds a cache of another configuration ({'; '.join(changed)}): choose "
                     "another folder, or replace it with --overwrite true"
                 )
-            self.config, given = manifest["config"], saved  # in the words that it was begun with, as its records are
+            self.config, given = manifest["config"], saved  # import paths as they were when the cache was begun
         self._identity = hashlib.sha256(seal_json({"format": FORMAT, **given})).hexdigest()
         for file in files:
             if is_hidden(file):
@@ -102,29 +102,32 @@ class CacheWriter:
     def _check_shards(self, records: list[str]) -> None:
         from tqdm import tqdm
 
-        for file in tqdm(records, desc="checking what is there", unit=" shards", disable=not records, leave=False):
+        for file in tqdm(records, desc="verifying existing shards", unit=" shards", disable=not records, leave=False):
             record = self.record(int(Path(file).stem))
             for part in record["parts"] if record else []:
                 check_file(self.folder, part["file"], part["bytes"], part["sha256"])
 
     def record(self, shard: int) -> dict[str, Any] | None:
-        """The record of a shard; None if it has not been written.
+        """Return the record of a shard; None if it has not been written.
 
         Raises:
-            ValueError: If it is damaged, or belongs to another cache.
+            ValueError: If the record is damaged or belongs to another cache.
         """
         return read_record(self.folder, shard, self._identity, self.config, len(self.concept_names))
 
     def write(self, shard: int, reads: Mapping[Split, Read], **facts: Any) -> dict[str, Any]:
-        """Write a shard and its record, which is returned.
+        """Write a shard and its record.
 
         Args:
-            shard: Its number.
-            reads: Its activations, by split.
-            facts: What else its record should say.
+            shard: Number of the shard.
+            reads: Its activations by split.
+            facts: Further entries of its record.
+
+        Returns:
+            The record.
 
         Raises:
-            ValueError: If the activations are too many for a file, or a label has no concept.
+            ValueError: If there are too many activations for one file, or a label is not below the number of concepts.
         """
         work = self.folder / work_folder(shard)
         shutil.rmtree(work, ignore_errors=True)
@@ -164,10 +167,14 @@ class CacheWriter:
         return record
 
     def finish(self, complete: bool, n_shards: int = 0) -> None:
-        """Write the manifest and litdata's indices over the first shards; if these are all, the others are removed.
+        """Write the manifest and litdata's indices.
+
+        Args:
+            complete: Whether the harvest has ended; other shards are then removed.
+            n_shards: Number of shards to include, from the first on.
 
         Raises:
-            ValueError: If a record is missing or damaged, or shards differ in the size of a layer's activations.
+            ValueError: If a record is missing or damaged, or shards differ in the number of features at a layer.
         """
         records = []
         for shard in range(n_shards):
@@ -220,7 +227,7 @@ class CacheWriter:
         check_manifest(manifest)
         if complete:
             unlisted = {file for file in files_in(self.folder) if is_written(file)} - files_of(manifest)
-            # records first: if this ends here, a chunk without a record means nothing, a record without chunks damage
+            # records first: if interrupted, a chunk without a record is ignored, but a record without chunks is damage
             for file in sorted(unlisted, key=lambda file: not file.startswith(f"{RECORDS}/")):
                 (self.folder / file).unlink()
         for name, layer in layers.items():
@@ -232,10 +239,10 @@ class CacheWriter:
 
 
 def delete_cache(folder: Path) -> None:
-    """Delete a cache, and nothing but a cache.
+    """Delete the folder of a cache, if it holds nothing else.
 
     Raises:
-        ValueError: If the folder holds none, or other files too.
+        ValueError: If the folder holds no cache, or other files too.
     """
     files = set(files_in(folder))
     if MANIFEST not in files:

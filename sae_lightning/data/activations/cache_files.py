@@ -1,4 +1,4 @@
-"""The files of a cache: what they are called, and whether they are there and as they were written."""
+"""Names and integrity checks of the files of a cache."""
 
 import hashlib
 import os
@@ -22,48 +22,54 @@ _CHUNK = re.compile(rf"(?P<layer>[^/]+)/[^/]+/chunk-(?P<shard>{_NUMBER})\.bin")
 
 
 def work_folder(shard: int) -> str:
-    """Name of the folder in which a shard is written before its files get their names."""
+    """Name of the temporary folder in which a shard is written before its files are moved to their final paths."""
     return f".work-{shard:06d}"
 
 
 def record_file(shard: int) -> str:
-    """Path of a shard's record within the cache."""
+    """Path of a shard's record, relative to the cache."""
     return f"{RECORDS}/{shard:06d}.json"
 
 
 def chunk_file(layer: str, split: Split, shard: int) -> str:
-    """Path of a shard's activations at a layer within the cache."""
+    """Path of a shard's activations at a layer, relative to the cache."""
     return f"{layer}/{split}/chunk-{shard:06d}.bin"
 
 
 def index_file(layer: str, split: Split) -> str:
-    """Path of litdata's index of a layer and split within the cache."""
+    """Path of litdata's index of a layer and split, relative to the cache."""
     return f"{layer}/{split}/index.json"
 
 
 def is_written(file: str) -> bool:
-    """Whether a path within the cache is one that a harvest writes to."""
+    """Whether a path, relative to the cache, is one of the final files of a harvest."""
     return _WRITTEN.fullmatch(file) is not None
 
 
 def is_unfinished(file: str) -> bool:
-    """Whether a path is that of a file which a harvest had not finished when it ended."""
+    """Whether a path, relative to the cache, is a temporary file of an interrupted harvest."""
     return _UNFINISHED.fullmatch(file) is not None
 
 
 def is_hidden(file: str) -> bool:
-    """Whether a path within the cache has a name that begins with a dot, such as those of file managers."""
+    """Whether a file or a folder in a path begins with a dot, such as the files of file managers."""
     return any(name.startswith(".") for name in file.split("/"))
 
 
 def place_of(chunk: str) -> tuple[str, int] | None:
-    """Layer and shard of a chunk by its path within the cache; None for other files."""
+    """Return layer and shard of a chunk from its path, relative to the cache; None for other files.
+
+    Example:
+        >>> from sae_lightning.data.activations.cache_files import chunk_file, place_of
+        >>> place_of(chunk_file("blocks.0", "train", 7))
+        ('blocks.0', 7)
+    """
     found = _CHUNK.fullmatch(chunk)
     return (found["layer"], int(found["shard"])) if found else None
 
 
 def files_in(folder: Path) -> Iterator[str]:
-    """Paths within a folder of all files in it; symbolic links count as files, whatever they point to."""
+    """Yield the relative paths of all files below a folder; symbolic links count as files and are not followed."""
     for root, folders, files in os.walk(folder):
         links = [name for name in folders if os.path.islink(os.path.join(root, name))]
         for name in [*files, *links]:
@@ -71,16 +77,16 @@ def files_in(folder: Path) -> Iterator[str]:
 
 
 def is_remote(cache: str) -> bool:
-    """Whether a cache lies where litdata has to download it from."""
+    """Whether a cache is the address of an object store, from which litdata downloads."""
     return cache.startswith(_REMOTE)
 
 
 def damaged(cache: Path | str, file: str, wrong: str) -> ValueError:
-    """The error of a cache with a file that is not what was written.
+    """Return the error for a damaged file of a cache.
 
     Args:
         cache: The cache.
-        file: The file's path within it.
+        file: Path of the file, relative to the cache.
         wrong: What is wrong, such as "is missing".
     """
     name = file if file.isprintable() else repr(file)
@@ -92,16 +98,16 @@ def _repair(cache: str, file: str) -> str:
         return "Delete litdata's local copies of the cache, and if that does not help upload it again"
     place = place_of(file)
     if place is not None:
-        return f"Delete it with {record_file(place[1])} and harvest again, which writes just this shard"
+        return f"Delete it with {record_file(place[1])} and harvest again, which writes only this shard"
     if file.startswith(f"{RECORDS}/"):
-        return "Delete it and harvest again, which writes just this shard"
+        return "Delete it and harvest again, which writes only this shard"
     if is_written(file):
-        return "Delete it and harvest again, which writes just this file"
+        return "Delete it and harvest again, which writes only this file"
     return "Move it out of the folder"
 
 
 def read_file(cache: Path | str, file: str) -> bytes:
-    """The bytes of a small file of a cache.
+    """Return the bytes of a small file of a cache.
 
     Raises:
         FileNotFoundError: If it is missing.
@@ -132,7 +138,7 @@ def _download(cache: str, file: str) -> bytes:
 
 
 def checksum(path: Path) -> str:
-    """SHA-256 of a file."""
+    """Return the SHA-256 of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while piece := file.read(2**20):
@@ -141,16 +147,16 @@ def checksum(path: Path) -> str:
 
 
 def check_file(cache: Path | str, file: str, n_bytes: int | None = None, sha256: str | None = None) -> None:
-    """See whether a file of a cache is what was written.
+    """Check the size and the checksum of a file of a cache.
 
     Args:
         cache: Folder of the cache.
-        file: Path of the file within it.
-        n_bytes: Its size; None: any.
-        sha256: Its checksum; None: any, and the file is not read.
+        file: Path of the file, relative to the cache.
+        n_bytes: Expected size; None skips this check.
+        sha256: Expected checksum; None skips this check, which reads the file.
 
     Raises:
-        ValueError: If it is missing, a symbolic link, or another.
+        ValueError: If the file is missing, a symbolic link, or of another size or checksum.
     """
     path = Path(cache, file)
     wrong = None
@@ -170,14 +176,14 @@ def check_file(cache: Path | str, file: str, n_bytes: int | None = None, sha256:
 
 
 def check_bytes(cache: str, file: str, data: bytes) -> None:
-    """See whether a small file of a cache, which may lie in an object store, holds certain bytes.
+    """Check the content of a small file of a cache, which may lie in an object store.
 
     Raises:
-        ValueError: If it is missing or holds others.
+        ValueError: If it is missing or its content is not `data`.
     """
     try:
         found = read_file(cache, file)
     except FileNotFoundError:
         raise damaged(cache, file, "is missing") from None
     if found != data:
-        raise damaged(cache, file, "is another than was written")
+        raise damaged(cache, file, "differs from the one that was written")

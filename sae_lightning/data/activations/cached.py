@@ -1,4 +1,4 @@
-"""Activations from a cache that `sae-lightning harvest` wrote."""
+"""Data module of activations from a cache written by `sae-lightning harvest`."""
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -30,20 +30,25 @@ from sae_lightning.data.seeding import seeded_generator
 from sae_lightning.data.sources import Source, StreamedSource
 from sae_lightning.moved import current_path
 
-_ORDER = 3000  # keeps the random streams of orders apart from others
+_ORDER = 3000  # separates the random streams of the order from others
 
 
 class BlockOrder(BatchSequence):
-    """Which rows of which blocks make up a rank's batches: all blocks in a new order every epoch, one after the other.
+    """Sampler that reads all blocks of a cache in a new random order every epoch, and cuts them into batches.
 
-    A batch is a list of (block, first row, behind the last row); the ranks' batches of a step are neighbours.
+    A batch is a list of (block, first row, one past the last row). The ranks' batches of a step are consecutive.
 
     Args:
-        sizes: Rows of each block.
-        batch_size: Rows of a batch, at least 1.
-        rank: This process.
+        sizes: Number of rows of each block.
+        batch_size: Rows per batch and rank, at least 1.
+        rank: Rank of this process.
         world_size: Number of processes.
         seed: Seed of the order.
+
+    Example:
+        >>> from sae_lightning.data.activations.cached import BlockOrder
+        >>> list(BlockOrder([6], batch_size=2, rank=1, world_size=2, seed=0))
+        [[(0, 2, 4)]]
     """
 
     def __init__(self, sizes: Sequence[int], batch_size: int, rank: int, world_size: int, seed: int) -> None:
@@ -80,30 +85,29 @@ class BlockOrder(BatchSequence):
 
 
 class CachedDataModule(ActivationDataModule):
-    """Activations that `sae-lightning harvest` wrote, read from disk as training goes.
+    """Activations written by `sae-lightning harvest`, read from disk during training.
 
-    The cache holds mixed blocks, which are read in a new order every epoch; splits are those of the harvest, by
-    document or image. Validation and test are held in memory.
+    The cache holds shuffled blocks, which are read in a new order every epoch. Splits are those of the harvest, by
+    document or image. Validation and test activations are held in memory.
 
     Args:
-        cache: Folder of the cache, or its address in an object store (s3://, gs://, ...), from which litdata fetches
-            what is read.
-        layer: Name of one of its layers; None where there is just one.
-        model: Name or path of the model that the activations must be of; None takes any.
-        n_val: Most activations of the validation split that are used; None: all.
-        n_test: Most activations of the test split that are used; None: all.
-        verify: Whether the checksums of the activations are compared too, which reads all of them first, or in an
-            object store each block when it is read. Everything else is always checked.
-        allow_incomplete: Whether the cache may be one whose harvest was interrupted.
-        source: Where examples are shown from; None takes the source of the harvest, if it is one of this package's.
+        cache: Folder of the cache, or its address in an object store (s3://, gs://, ...), from which litdata downloads.
+        layer: Name of one of its layers; None if there is just one.
+        model: Name or path of the model that the cache must be of; None accepts any.
+        n_val: Maximum number of validation activations; None uses all.
+        n_test: Maximum number of test activations; None uses all.
+        verify: Whether to verify the checksums of the activations: all of them before training, or in an object store
+            each block when it is read. Everything else is always checked.
+        allow_incomplete: Whether to accept a cache whose harvest was interrupted.
+        source: Source of the examples, for display; None takes that of the harvest, if it is one of this package's.
         batch_size: Training activations per step and process, at least 1.
         eval_batch_size: Activations per step and process in validation, test and prediction, at least 1.
-        num_workers: Processes that read ahead; 0 reads in a thread, which is faster from a local disk.
-        seed: Seed of the order; None takes the program's seed.
+        num_workers: Worker processes that read ahead; 0 reads in a thread, which is faster from a local disk.
+        seed: Seed of the order; None takes the global seed.
 
     Raises:
-        ValueError: If there is no such cache or layer, it is of another model, incomplete or damaged, or a split is
-            empty.
+        ValueError: If the cache or the layer does not exist, the cache is of another model, incomplete or damaged, or a
+            split is empty.
     """
 
     def __init__(
@@ -125,8 +129,8 @@ class CachedDataModule(ActivationDataModule):
         layers = manifest["layers"]
         if not manifest["complete"] and not allow_incomplete:
             raise ValueError(
-                f"cache must be complete, but the harvest of {cache!r} was interrupted: start `sae-lightning harvest` "
-                "again, or give allow_incomplete = true"
+                f"cache must be complete, but the harvest of {cache!r} was interrupted: run `sae-lightning harvest` "
+                "again, or set allow_incomplete = true"
             )
         if layer is None and len(layers) == 1:
             layer = next(iter(layers))
@@ -156,16 +160,16 @@ class CachedDataModule(ActivationDataModule):
         self.num_workers = num_workers
 
     def setup(self, stage: str | None = None) -> None:
-        """Agree on one seed, and see whether the files are what was written.
+        """Broadcast the seed of rank 0, and verify the files.
 
         Raises:
-            ValueError: If a file is missing or is not what was written; it is named.
+            ValueError: If a file is missing or damaged; the message names it.
         """
         super().setup(stage)
         self._verify_files()
 
     def _verify_files(self) -> None:
-        """See once whether the files are what was written: those of the layer, and all records."""
+        """Verify, once, the files of the layer and all records."""
         if self._verified:
             return
         if not is_remote(self._cache):
@@ -179,7 +183,7 @@ class CachedDataModule(ActivationDataModule):
         for file in sorted(set(files_in(folder)) - listed):
             unlisted = is_written(file) and not self._manifest["complete"]  # by a harvest that was interrupted
             if not is_hidden(file) and not unlisted:
-                raise damaged(folder, file, "is none of the files that were written")
+                raise damaged(folder, file, "was not written by the harvest")
         for shard, sha256 in enumerate(self._manifest["shards"]):
             check_file(folder, record_file(shard), sha256=sha256)
         for chunk in (chunk for chunks in self._chunks.values() for chunk in chunks):
@@ -206,9 +210,9 @@ class CachedDataModule(ActivationDataModule):
         return [rows for chunk in self._chunks[split] for rows in chunk["rows"]]
 
     def train_dataloader(self) -> ActivationLoader:
-        """Training batches from disk; what does not fill a batch is left out of an epoch."""
+        """Return a loader of training batches from disk; the incomplete last batch of an epoch is dropped."""
         sizes = self._sizes("train")
-        self._steps_per_epoch(sum(sizes))  # refuses what makes no epoch
+        self._steps_per_epoch(sum(sizes))  # raises if the split is smaller than one batch
         order = BlockOrder(sizes, self.batch_size, *self._processes(), self.seed)
         return ActivationLoader.of(
             self._stored("train"), order, pin_memory=torch.cuda.is_available(), num_workers=self.num_workers
@@ -220,7 +224,7 @@ class CachedDataModule(ActivationDataModule):
         return ActivationDataset(block.activations.float(), block.concepts)
 
     def _block(self, split: Split) -> Block:
-        """The first activations of a split, as many as are used, in one block."""
+        """Return the used activations of a split (the first `n_val` or `n_test`) in one block."""
         if split not in self._held:
             stored, left = self._stored(split), self._n.get(split)
             parts = []
@@ -232,10 +236,10 @@ class CachedDataModule(ActivationDataModule):
         return self._held[split]
 
     def contexts(self, split: Split, positions: list[int]) -> list[Context]:
-        """Where the activations at these positions of a split come from.
+        """Return the contexts of the activations at these positions of a split.
 
         Raises:
-            ValueError: If the source of the harvest is none of this package's and no other was given.
+            ValueError: If the source of the harvest is not one of this package's, and `source` was not given.
         """
         if self._source is None:
             self._source = self._own_source()
@@ -245,17 +249,17 @@ class CachedDataModule(ActivationDataModule):
         return contexts_of(self._source, examples, starts, ends, self._manifest["config"]["host"]["crop"])
 
     def _own_source(self) -> Source[Any] | StreamedSource[Any]:
-        """The source of the harvest; a cache must not choose what else is run."""
+        """Build the source of the harvest; only classes of this package, as the cache may be untrusted."""
         description = self._manifest["config"]["source"]
         path = current_path(description["class_path"])
         kind = getattr(sources, path.rpartition(".")[2], None)
         own = isinstance(kind, type) and issubclass(kind, Source | StreamedSource)
         if kind is None or not own or f"{kind.__module__}.{kind.__qualname__}" != path:
             raise ValueError(
-                f"source must be given to show examples of {path}, which is none of this package's sources"
+                f"source must be given to show examples of {path}, which is not one of this package's sources"
             )
         try:
             found: Source[Any] | StreamedSource[Any] = kind(**description["init_args"])
         except TypeError as error:
-            raise damaged(self._cache, MANIFEST, f"says what no harvest writes (config.source: {error})") from None
+            raise damaged(self._cache, MANIFEST, f"is not valid (config.source: {error})") from None
         return found

@@ -1,4 +1,4 @@
-"""Harvest: a host's activations on a source, written to a cache once and read from it many times."""
+"""Harvesting: write the activations of a host model on a source to a cache."""
 
 import errno
 import math
@@ -24,20 +24,20 @@ from sae_lightning.run.files import WriteError
 
 
 class Harvest:
-    """Writes the activations of a reader to a cache, a shard for each window; one that was interrupted goes on.
+    """Writes the activations of a reader to a cache, one shard per window; resumes an interrupted harvest.
 
-    Shards do not depend on each other: whichever exist already are kept, and several devices share the others.
+    Shards are independent: existing shards are kept, and several devices can share the others.
 
     Args:
-        reader: What reads the activations.
+        reader: Reads the activations.
         output: Folder of the cache.
-        max_samples: Stop with the shard that brings the activations, of all splits together, to this number; None
-            reads all examples.
+        max_samples: Stop after the shard with which the number of activations, over all splits, reaches this value;
+            None reads all examples.
         devices: Devices that share the work, such as `[cuda:0, cuda:1]`; each holds a copy of the model. None takes the
-            first GPU, or the CPU where there is none.
+            first GPU, or the CPU if there is none.
 
     Raises:
-        ValueError: If an argument is out of range, a device is missing, or the folder holds something else.
+        ValueError: If an argument is out of range, a device is missing, or the folder holds anything but this harvest.
     """
 
     def __init__(
@@ -51,10 +51,13 @@ class Harvest:
         self.writer = CacheWriter(output, describe(reader, max_samples), reader.source.concept_names)
 
     def run(self) -> dict[str, Any]:
-        """Write what is missing, and the manifest, which is returned.
+        """Write the missing shards and the manifest.
+
+        Returns:
+            The manifest.
 
         Raises:
-            WriteError: If the folder cannot be written, or the disk is full; what was written stays valid.
+            WriteError: If the folder cannot be written, or the disk is full; the shards written so far stay valid.
         """
         done = _Progress(self.writer, self.reader.n_windows, self.max_samples, self.reader.host.unit)
         try:
@@ -66,7 +69,7 @@ class Harvest:
                 else:
                     _share(self.reader, self.writer, self.devices, done)
         except OSError as error:
-            with suppress(OSError):  # should even the manifest find no room, the one before it stays
+            with suppress(OSError):  # if the disk has no room for the manifest either, the previous one stays
                 self.writer.finish(complete=False, n_shards=done.n_leading)
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EIO):
                 raise WriteError("the cache", self.writer.folder, error) from error
@@ -81,13 +84,13 @@ class Harvest:
 
 
 class _Progress:
-    """Counts shards and samples, and knows when there are enough.
+    """Counts the written shards and samples, and shows a progress bar.
 
     Args:
-        writer: What writes the shards.
-        n_windows: Number of windows; None where that is unknown.
-        max_samples: Number of samples that is enough; None for all.
-        counted: What the model reads, such as tokens.
+        writer: Writes the shards.
+        n_windows: Number of windows; None if unknown.
+        max_samples: Number of samples after which to stop; None for all.
+        counted: Unit of the model's input, such as tokens.
     """
 
     def __init__(self, writer: CacheWriter, n_windows: int | None, max_samples: int | None, counted: str) -> None:
@@ -97,7 +100,7 @@ class _Progress:
         self.n_windows = n_windows
         self._max_samples = max_samples
         self._counted = counted
-        self.n_leading = 0  # shards from the first on without a gap
+        self.n_leading = 0  # shards before the first missing one
         self.n_samples = 0
         self._tokens = 0
         self._begin: float | None = None
@@ -116,7 +119,7 @@ class _Progress:
 
     @property
     def limited(self) -> bool:
-        """Whether the number of samples decides when it is enough."""
+        """Whether a maximum number of samples was given."""
         return self._max_samples is not None
 
     @property
@@ -127,7 +130,7 @@ class _Progress:
         )
 
     def advance(self) -> None:
-        """Take note of the shards that have been written."""
+        """Count the shards that have been written since the last call."""
         while not self.finished:
             record = self._writer.record(self.n_leading)
             if record is None:
@@ -136,13 +139,13 @@ class _Progress:
             self._tokens += record["tokens"]
             n = sum(sum(numbers) for numbers in record["counts"].values())
             self.n_samples += n
-            if self._begin is not None:  # shards of an earlier run say nothing of this one's speed
+            if self._begin is not None:  # the speed of this run excludes shards of an earlier one
                 rate = self._tokens / (time.perf_counter() - self._begin)
                 self._bar.set_postfix_str(f"{rate:,.0f} {self._counted}/s")
             self._bar.update(n if self.limited else 1)
 
     def close(self) -> None:
-        """End the bar."""
+        """Close the progress bar."""
         self._bar.close()
 
 
@@ -155,12 +158,12 @@ def _work(
     report: Callable[[], None],
     limited: bool,
 ) -> None:
-    """Write missing shards: meanwhile the window that comes next is tokenized, and the last one written."""
+    """Write missing shards; two threads tokenize the next window and write the previous one meanwhile."""
     reader.host.model.to(device)
     with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(1) as behind:
         writing: Future[dict[str, Any]] | None = None
         for prepared in _prepared(reader, (w for w in windows if writer.record(w) is None), ahead):
-            if writing is not None and limited:  # whether this window is needed is known only then
+            if writing is not None and limited:  # the previous shard may already hold enough samples
                 writing.result()
                 report()
                 writing = None
@@ -183,7 +186,7 @@ def _work(
 
 
 def _prepared(reader: WindowReader, windows: Iterator[int], ahead: ThreadPoolExecutor) -> Iterator[Prepared]:
-    """Windows until the source ends, each made while the one before is used."""
+    """Yield windows until the source ends, each prepared while the previous one is used."""
     waiting: Future[Prepared | None] | None = None
     while True:
         window = next(windows, None)
@@ -198,11 +201,11 @@ def _prepared(reader: WindowReader, windows: Iterator[int], ahead: ThreadPoolExe
         waiting = following
 
 
-_stop: Any = None  # in a worker process: the event that tells it to end
+_stop: Any = None  # in a worker process: the event that requests its end
 
 
 def _share(reader: WindowReader, writer: CacheWriter, devices: list[str], progress: _Progress) -> None:
-    """Give every device a process that writes every n-th shard."""
+    """Start one process per device, each of which writes every n-th shard."""
     context = get_context("spawn")
     stop = context.Event()
     with ProcessPoolExecutor(len(devices), context, initializer=_inherit, initargs=(stop,)) as pool:
@@ -223,14 +226,14 @@ def _share(reader: WindowReader, writer: CacheWriter, devices: list[str], progre
 
 
 def _inherit(stop: Any) -> None:
-    global _stop  # noqa: PLW0603  (an event can only be handed over when a process starts)
+    global _stop  # noqa: PLW0603  (an event can only be passed to a process at its start)
     _stop = stop
 
 
 def _work_in_process(
     reader: WindowReader, writer: CacheWriter, devices: list[str], rank: int, n_windows: int | None, limited: bool
 ) -> None:
-    """One device's share."""
+    """Write the shards of one device."""
     if devices[rank] == "cpu":
         torch.set_num_threads(max(1, torch.get_num_threads() // len(devices)))
     windows = count(rank, len(devices)) if n_windows is None else range(rank, n_windows, len(devices))
@@ -238,7 +241,7 @@ def _work_in_process(
 
 
 def describe(reader: WindowReader, max_samples: int | None) -> dict[str, Any]:
-    """What a cache is made of, in plain values: what another run must share to go on with it."""
+    """Return the configuration of a harvest in plain values; a run can resume a cache only if it is equal."""
     settings = {
         key: value for key, value in reader.init_args.items() if key not in ("host", "source", "layers", "batch_size")
     }
@@ -275,13 +278,13 @@ def _default_device() -> str:
 
 
 def checked_device(name: str) -> str:
-    """A device's name, if there is one.
+    """Return a device's name if the device is available.
 
     Raises:
-        ValueError: If there is no such device here.
+        ValueError: If it is not.
     """
     try:
         torch.zeros(1, device=name)
-    except Exception as error:  # each backend has its own
-        raise ValueError(f"devices must be devices of this machine, but {name!r} is none: {error}") from None
+    except Exception as error:  # each backend raises other types
+        raise ValueError(f"devices must be devices of this machine, but {name!r} is not available: {error}") from None
     return name

@@ -1,4 +1,4 @@
-"""Activations within a model, by the name of a layer: read on their way, or replaced."""
+"""Read or replace the activations of a model at named layers."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 
 
-class _Reached(Exception):  # noqa: N818  (no error, but the way out of a forward pass)
-    """Ends a forward pass when its layer has been computed."""
+class _Reached(Exception):  # noqa: N818  (control flow, not an error)
+    """Stops a forward pass after the last requested layer."""
 
 
 def find_layer(model: nn.Module, layer: str) -> nn.Module:
-    """The submodule of a model that has a name.
+    """Return the submodule of a model with a name.
 
     Raises:
-        ValueError: If there is none; the message lists the names that there are.
+        ValueError: If there is none; the message lists the existing names.
     """
     layers: dict[str, nn.Module] = {name: module for name, module in model.named_modules() if name}
     if layer not in layers:
@@ -25,7 +25,7 @@ def find_layer(model: nn.Module, layer: str) -> nn.Module:
 
 
 def _first(output: Any) -> Tensor:
-    """The hidden states in a layer's output: itself, or the first of several."""
+    """Return the hidden states in a layer's output: the output itself, or its first element if it is a sequence."""
     found = output[0] if isinstance(output, (tuple, list)) else output
     if not isinstance(found, Tensor):
         raise ValueError(f"layer must return a tensor of activations, but returns a {type(found).__name__}")
@@ -34,16 +34,26 @@ def _first(output: Any) -> Tensor:
 
 @torch.no_grad()
 def activations_of(model: nn.Module, layers: Sequence[str], *inputs: Any, **named: Any) -> dict[str, Tensor]:
-    """Run a model up to the last of some layers and return what each returns; what comes after it is not computed.
+    """Run a model and return the outputs of some layers; computation stops after the last of them.
 
     Args:
         model: The model.
-        layers: Names of submodules, as in `named_modules`; of one that runs several times, the first run counts.
-        inputs: Passed on to the model.
-        named: Passed on to the model.
+        layers: Names of submodules, as in `named_modules`. If one runs several times, its first output is returned.
+        inputs: Positional arguments of the model.
+        named: Keyword arguments of the model.
+
+    Returns:
+        The output of each layer by its name.
 
     Raises:
-        ValueError: If there is no such layer, it returns no tensor, or it is not reached.
+        ValueError: If a layer does not exist, returns no tensor, or is not reached.
+
+    Example:
+        >>> import torch
+        >>> from sae_lightning.data.activations.layers import activations_of
+        >>> model = torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(2, 1))
+        >>> activations_of(model, ["0"], torch.tensor([[-1.0, 2.0]]))
+        {'0': tensor([[0., 2.]])}
     """
     found: dict[str, Tensor] = {}
 
@@ -72,21 +82,29 @@ def activations_of(model: nn.Module, layers: Sequence[str], *inputs: Any, **name
 
 
 def activations_at(model: nn.Module, layer: str, *inputs: Any, **named: Any) -> Tensor:
-    """Run a model up to one layer and return what that returns: `activations_of` for a single layer."""
+    """Run a model up to one layer and return its output; see `activations_of`."""
     return activations_of(model, [layer], *inputs, **named)[layer]
 
 
 @contextmanager
 def replaced(model: nn.Module, layer: str, function: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Let a function change what a layer returns, as long as the block lasts.
+    """Context manager in which a function replaces the output of a layer.
 
     Args:
         model: The model.
         layer: Name of a submodule, as in `named_modules`.
-        function: From activations to others of the same shape.
+        function: Maps activations to activations of the same shape.
 
     Raises:
-        ValueError: If there is no such layer, or it returns no tensor.
+        ValueError: If the layer does not exist or returns no tensor.
+
+    Example:
+        >>> import torch
+        >>> from sae_lightning.data.activations.layers import replaced
+        >>> model = torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Flatten())
+        >>> with replaced(model, "0", lambda x: x + 10):
+        ...     model(torch.tensor([[-1.0, 2.0]]))
+        tensor([[10., 12.]])
     """
 
     def replace(module: nn.Module, _: Any, output: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Activations that are computed as training goes, for models and data too large to store them."""
+"""Activations computed during training, for models and data whose activations are too large to store."""
 
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -17,18 +17,18 @@ from sae_lightning.data.datamodule import ActivationDataModule, Split
 from sae_lightning.data.loading import ActivationDataset, ActivationLoader, BatchSequence
 from sae_lightning.data.sources import Source, StreamedSource
 
-_PATIENCE = 100  # windows of a stream that may give no batch, one after the other
+_PATIENCE = 100  # consecutive windows of a stream without a full batch before an error is raised
 
 
 class WindowBatches(Dataset[ActivationBatch]):
-    """A rank's training batches, window by window; an index is a pair: the window, and the batch in it.
+    """Training batches of a rank, indexed by (window, batch within the window).
 
-    A window's activations are mixed and held until the next window is asked for. Window numbers of a source that is
-    through go on with its first window, mixed anew.
+    The shuffled activations of one window are kept in memory until another window is read. Window numbers beyond the
+    end of the source start again at its first window, in a new shuffle.
 
     Args:
-        reader: What reads windows.
-        batch_size: Activations of a batch.
+        reader: Reads windows.
+        batch_size: Activations per batch.
     """
 
     def __init__(self, reader: WindowReader, batch_size: int) -> None:
@@ -37,23 +37,23 @@ class WindowBatches(Dataset[ActivationBatch]):
         self._held: tuple[int, Tensor, Tensor] | None = None
 
     def n_batches(self, window: int) -> int:
-        """How many batches a window gives; what does not fill one is left out."""
+        """Number of full batches in a window; the incomplete last one is dropped."""
         return len(self._window(window)[1]) // self.batch_size
 
     def following(self, window: int, step: int) -> int:
-        """The first window that gives a batch, from `window` on in steps of `step`.
+        """Return the first of the windows `window`, `window + step`, ... that holds a full batch.
 
-        The last window of a source may be too small to give any.
+        The last window of a source may be too small for one.
 
         Raises:
-            ValueError: If none does.
+            ValueError: If no window holds a full batch.
         """
         for number in range(window, window + step * (1 + (self.reader.n_windows or _PATIENCE)), step):
             if self.n_batches(number):
                 return number
         raise ValueError(
-            f"window_size must give at least a batch of {self.batch_size} activations for training, but is "
-            f"{self.reader.window_size} examples, of which no window gives so many"
+            f"window_size must give at least one batch of {self.batch_size} training activations, but no window of "
+            f"{self.reader.window_size} examples does"
         )
 
     def __getitem__(self, place: tuple[int, int]) -> ActivationBatch:
@@ -64,7 +64,7 @@ class WindowBatches(Dataset[ActivationBatch]):
 
     def _window(self, window: int) -> tuple[int, Tensor, Tensor]:
         if self._held is None or self._held[0] != window:
-            self._held = None  # not two at a time
+            self._held = None  # frees the memory before the next window is read
             layer = self.reader.layers[0]
             read = self.reader.window(window, "train")
             if read is None:
@@ -76,12 +76,12 @@ class WindowBatches(Dataset[ActivationBatch]):
 
 
 class WindowSteps(BatchSequence):
-    """The places of a rank's batches; the state says in which window and batch the next one lies.
+    """Sampler of the (window, batch) indices of a rank's batches; its state holds those of the next batch.
 
     Args:
         batches: The batches.
-        steps_per_epoch: Batches of an epoch.
-        rank: This process: it reads every `world_size`-th window.
+        steps_per_epoch: Batches per epoch.
+        rank: Rank of this process, which reads every `world_size`-th window.
         world_size: Number of processes.
     """
 
@@ -91,7 +91,7 @@ class WindowSteps(BatchSequence):
         self._steps_per_epoch = steps_per_epoch
         self._rank = rank
         self._world_size = world_size
-        self._places = {0: (rank, 0)}  # of the batches that come next, by position
+        self._places = {0: (rank, 0)}  # (window, batch) of upcoming batches by position
 
     def __len__(self) -> int:
         return self._steps_per_epoch
@@ -112,15 +112,16 @@ class WindowSteps(BatchSequence):
             del self._places[position]
 
     def state_dict(self) -> dict[str, Any]:
-        """Which batch comes next, and where it lies."""
+        """Return the position, and the window and batch index of the next batch."""
         window, batch = self._places[self.position]
         place = {"window": window, "batch": batch, "batch_size": self._batches.batch_size}
         return {**super().state_dict(), **place}
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Resume at the next batch; with another number of processes, behind all windows that any process had begun.
+        """Resume at the next batch.
 
-        With another batch size, a window resumes at the first of the new batches that holds unseen samples only.
+        With another number of processes, training resumes after all windows that any process had begun. With another
+        batch size, it resumes at the first of the window's new batches that holds unseen samples only.
         """
         self.position = state["position"]
         if "ranks" in state:
@@ -132,30 +133,48 @@ class WindowSteps(BatchSequence):
 
 
 class LiveDataModule(ActivationDataModule):
-    """Activations of a model, computed as training goes and mixed in a buffer.
+    """Activations of a model, computed during training and shuffled within a window of examples.
 
-    The buffer is a window of examples in random order, whose activations are mixed and used up before the next
-    window is read. Documents or images fall into splits as in a harvest. Validation and test are computed once.
+    A window holds examples in random order. Its activations are shuffled and used up before the next window is read.
+    Documents or images are assigned to splits as in a harvest. Validation and test activations are computed once.
 
     Args:
         host: Model whose activations are read.
-        source: What it reads.
+        source: Texts or images that the model reads.
         layer: Name of the layer.
-        window_size: Examples (texts or images) in the buffer.
-        host_batch_size: Most tokens (filling included) or images in a forward pass; None: the host's choice.
-        keep: Names of the concepts whose activations are wanted; None: all.
-        unreadable: Whether examples that cannot be read end the run (refuse) or are skipped.
-        val_fraction: Share of the documents for validation.
-        test_fraction: Share of the documents for test.
+        window_size: Examples (texts or images) per window.
+        host_batch_size: Maximum number of tokens (padding included) or images per forward pass; None takes the host's
+            default.
+        keep: Names of the concepts whose activations are used; None uses all activations.
+        unreadable: Whether an example that cannot be read ends the run (refuse) or is skipped.
+        val_fraction: Fraction of the documents for validation.
+        test_fraction: Fraction of the documents for test.
         n_train: Training activations that count as an epoch.
-        n_val: Most held-out activations for validation.
-        n_test: Most held-out activations for test and prediction.
+        n_val: Maximum number of held-out activations for validation.
+        n_test: Maximum number of held-out activations for test and prediction.
         batch_size: Training activations per step and process, at least 1.
         eval_batch_size: Activations per step and process in validation, test and prediction, at least 1.
-        seed: Seed of order, splits and mixing; None takes the program's seed.
+        seed: Seed of order, splits and shuffling; None takes the global seed.
 
     Raises:
-        ValueError: If an argument does not fit.
+        ValueError: If an argument is out of range, the model lacks the layer, or the source is empty.
+
+    Example:
+        >>> import torch
+        >>> from PIL import Image
+        >>> from sae_lightning import LiveDataModule
+        >>> from sae_lightning.data.activations.hosts import ModuleHost
+        >>> from sae_lightning.data.sources import ImageExample, Source
+        >>> class Grays(Source):
+        ...     concept_names = []
+        ...     def __len__(self):
+        ...         return 100
+        ...     def __getitem__(self, index):
+        ...         return ImageExample(f"{index}.png", Image.new("L", (2, 2), index))
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 8))
+        >>> data = LiveDataModule(ModuleHost(model, image_size=2, channels=1), Grays(), "1", batch_size=16, n_train=64)
+        >>> next(iter(data.train_dataloader())).activations.shape
+        torch.Size([16, 8])
     """
 
     def __init__(
@@ -203,33 +222,33 @@ class LiveDataModule(ActivationDataModule):
         self._reads: dict[Split, Read] = {}
 
     def setup(self, stage: str | None = None) -> None:
-        """Agree on one seed, and let the model run where the SAE does."""
+        """Broadcast the seed of rank 0, and move the model to the SAE's device."""
         super().setup(stage)
         self._reader.seed = self.seed
         if self.trainer is not None:
             self._reader.host.model.to(self.trainer.strategy.root_device)
 
     def train_dataloader(self) -> ActivationLoader:
-        """New training batches, window after window."""
+        """Return a loader of training batches, window by window."""
         batches = WindowBatches(self._reader, self.batch_size)
         steps = WindowSteps(batches, self._steps_per_epoch(self._n_train), *self._processes())
         return ActivationLoader.of(batches, steps, pin_memory=torch.cuda.is_available())
 
     def make_split(self, split: Split) -> ActivationDataset:
-        """Read windows until the split has enough.
+        """Read windows until the split is complete.
 
         Raises:
             ValueError: If it is the training split, which is never held in memory, or no document belongs to it.
         """
         if split == "train":
             raise ValueError(
-                "split must be 'val' or 'test' for data that are computed as training goes; read train_dataloader()"
+                "split must be 'val' or 'test' for data computed during training; read train_dataloader() instead"
             )
         self._reads[split] = read = self._reader.gather(split, self._n_held_out[split])
         return ActivationDataset(read.activations[self._layer], read.concepts)
 
     def contexts(self, split: Split, positions: list[int]) -> list[Context]:
-        """Where the activations at these positions of a split come from."""
+        """Return the contexts of the activations at these positions of a split."""
         self.split(split)
         read, rows = self._reads[split], torch.tensor(positions, dtype=torch.long)
         examples, starts, ends = (values[rows] for values in (read.examples, read.starts, read.ends))

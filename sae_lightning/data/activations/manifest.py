@@ -1,4 +1,4 @@
-"""What a cache says of itself: the manifest, and the records of its shards that it sums up."""
+"""Read and check the manifest of a cache, and the records of its shards, which the manifest summarizes."""
 
 import json
 import re
@@ -75,13 +75,13 @@ _RECORD = fields(
 
 
 def read_manifest(folder: Path | str) -> dict[str, Any]:
-    """What a cache says of itself.
+    """Read and check the manifest of a cache.
 
     Args:
-        folder: The cache's folder, or its address in an object store.
+        folder: Folder of the cache, or its address in an object store.
 
     Raises:
-        ValueError: If there is none, or it is damaged, of another format, or says what no harvest writes.
+        ValueError: If there is no manifest, or it is damaged, of another format, or not valid.
     """
     try:
         data = read_file(folder, MANIFEST)
@@ -101,17 +101,17 @@ def read_manifest(folder: Path | str) -> dict[str, Any]:
 
 
 def read_record(folder: Path, shard: int, cache: str, config: dict[str, Any], n_concepts: int) -> dict[str, Any] | None:
-    """What the record of a shard says; None if there is none.
+    """Read and check the record of a shard; return None if there is none.
 
     Args:
         folder: The cache.
         shard: Number of the shard.
-        cache: Checksum of what the cache is made of.
-        config: What the cache is made of.
+        cache: Checksum of the configuration of the cache.
+        config: Configuration of the cache.
         n_concepts: Number of concepts.
 
     Raises:
-        ValueError: If it is damaged, belongs to another cache, or says what no harvest writes.
+        ValueError: If the record is damaged, belongs to another cache, or is not valid.
     """
     file = record_file(shard)
     try:
@@ -128,7 +128,7 @@ def read_record(folder: Path, shard: int, cache: str, config: dict[str, Any], n_
 
 
 def _is_of_format_1(data: bytes) -> bool:
-    """Whether a manifest is of the format that had no checksum of its own."""
+    """Whether a manifest has format 1, which had no checksum."""
     try:
         content = json.loads(data)
         return KEY not in content and content["format"] == 1
@@ -149,18 +149,18 @@ def _another_format(folder: Path | str, version: Any) -> ValueError:
 
 @contextmanager
 def _naming(cache: Path | str, file: str) -> Iterator[None]:
-    """Let errors name the cache and the file."""
+    """Add the cache and the file to the message of errors."""
     try:
         yield
     except ValueError as error:
-        raise damaged(cache, file, f"says what no harvest writes ({error})") from None
+        raise damaged(cache, file, f"is not valid ({error})") from None
 
 
 def check_manifest(manifest: dict[str, Any]) -> None:
-    """See whether a manifest says what a harvest may write.
+    """Check that a manifest is consistent, and that a harvest could have written it.
 
     Raises:
-        ValueError: If it does not; the message names the place.
+        ValueError: If not; the message names the place.
     """
     _MANIFEST(manifest, "")
     config, names, samples = manifest["config"], manifest["concept_names"], manifest["samples"]
@@ -196,17 +196,17 @@ def check_manifest(manifest: dict[str, Any]) -> None:
 
 
 def check_record(record: dict[str, Any], shard: int, cache: str, config: dict[str, Any], n_concepts: int) -> None:
-    """See whether the record of a shard says what a harvest may write.
+    """Check that the record of a shard is consistent, and that a harvest could have written it.
 
     Args:
         record: The record.
-        shard: Number of the shard that it must be of.
-        cache: Checksum of what the cache is made of, which it must name.
-        config: What the cache is made of.
+        shard: Expected number of the shard.
+        cache: Expected checksum of the configuration of the cache.
+        config: Configuration of the cache.
         n_concepts: Number of concepts.
 
     Raises:
-        ValueError: If it does not; the message names the place.
+        ValueError: If not; the message names the place.
     """
     _RECORD(record, "")
     require(record["shard"] == shard, "shard", str(shard), record["shard"])
@@ -228,7 +228,7 @@ def check_record(record: dict[str, Any], shard: int, cache: str, config: dict[st
 
 
 def files_of(manifest: dict[str, Any]) -> set[str]:
-    """Paths of all files that a manifest lists, within the cache."""
+    """Return the paths, relative to the cache, of all files that a manifest lists."""
     splits = [(name, split, chunks) for name in manifest["layers"] for split, chunks in _splits(manifest, name)]
     return {
         MANIFEST,
@@ -248,7 +248,7 @@ def _shard_of(file: str) -> int:
 
 
 def _check_layers(layers: list[str], place: str) -> None:
-    """Layers must be able to be folders of a cache: of names that differ also where case does not count."""
+    """Check that layers can be names of folders, also on file systems that ignore case."""
     for name in layers:
         holds = name.isprintable() and re.fullmatch(r"[^./\\:][^/\\:]*", name) is not None
         holds = holds and len(name.encode()) <= 255 and name.casefold() not in (RECORDS, MANIFEST)
@@ -262,7 +262,7 @@ def _check_chunk(chunk: dict[str, Any], layer: str, split: Split, d_in: int, dty
     require(chunk["file"] == expected, f"{place}.file", f"that of a chunk in {layer}/{split}", chunk["file"])
     rows = chunk["rows"]
     holds = bool(rows) and all(n == BLOCK for n in rows[:-1]) and rows[-1] <= BLOCK
-    require(holds, f"{place}.rows", f"blocks of {BLOCK}, of which the last may be smaller", rows)
+    require(holds, f"{place}.rows", f"blocks of {BLOCK}, except for a smaller last one", rows)
     size = chunk_bytes(rows, d_in, DTYPES[dtype])
     require(size <= MAX_CHUNK_BYTES, f"{place}.rows", f"at most {MAX_CHUNK_BYTES} bytes of d_in features", rows)
     require(chunk["bytes"] == size, f"{place}.bytes", f"{size}, by rows, d_in and dtype", chunk["bytes"])

@@ -1,4 +1,4 @@
-"""From the place of an activation to what a person reads."""
+"""Look up the text or image region that an activation was computed from."""
 
 import math
 from typing import TYPE_CHECKING, Any
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 def contexts_of(
     source: Source[Any] | StreamedSource[Any], examples: Tensor, starts: Tensor, ends: Tensor, crop: float | None
 ) -> list[Context]:
-    """Where activations come from.
+    """Return the context of each activation.
 
     Args:
         source: The examples.
-        examples: Number of the example of each activation, int64 `(n,)`.
-        starts: First character, or number of the patch; -1 for the whole example, int32 `(n,)`.
-        ends: Behind the last character, or number of patches; -1 for the whole example, int32 `(n,)`.
-        crop: Side of the square in the middle of an image that the model saw, as a share of its shorter side; None
-            where it saw all of it.
+        examples: Index of each activation's example, int64 `(n,)`.
+        starts: First character, or index of the patch; -1 for the whole example, int32 `(n,)`.
+        ends: One past the last character, or number of patches; -1 for the whole example, int32 `(n,)`.
+        crop: Side of the central square that the model saw, as a fraction of the image's shorter side; None if it saw
+            the whole image.
 
     Raises:
         ValueError: If the source lacks one of the examples, or an image one of the patches.
@@ -65,14 +65,14 @@ def _context(example: Any, start: int, end: int, crop: float | None) -> Context:
     if start >= end:
         raise ValueError(f"a patch must be one of the {end} of its image, but is number {start}")
     side = math.isqrt(end)
-    if side * side != end:  # patches of an image that is no square
+    if side * side != end:  # not a square grid: the position of the patch is unknown
         return ImageContext(image, None)
     row, column = divmod(start, side)
     return ImageContext(image, (column / side, row / side, (column + 1) / side, (row + 1) / side))
 
 
 def _seen(image: "Image", crop: float | None) -> "Image":
-    """The part of an image that the model saw."""
+    """Return the part of an image that the model saw."""
     if crop is None:
         return image
     side = crop * min(image.size)

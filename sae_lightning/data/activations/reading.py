@@ -1,4 +1,4 @@
-"""Activations of a host on a source's examples, one window of examples after the other."""
+"""Read a host model's activations on the examples of a source, window by window."""
 
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
@@ -15,49 +15,51 @@ from sae_lightning.data.seeding import seeded_generator
 from sae_lightning.data.sources.base import ImageExample, Source, StreamedSource, TextExample, UnreadableError
 from sae_lightning.nn.parts import Recorded
 
-_ORDER, _MIX = 2000, 2001  # keep the random streams of both apart from others
+_ORDER, _MIX = 2000, 2001  # separate the random streams of order and shuffling from others
 
 
 class Prepared(NamedTuple):
-    """A window of examples, ready for the model."""
+    """A window of examples, tokenized for the model."""
 
     window: int
-    """Its number."""
+    """Number of the window."""
     indices: list[int]
-    """Numbers of its examples, in the source."""
+    """Index of each example in the source."""
     splits: list[Split]
-    """Split of each."""
+    """Split of each example."""
     batches: list[list[Piece]]
-    """What the model reads, by length; `Piece.example` counts within the window."""
+    """Inputs of the model, in batches of similar length; `Piece.example` is an index into `indices`."""
     skipped: list[str]
     """Documents that could not be read."""
     unaligned: int
-    """Labelled words without a token."""
+    """Number of labeled words without a token."""
 
     @property
     def n_tokens(self) -> int:
-        """Tokens or images that the model reads, filling left out."""
+        """Number of tokens or images that the model reads, without padding."""
         return sum(piece.length for batch in self.batches for piece in batch)
 
 
 class WindowReader(Recorded):
-    """Reads activations by windows of examples, each of which is mixed by itself.
+    """Reads activations in windows of examples, and shuffles each window.
 
-    Examples are visited in a random order (those of a stream in their own), so that a window holds some of everything;
-    what it yields depends on its number alone. Documents fall into splits by a hash of their names and the seed.
+    Examples are visited in random order (except for streams, which have their own), so that a window is a random sample
+    of the source. The activations of a window depend on its number only. A document's split depends on a hash of its
+    name and the seed.
 
     Args:
         host: The model.
         source: The examples.
-        layers: Names of the layers, read in one pass.
-        window_size: Examples of a window, at least 1.
-        batch_size: Most tokens (filling included) or images that the model reads at a time; None: the host's choice.
+        layers: Names of the layers, read in one forward pass.
+        window_size: Examples per window, at least 1.
+        batch_size: Maximum number of tokens (padding included) or images per forward pass; None takes the host's
+            default.
         dtype: Type of the activations.
-        keep: Names of the concepts whose activations are wanted; None: all, unlabelled ones included.
-        unreadable: Whether examples that cannot be read end the run or are skipped.
-        val_fraction: Share of the documents for validation.
-        test_fraction: Share of the documents for test.
-        seed: Seed of the order, the splits and the mixing.
+        keep: Names of the concepts whose activations are kept; None keeps all, including unlabeled ones.
+        unreadable: Whether an example that cannot be read ends the run (refuse) or is skipped.
+        val_fraction: Fraction of the documents for validation.
+        test_fraction: Fraction of the documents for test.
+        seed: Seed of the order, the splits and the shuffling.
 
     Raises:
         ValueError: If an argument is out of range, or the model lacks a layer.
@@ -107,33 +109,36 @@ class WindowReader(Recorded):
         self._bounds = (val_fraction, val_fraction + test_fraction)
         self._kept = None if keep is None else torch.tensor([source.concept_names.index(name) for name in keep])
         self._order: Tensor | None = None
-        self._n_streamed: int | None = None  # windows of a stream, once it was read to its end
-        self._stream: tuple[int, Iterator[Any]] | None = None  # the next example's number, and what yields it
+        self._n_streamed: int | None = None  # windows of a stream, known once it has been read to its end
+        self._stream: tuple[int, Iterator[Any]] | None = None  # an open stream and the index of its next example
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the open stream, which is opened anew where it is needed."""
+        """Leave out the open stream, which is reopened on use."""
         return {**self.__dict__, "_stream": None}
 
     @property
     def n_windows(self) -> int | None:
-        """Number of windows; None where the source does not know."""
+        """Number of windows; None for a stream."""
         return -(-len(self.source) // self.window_size) if isinstance(self.source, Source) else None
 
     def split_of(self, document: str) -> Split:
-        """The split that a document belongs to."""
+        """Return the split that a document belongs to."""
         digest = blake2b(f"{self.seed}:{document}".encode(), digest_size=8).digest()
         place = int.from_bytes(digest, "big") / 2**64
         return "val" if place < self._bounds[0] else "test" if place < self._bounds[1] else "train"
 
     def prepare(self, window: int, only: Split | None = None) -> Prepared | None:
-        """Read and tokenize the examples of a window; None behind the last one.
+        """Read and tokenize the examples of a window.
 
         Args:
-            window: Its number.
-            only: The split whose examples are wanted; None: all.
+            window: Number of the window.
+            only: Split to read; None reads all splits.
+
+        Returns:
+            The window; None after the last one.
 
         Raises:
-            UnreadableError: If one of them cannot be read and none may be skipped.
+            UnreadableError: If an example cannot be read and `unreadable` is "refuse".
         """
         found, skipped = [], []
         before = self.host.unaligned
@@ -159,10 +164,10 @@ class WindowReader(Recorded):
         )
 
     def read(self, prepared: Prepared) -> dict[Split, Read]:
-        """The activations of a window, by split, in random order; splits without any are left out.
+        """Return the activations of a window by split, in random order; splits without activations are left out.
 
         Raises:
-            ValueError: If an activation is not finite in the type that was asked for.
+            ValueError: If an activation is not finite in `dtype`.
         """
         parts = [self.host.read(batch, self.layers, self.dtype) for batch in prepared.batches]
         if not parts:
@@ -189,7 +194,9 @@ class WindowReader(Recorded):
         return found
 
     def window(self, window: int, split: Split) -> Read | None:
-        """A window's activations for one split, None where it has none; after the last window comes the first again.
+        """Return a window's activations for one split, or None if there are none.
+
+        Window numbers beyond the end of the source start again at its first window, in a new shuffle.
 
         Raises:
             ValueError: If the source holds no example.
@@ -199,10 +206,10 @@ class WindowReader(Recorded):
         else:
             window_of_source = window if self.n_windows is None else window % self.n_windows
         prepared = self.prepare(window_of_source, only=split)
-        if prepared is None:  # a stream that is through
+        if prepared is None:  # the end of a stream
             if window_of_source == 0:
                 raise ValueError("source must hold an example, but is empty")
-            # a run that goes on may ask for a window far behind the end
+            # a resumed run may request a window far beyond the end
             while window_of_source > 1 and next(self._examples(window_of_source - 1), None) is None:
                 window_of_source -= 1
             self._n_streamed = window_of_source
@@ -211,10 +218,10 @@ class WindowReader(Recorded):
         return self.read(prepared._replace(window=window)).get(split)
 
     def d_in(self, layer: str) -> int:
-        """Size of the activations at a layer, found by reading the first example that can be read.
+        """Return the number of features at a layer, from the first example that can be read.
 
         Raises:
-            ValueError: If there is none.
+            ValueError: If no example can be read.
         """
         for window in count():
             prepared = self.prepare(window)
@@ -226,7 +233,7 @@ class WindowReader(Recorded):
         raise AssertionError
 
     def gather(self, split: Split, n: int) -> Read:
-        """The first `n` activations of a split, or all that there are.
+        """Return the first `n` activations of a split, or all if there are fewer.
 
         Raises:
             ValueError: If there are none.
@@ -241,7 +248,9 @@ class WindowReader(Recorded):
                 parts.append(part)
                 missing -= len(part.concepts)
         if not parts:
-            raise ValueError(f"every split must hold an activation, but {split!r} holds none: are there few documents?")
+            raise ValueError(
+                f"every split must hold an activation, but {split!r} holds none: are there too few documents?"
+            )
         return _rows(_joined(parts, self.layers), torch.arange(n - max(0, missing)))
 
     def _examples(self, window: int) -> Iterator[tuple[int, TextExample | ImageExample | UnreadableError]]:
@@ -276,10 +285,10 @@ def _tell(prepared: Prepared) -> None:
 
 
 def _batches(pieces: list[Piece], batch_size: int) -> list[list[Piece]]:
-    """Pieces of about the same length together, each batch of at most `batch_size` tokens, filling included."""
+    """Group pieces of similar length into batches of at most `batch_size` tokens, padding included."""
     batches: list[list[Piece]] = []
     longest = 0
-    for piece in sorted(pieces, key=lambda piece: piece.length):  # stable: the order is the window's
+    for piece in sorted(pieces, key=lambda piece: piece.length):  # stable sort: deterministic for a window
         longest = max(longest, piece.length)
         if not batches or longest * (len(batches[-1]) + 1) > batch_size:
             batches.append([])

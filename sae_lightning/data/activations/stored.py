@@ -1,4 +1,4 @@
-"""The blocks of a cache, read through litdata and checked."""
+"""Read and check the blocks of a cache."""
 
 import struct
 import warnings
@@ -14,7 +14,7 @@ from sae_lightning.data.activations.cache_files import check_bytes, damaged, ind
 from sae_lightning.data.batch import ActivationBatch
 from sae_lightning.data.datamodule import Split
 
-# what litdata, torch and the readers of other formats raise on bytes that are none of theirs
+# errors that litdata, torch and the readers of other formats raise on invalid bytes
 _PARSING = (
     *(ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError, AssertionError),
     *(ImportError, MemoryError, struct.error),
@@ -22,17 +22,17 @@ _PARSING = (
 
 
 class CachedActivations(Dataset[ActivationBatch]):
-    """The blocks of one layer and split of a cache; an index is a list of (block, first row, behind the last row).
+    """The activations of one layer and split of a cache, indexed by lists of (block, first row, one past the last row).
 
     Args:
         cache: Folder of the cache, or its address in an object store.
         layer: Name of the layer.
         split: The split.
         chunks: Its chunks, as in the manifest.
-        d_in: Size of an activation.
+        d_in: Number of features of an activation.
         dtype: Type of the stored activations.
         n_concepts: Number of concepts.
-        verify: Whether the checksum of each block is compared when it is read.
+        verify: Whether to verify the checksum of each block when it is read.
     """
 
     def __init__(
@@ -62,31 +62,31 @@ class CachedActivations(Dataset[ActivationBatch]):
         self._checked = set[int]()
 
     def check_index(self) -> None:
-        """See whether litdata's index says what the manifest says.
+        """Check that litdata's index agrees with the manifest.
 
         Raises:
-            ValueError: If it is missing or another.
+            ValueError: If it is missing or differs.
         """
         check_bytes(self._cache, self._index, index_bytes(self._chunks))
 
     def block(self, index: int) -> Block:
-        """One block.
+        """Read one block.
 
         Raises:
-            ValueError: If it is not what was written.
+            ValueError: If it is damaged.
         """
         file, rows, digest = self._known[index]
-        if self._blocks is None:  # opened where it is read, which may be a worker process
+        if self._blocks is None:  # opened on first use, which may be in a worker process
             self._blocks = self._open()
         try:
             with warnings.catch_warnings():
-                # litdata's tensors lie in the file's memory, which nobody may write: batches are copies
+                # litdata's tensors are views of read-only memory, which is safe here: batches are copies
                 warnings.filterwarnings("ignore", message="The given buffer is not writable")
                 activations, *rest = stored = self._blocks[index]
             if self._dtype == torch.bfloat16 and activations.dtype == torch.int16:
                 activations = activations.view(torch.bfloat16)
             block = Block(activations, *rest)
-            # once, unless it may be another whenever it is fetched
+            # checked once per block, but with every read from an object store, whose content may change
             seen = index in self._checked and not self._verify
             fault = None if seen else block.fault(rows, self._d_in, self._dtype, self._n_concepts)
         except _PARSING as error:
@@ -103,7 +103,7 @@ class CachedActivations(Dataset[ActivationBatch]):
 
         folder = f"{self._cache}/{Path(self._index).parent}"
         with TemporaryDirectory() as name:
-            # what the index in an object store says may have changed since it was checked
+            # the index in an object store may have changed since it was checked
             own = Path(name, "index.json")
             own.write_bytes(index_bytes(self._chunks))
             index = str(own) if is_remote(self._cache) else None
@@ -118,26 +118,26 @@ class CachedActivations(Dataset[ActivationBatch]):
         return ActivationBatch(activations.float(), concepts)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what is open."""
+        """Leave out the open dataset."""
         return {**self.__dict__, "_blocks": None}
 
 
 class _Refused:
-    """Stands where litdata would read items of a kind that no harvest writes, pickled objects among them."""
+    """A serializer that refuses to read; it replaces those of unsafe kinds, such as pickled objects."""
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
 
     def setup(self, kind: Any) -> None:
-        """Called with the kind that the index names, before anything is read."""
+        """Raise an error; litdata calls this with the kind in the index before it reads any item."""
         raise ValueError(
             f"cache must hold tensors only, but the index of {self._folder!r} says that it holds items of the kind "
-            f"{kind!r}: it is not what `sae-lightning harvest` wrote, and reading it might execute code"
+            f"{kind!r}: it was not written by `sae-lightning harvest`, and reading it might execute code"
         )
 
 
 def _tensors_only(folder: str) -> dict[str, Any]:
-    """Serializers with which litdata reads tensors, and refuses everything else that an index may name."""
+    """Return serializers with which litdata reads tensors and refuses all other kinds of items."""
     from litdata.streaming.serializers import _SERIALIZERS
 
     return {kind: _Refused(folder) for kind in _SERIALIZERS if kind not in ("tensor", "no_header_tensor")}

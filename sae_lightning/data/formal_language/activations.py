@@ -1,4 +1,4 @@
-"""Activations of a language model that was trained on a grammar, with what the grammar knows of each word."""
+"""Activations of a language model that was trained on a grammar, labeled by the derivation of each word."""
 
 import os
 from collections.abc import Mapping
@@ -21,25 +21,35 @@ from sae_lightning.run.checkpoint import CHECKPOINT_KEY, read_checkpoint
 from sae_lightning.run.shipped import shipped_path
 from sae_lightning.subjects.transformer import Transformer
 
-_FIDELITY = 10  # keeps the sentences on which fidelity is measured apart from those of the splits
-_HOST_SENTENCES = 256  # at a time
+_FIDELITY = 10  # separates the random stream of the sentences for fidelity from those of the splits
+_HOST_SENTENCES = 256  # per forward pass
 
 
 class Concepts:
-    """What a word's concept is: the symbol that yields it, how deep it lies, or its place.
+    r"""Assigns concepts to words: by the nonterminal that yields a word, by its depth, or by its position.
 
     Args:
         grammar: The grammar.
-        labels: Names of concepts with the nonterminals that belong to each; or `parent`, each nonterminal that yields
-            words for itself; `depth`, how many of `nesting` a word lies in; `position`, its place in the sentence.
+        labels: The nonterminals of each concept, by its name; or `parent` (each nonterminal that yields words is a
+            concept), `depth` (the number of `nesting` nonterminals above a word), or `position` (that in the sentence).
         nesting: Nonterminals that count for `depth`.
-        n_levels: Number of depths or places that are concepts of their own; the last one holds all beyond.
+        n_levels: Number of concepts for `depth` and `position`; the last one holds all higher values.
 
     Attributes:
         names: Names of the concepts, in the order of their labels.
 
     Raises:
-        ValueError: If a symbol is none of the grammar's, or belongs to two concepts, or an argument is missing.
+        ValueError: If the grammar lacks a symbol, a symbol belongs to two concepts, or an argument is missing.
+
+    Example:
+        >>> import torch
+        >>> from sae_lightning.data import Grammar
+        >>> from sae_lightning.data.formal_language.activations import Concepts
+        >>> from sae_lightning.data.formal_language.derivations import SentenceSampler
+        >>> grammar = Grammar("S -> A B [1.0]\nA -> 'a' [1.0]\nB -> 'b' [1.0]")
+        >>> concepts = Concepts(grammar, "parent", nesting=[], n_levels=5)
+        >>> concepts.names, concepts.of(SentenceSampler(grammar, 5).draw(2, torch.Generator()))
+        (['A', 'B'], tensor([0, 1, 0, 1]))
     """
 
     def __init__(
@@ -79,7 +89,7 @@ class Concepts:
             self.names[-1] += "+"
 
     def of(self, sentences: Sentences) -> Tensor:
-        """Concept of each word, -1 for none, int64 `(n_words,)`."""
+        """Return the concept of each word, -1 for none, int64 `(n_words,)`."""
         if self._kind == "parent":
             return self._of_symbol[sentences.parents]
         if self._kind == "depth":
@@ -88,14 +98,14 @@ class Concepts:
 
 
 class WordActivations:
-    """Draws sentences and returns the activations of their words: a sampler of a stream.
+    """Sampler for streams: draws sentences and returns the activations of their words.
 
     Args:
         model: The language model.
         layer: Name of the layer.
         sampler: Draws sentences.
         concepts: Labels their words.
-        words_per_sentence: Expected length of a sentence.
+        words_per_sentence: Expected number of words of a sentence.
     """
 
     def __init__(
@@ -108,7 +118,7 @@ class WordActivations:
         self.words_per_sentence = words_per_sentence
 
     def __call__(self, n: int, generator: torch.Generator) -> ActivationBatch:
-        """The activations of the first `n` words of as many sentences as it takes."""
+        """Return the activations of `n` words, from as many sentences as necessary."""
         parts: list[ActivationBatch] = []
         missing = n
         while missing > 0:
@@ -121,7 +131,7 @@ class WordActivations:
         return joined(parts)
 
     def of(self, sentences: Sentences) -> ActivationBatch:
-        """The activations of the words of sentences, in their order."""
+        """Return the activations of the words of sentences, in their order."""
         batch = pack(sentences, self.sampler.max_length + 1)
         device = self.model.norm.weight.device
         inputs = (t.to(device) for t in (batch.tokens, batch.positions, batch.segments))
@@ -130,15 +140,15 @@ class WordActivations:
 
 
 def is_word(batch: TokenBatch) -> Tensor:
-    """Where a batch holds words, bool `(n_rows, length)`: neither filling nor the begin of a sentence."""
+    """Return the mask of words in a batch, bool `(n_rows, length)`: neither padding nor `BEGIN`."""
     return (batch.tokens != PAD) & (batch.tokens != BEGIN)
 
 
 def read_language_model(path: str | os.PathLike[str]) -> tuple[Transformer, Grammar]:
-    """The transformer and the grammar in a checkpoint of a LanguageModel.
+    """Load the transformer and the grammar of a LanguageModel's checkpoint.
 
     Raises:
-        ValueError: If the file cannot be read or holds none.
+        ValueError: If the file cannot be read or is not a checkpoint of a LanguageModel.
     """
     try:
         checkpoint = read_checkpoint(path)
@@ -153,8 +163,8 @@ def read_language_model(path: str | os.PathLike[str]) -> tuple[Transformer, Gram
         raise ValueError(
             f"checkpoint must be a file, but there is none at {os.fspath(path)!r}: train a language model first "
             "(sae-lightning fit -c configs/formal_language/gpt.yaml)"
-        ) from None  # its cause says less
-    except Exception as error:  # constructors meet arguments of other types with errors of many kinds
+        ) from None  # the original error adds nothing
+    except Exception as error:  # invalid arguments raise many types of errors in constructors
         raise ValueError(
             f"checkpoint {os.fspath(path)!r} must be one of a LanguageModel, but is not: {error}"
         ) from None
@@ -162,34 +172,35 @@ def read_language_model(path: str | os.PathLike[str]) -> tuple[Transformer, Gram
 
 
 class FormalLanguageDataModule(StreamingDataModule):
-    """Activations at a layer of a language model, of words in sentences that its grammar yields.
+    """Activations of words at a layer of a language model, on sentences of the grammar that it was trained on.
 
-    Words are those of whole sentences, without what begins and ends them. Training activations are computed as training
-    goes, or once and kept in memory. Splits are independent draws from one language, so they share probable sentences.
+    The special tokens at the beginning and end of a sentence are left out. Training activations are computed on demand,
+    or once and kept in memory. Splits are independent draws from one language, so they share probable sentences.
 
     Args:
         checkpoint: Checkpoint of a LanguageModel.
         layer: Name of a layer: `embed`, `blocks.0` (the residual stream after the first block), `blocks.0.mlp`, ...
-        concepts: Names of concepts with the nonterminals that belong to each; or `parent`: each nonterminal that
-            yields words; `depth`: how many of `nesting` a word lies in; `position`: its place in the sentence.
+        concepts: The nonterminals of each concept, by its name; or `parent` (each nonterminal that yields words is a
+            concept), `depth` (the number of `nesting` nonterminals above a word), or `position` (that in the sentence).
         nesting: Nonterminals that count for `concepts: depth`.
-        n_levels: Number of depths or places that are concepts of their own; the last one holds all beyond.
-        grammar: Text file of the grammar; None takes the checkpoint's, any other must be the same.
-        max_length: Words of the longest sentence; longer ones are drawn anew.
-        in_memory: Training activations that are computed once and kept, each seen once an epoch in a new order; None
-            computes new ones as training goes.
-        n_train: Training activations that count as an epoch where they are not kept.
-        n_val: Held-out activations for validation.
-        n_test: Held-out activations for test and prediction.
-        n_fidelity: Sentences on which the model's loss is measured in test, with reconstructions in place.
+        n_levels: Number of concepts for `depth` and `position`; the last one holds all higher values.
+        grammar: Text file of the grammar, which must equal the checkpoint's; None does not check.
+        max_length: Maximum number of words; longer sentences are rejected.
+        in_memory: Number of training activations that are computed once, kept in memory and shuffled every epoch; None
+            computes new ones on demand.
+        n_train: Training activations that count as an epoch if `in_memory` is None.
+        n_val: Number of held-out activations for validation.
+        n_test: Number of held-out activations for test and prediction.
+        n_fidelity: Number of sentences on which the test measures the model's loss with reconstructed activations.
         batch_size: Training activations per step and process, at least 1.
         eval_batch_size: Activations per step and process in validation, test and prediction, at least 1.
-        seed: Seed of the sentences; None takes the program's seed.
+        seed: Seed of the sentences; None takes the global seed.
 
     Raises:
-        ValueError: If an argument is out of range, or the checkpoint does not fit.
+        ValueError: If an argument is out of range, or the checkpoint is not one of a LanguageModel with this grammar.
 
-    Source: Hindupur, Lubana, Fel and Ba (2025), arXiv 2503.01822, section on formal languages.
+    References:
+        Hindupur, Lubana, Fel and Ba (2025), arXiv 2503.01822, section on formal languages.
     """
 
     def __init__(
@@ -233,13 +244,13 @@ class FormalLanguageDataModule(StreamingDataModule):
         self._n_held_out: dict[Split, int] = {"val": n_val, "test": n_test}
 
     def setup(self, stage: str | None = None) -> None:
-        """Agree on one seed, and let the language model run where the SAE does."""
+        """Broadcast the seed of rank 0, and move the language model to the SAE's device."""
         super().setup(stage)
         if self.trainer is not None:
             self.model.to(self.trainer.strategy.root_device)
 
     def sampler(self) -> BatchSampler:
-        """Draw words of new sentences."""
+        """Return the function that draws sentences and computes the activations of their words."""
         return self._words
 
     def make_split(self, split: Split) -> ActivationDataset:
@@ -253,7 +264,7 @@ class FormalLanguageDataModule(StreamingDataModule):
         return ActivationDataset(*joined(parts))
 
     def train_dataloader(self) -> ActivationLoader:
-        """New training batches; or those in memory, in an order of their own every epoch."""
+        """Return a loader of new training batches, or of those in memory in a new order every epoch."""
         if self._in_memory is None:
             return super().train_dataloader()
         self._steps_per_epoch(self._in_memory)
@@ -265,9 +276,9 @@ class FormalLanguageDataModule(StreamingDataModule):
     _kept: ActivationDataset | None = None
 
     def host(self) -> SplicedHost:
-        """The language model with sentences of their own draw, on which downstream fidelity is measured.
+        """Return the language model with sentences on which to measure downstream fidelity.
 
-        They are independent of all splits, but not disjoint from them: probable sentences are drawn again.
+        The sentences are drawn independently of all splits, but may overlap with them: probable sentences recur.
         """
         batches = []
         for i in range(-(-self._n_fidelity // _HOST_SENTENCES)):

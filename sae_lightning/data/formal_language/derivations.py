@@ -1,4 +1,4 @@
-"""Sentences of a grammar, many at a time, with the derivation behind each word."""
+"""Sample sentences of a grammar in batches, with the derivation of each word."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,42 +8,51 @@ from torch import Tensor
 
 from sae_lightning.data.formal_language.grammar import N_SPECIAL, Grammar
 
-_MAX_ROUNDS = 1000  # of draws that were all too long
+_MAX_ROUNDS = 1000  # rounds of sampling before an error is raised
 
 
 class Sentences(NamedTuple):
-    """Words of several sentences, one after another."""
+    """Concatenated words of several sentences."""
 
     tokens: Tensor
     """Token of each word, int64 `(n_words,)`."""
     sentences: Tensor
-    """Sentence of each word, rising from 0, int64 `(n_words,)`."""
+    """Index of each word's sentence, ascending from 0, int64 `(n_words,)`."""
     parents: Tensor
     """Nonterminal that yielded each word, int64 `(n_words,)`."""
     depths: Tensor
-    """How many of the counted nonterminals each word lies in, int64 `(n_words,)`."""
+    """Number of counted nonterminals above each word in its derivation, int64 `(n_words,)`."""
 
     def lengths(self) -> Tensor:
-        """Words of each sentence, int64 `(n_sentences,)`."""
+        """Return the number of words of each sentence, int64 `(n_sentences,)`."""
         return torch.bincount(self.sentences)
 
     def positions(self) -> Tensor:
-        """Place of each word in its sentence, from 0, int64 `(n_words,)`."""
+        """Return the position of each word in its sentence, from 0, int64 `(n_words,)`."""
         lengths = self.lengths()
         starts = lengths.cumsum(0) - lengths
         return torch.arange(len(self.tokens)) - starts[self.sentences]
 
 
 class SentenceSampler:
-    """Draws sentences from a grammar by replacing the nonterminals of all of them at once.
+    r"""Draws sentences from a grammar; the nonterminals of all sentences are expanded in parallel.
 
     Args:
         grammar: The grammar.
-        max_length: Words of the longest sentence; longer ones are drawn anew.
-        counted: Names of nonterminals whose nesting is counted, for `depths`.
+        max_length: Maximum number of words; longer sentences are rejected.
+        counted: Names of the nonterminals that `Sentences.depths` counts.
 
     Raises:
-        ValueError: If `max_length` is below 1 or a name is none of the grammar's.
+        ValueError: If `max_length` is below 1 or the grammar lacks one of the nonterminals.
+
+    Example:
+        >>> import torch
+        >>> from sae_lightning.data import Grammar
+        >>> from sae_lightning.data.formal_language.derivations import SentenceSampler
+        >>> grammar = Grammar("S -> 'a' B [1.0]\nB -> 'b' [1.0]")
+        >>> sentences = SentenceSampler(grammar, max_length=5).draw(2, torch.Generator())
+        >>> grammar.decode(sentences.tokens), sentences.sentences
+        ('a b a b', tensor([0, 0, 1, 1]))
     """
 
     def __init__(self, grammar: Grammar, max_length: int, counted: Sequence[str] = ()) -> None:
@@ -58,7 +67,7 @@ class SentenceSampler:
         rules = grammar.rules
         lefts = torch.tensor([rule.left for rule in rules])
         self._last_rule = torch.searchsorted(lefts, torch.arange(n), right=True) - 1
-        # a number between s and s + 1 draws one of symbol s's rules: that which ends first behind it
+        # the rules of symbol s partition the interval from s to s + 1: a uniform number in it selects one
         ends, total = [], 0.0
         for i, rule in enumerate(rules):
             total = min(1.0, total + rule.probability)
@@ -73,9 +82,9 @@ class SentenceSampler:
         self._rights[filled] = self._chain_ends(grammar)[rights]
 
     def _chain_ends(self, grammar: Grammar) -> Tensor:
-        """The symbol that each symbol always becomes, by rules of one symbol without a choice, which need no draw.
+        """Return the symbol that each symbol becomes by deterministic unary rules, which need no draw.
 
-        A symbol that is counted, or that yields a word, stays.
+        Symbols that are counted or that yield a word are kept.
         """
         n_rules = torch.bincount(torch.tensor([rule.left for rule in grammar.rules]))
         ends = torch.arange(self._n_nonterminals + len(grammar.words))
@@ -96,7 +105,7 @@ class SentenceSampler:
         missing, rounds = n, 0
         while missing:
             found = self._attempt(missing + missing // 16 if parts else missing, generator)
-            kept = found.sentences < missing  # of more than are needed, the first ones
+            kept = found.sentences < missing
             found = Sentences(*(field[kept] for field in found))
             n_found = int(found.sentences[-1]) + 1 if len(found.sentences) else 0
             parts.append(found._replace(sentences=found.sentences + (n - missing)))
@@ -107,7 +116,7 @@ class SentenceSampler:
         return Sentences(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
 
     def _attempt(self, n: int, generator: torch.Generator) -> Sentences:
-        """Draw `n` sentences, and leave out those that are too long."""
+        """Draw `n` sentences, and drop those that are too long."""
         symbols = torch.zeros(n, dtype=torch.int64)
         sentences = torch.arange(n)
         parents = torch.full((n,), -1)
@@ -129,7 +138,7 @@ class SentenceSampler:
             parents = torch.where(new, symbols[origin], parents[origin])
             symbols = torch.where(new, self._rights[rule_of[origin], place * new], symbols[origin])
             sentences = sentences[origin]
-            # every symbol yields a word at least: a sentence with more symbols than words allowed is lost
+            # every symbol yields at least one word: reject a sentence with more than max_length symbols
             fits = torch.bincount(sentences, minlength=n) <= self.max_length
             growing = torch.zeros(n, dtype=torch.bool)
             growing[sentences[symbols < self._n_nonterminals]] = True

@@ -1,4 +1,4 @@
-"""Probabilistic context-free grammars: read from nltk's notation, checked, and laid out as arrays."""
+"""Probabilistic context-free grammars in NLTK's notation."""
 
 from functools import cached_property
 from pathlib import Path
@@ -12,15 +12,15 @@ from torch import Tensor
 from sae_lightning.run.files import read_text
 
 PAD, BEGIN, END = 0, 1, 2
-"""Tokens that stand for no word: filling, and the two ends of a sentence."""
+"""Special tokens: padding, and the beginning and end of a sentence."""
 N_SPECIAL = 3
 
-_TOLERANCE = 1e-6  # of the sum of a symbol's probabilities
-_LARGEST_GROWTH = 1 - 2**-29  # no short decimal number, for which an equation of growth would be singular
+_TOLERANCE = 1e-6  # for the sum of a symbol's probabilities
+_LARGEST_GROWTH = 1 - 2**-29  # not a short decimal, which could be an eigenvalue and make the equation singular
 
 
 class Rule(NamedTuple):
-    """One production: symbols below the number of nonterminals are nonterminals, the others terminals."""
+    """One production; a symbol is a nonterminal if it is below the number of nonterminals, else a terminal."""
 
     left: int
     right: tuple[int, ...]
@@ -31,21 +31,29 @@ class Rule(NamedTuple):
 class Grammar:
     """A probabilistic context-free grammar over words.
 
-    It is written in the notation of nltk's `PCFG.fromstring`: `NP -> Adj N [0.4] | 'they' [0.6]`, where the first
-    left side is the start symbol.
+    The notation is that of NLTK's `PCFG.fromstring`: `NP -> Adj N [0.4] | 'they' [0.6]`. The first left side is the
+    start symbol.
 
     Args:
         text: The rules.
-        source: What an error calls the text, such as its file.
+        source: Name of the text in errors, such as its file.
 
     Attributes:
-        nonterminals: Names of the symbols with rules; the start symbol comes first.
+        nonterminals: Names of the nonterminals, the start symbol first.
         words: The terminals; word `i` is token `N_SPECIAL + i`.
-        rules: All productions, those of a nonterminal side by side.
+        rules: All productions, grouped by nonterminal.
 
     Raises:
         ValueError: If a line cannot be read, probabilities do not sum to 1, a symbol is undefined or unreachable, a
-            rule yields nothing, or sentences are infinitely long on average. It names the line.
+            rule yields nothing, or sentences are infinitely long on average. The message names the line.
+
+    Example:
+        >>> from sae_lightning.data import Grammar
+        >>> grammar = Grammar("S -> S S [0.25] | 'a' [0.75]")
+        >>> grammar.nonterminals, grammar.words, grammar.encode("a a")
+        (['S'], ['a'], tensor([3, 3]))
+        >>> round(grammar.expected_length, 6)  # solves n = 0.25 * 2 n + 0.75
+        1.5
     """
 
     def __init__(self, text: str, source: str = "grammar") -> None:
@@ -69,10 +77,10 @@ class Grammar:
 
     @classmethod
     def from_file(cls, path: str | Path) -> "Grammar":
-        """Read a grammar from a text file in UTF-8.
+        """Read a grammar from a UTF-8 text file.
 
         Raises:
-            ValueError: If there is no such file, or it is not UTF-8 or holds no sound grammar.
+            ValueError: If there is no such file, or it is not UTF-8 or not a valid grammar.
         """
         try:
             text = read_text(path)
@@ -82,18 +90,18 @@ class Grammar:
 
     @property
     def vocabulary(self) -> list[str]:
-        """What each token stands for, the special ones included."""
+        """Name of each token, including the special ones."""
         return ["<pad>", "<begin>", "<end>", *self.words]
 
     def same_as(self, other: "Grammar") -> bool:
-        """Whether another grammar has the same rules, in the same order, whatever its text looks like."""
+        """Whether another grammar has the same rules in the same order; the layout of its text does not matter."""
         mine, others = (([rule[:3] for rule in g.rules], g.nonterminals, g.words) for g in (self, other))
         return mine == others
 
     # ------------------------------------------------------------------ reading
 
     def _read(self) -> list[tuple[object, tuple[object, ...], float, int]]:
-        """Productions by line: left side, right side, probability, line."""
+        """Parse the text into productions: left side, right side, probability, line."""
         from nltk.grammar import read_grammar, standard_nonterm_parser
 
         found: list[tuple[object, tuple[object, ...], float, int]] = []
@@ -155,14 +163,14 @@ class Grammar:
             self._fail(
                 lines[symbol],
                 f"sentences must have a finite expected length, but each {names[symbol]} leads to {growth:.4g} or more "
-                "symbols that go on like it, on average",
+                "symbols that lead back to it, on average",
             )
 
     # ------------------------------------------------------------------ expectations
 
     @cached_property
     def offspring(self) -> Any:
-        """Expected number of each nonterminal among what a nonterminal is replaced by, a sparse `(n, n)` array."""
+        """Expected number of each nonterminal (column) in one expansion of a nonterminal (row), sparse `(n, n)`."""
         from scipy.sparse import csr_array
 
         n = len(self.nonterminals)
@@ -172,14 +180,14 @@ class Grammar:
 
     @cached_property
     def expected_counts(self) -> NDArray[np.float64]:
-        """How often a derivation replaces each nonterminal, on average, `(n,)`."""
+        """Expected number of expansions of each nonterminal in a derivation, `(n,)`."""
         start = np.zeros(len(self.nonterminals))
         start[0] = 1
         return _solve(1, self.offspring.T, start)
 
     @cached_property
     def expected_length(self) -> float:
-        """Mean number of words of a sentence."""
+        """Expected number of words of a sentence."""
         n = len(self.nonterminals)
         words = np.zeros(n)
         for rule in self.rules:
@@ -188,7 +196,7 @@ class Grammar:
 
     @cached_property
     def derivation_entropy(self) -> float:
-        """Entropy of a derivation in nats; a sentence's own is lower where it has several derivations."""
+        """Entropy of a derivation in nats; that of a sentence is lower if it has several derivations."""
         entropy = np.zeros(len(self.nonterminals))
         for rule in self.rules:
             entropy[rule.left] -= rule.probability * np.log(rule.probability)
@@ -197,10 +205,10 @@ class Grammar:
     # ------------------------------------------------------------------ sentences
 
     def encode(self, sentence: str) -> Tensor:
-        """Tokens of words that are separated by spaces, int64 `(n_words,)`.
+        """Convert words, separated by spaces, to tokens, int64 `(n_words,)`.
 
         Raises:
-            ValueError: If a word is none of the grammar's.
+            ValueError: If the grammar lacks a word.
         """
         index = {word: N_SPECIAL + i for i, word in enumerate(self.words)}
         unknown = [word for word in sentence.split() if word not in index]
@@ -209,12 +217,12 @@ class Grammar:
         return torch.tensor([index[word] for word in sentence.split()], dtype=torch.int64)
 
     def decode(self, tokens: Tensor) -> str:
-        """The words of tokens, without the special ones, separated by spaces."""
+        """Convert tokens to words, separated by spaces; special tokens are left out."""
         return " ".join(self.words[i - N_SPECIAL] for i in tokens.tolist() if i >= N_SPECIAL)
 
 
 def _solve(diagonal: float, matrix: Any, right: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Solution `x` of `(diagonal * 1 - matrix) x = right`, with a sparse matrix."""
+    """Solve `(diagonal * I - matrix) x = right` for a sparse matrix."""
     from scipy.sparse import eye_array
     from scipy.sparse.linalg import spsolve
 
@@ -223,12 +231,13 @@ def _solve(diagonal: float, matrix: Any, right: NDArray[np.float64]) -> NDArray[
 
 
 def _growing_symbol(offspring: Any) -> tuple[int, float] | None:
-    """A symbol whose expected offspring of its own kind does not die out, with the number per generation; or None.
+    """Return a symbol whose recursion does not die out on average, with its growth factor; None if there is none.
 
-    Symbols that lead to each other form a block; the largest eigenvalue of the offspring within it must be below 1.
-    It is below `t` exactly where `(t - offspring) x = 1` has a positive solution.
+    Symbols that lead to each other form a block. The recursion dies out if the largest eigenvalue of each block of
+    `offspring` is below 1. It is below `t` if and only if `(t I - offspring) x = 1` has a positive solution.
 
-    Source: Berman and Plemmons (1979), Nonnegative Matrices in the Mathematical Sciences, theorem 6.2.3.
+    References:
+        Berman and Plemmons (1979), Nonnegative Matrices in the Mathematical Sciences, theorem 6.2.3.
     """
     from scipy.sparse.csgraph import connected_components
 
@@ -245,12 +254,13 @@ def _growing_symbol(offspring: Any) -> tuple[int, float] | None:
 
 
 def _largest_eigenvalue(matrix: Any) -> float:
-    """That of a nonnegative matrix whose symbols all lead to each other, from below.
+    """Return a lower bound of the largest eigenvalue of an irreducible nonnegative matrix, tight up to rounding.
 
-    `min(matrix x / x) <= eigenvalue <= max(matrix x / x)` for every positive `x`; inverse iteration with the upper
-    bound as its shift closes the gap.
+    `min(matrix x / x) <= eigenvalue <= max(matrix x / x)` for every positive `x`. Inverse iteration with the upper
+    bound as shift closes the gap.
 
-    Source: Noda (1971), Numerische Mathematik 17.
+    References:
+        Noda (1971), Numerische Mathematik 17.
     """
     x = np.ones(matrix.shape[0])
     lower = 0.0
@@ -261,6 +271,6 @@ def _largest_eigenvalue(matrix: Any) -> float:
             break
         x = _solve(upper, matrix, x)
         x /= x.max()
-        if not (x > 0).all():  # values too far apart for floating point
+        if not (x > 0).all():  # underflow: the components differ too much for floating point
             break
     return lower

@@ -1,4 +1,4 @@
-"""How probable a sentence is under a grammar, summed over its derivations, by the inside algorithm."""
+"""The inside algorithm: probability of a sentence under a grammar, summed over its derivations."""
 
 from collections.abc import Sequence
 
@@ -13,19 +13,30 @@ Array = NDArray[np.float64]
 
 
 class Inside:
-    r"""Probabilities of sentences and of their lengths.
+    r"""Probabilities of sentences and of their lengths under a grammar.
 
-    The grammar is brought into binary form: words become symbols of their own, and long rules chains of pairs. The
-    probability that symbol A yields a span is then
+    The grammar is converted to binary form: words become symbols, and rules with more than two symbols become chains of
+    pairs. The probability that symbol A yields the words from i to j is then
 
     $$ I_A(i, j) = \sum_B U_{AB} \sum_{B \to C D} p \sum_k I_C(i, k) I_D(k, j), \qquad I_A(i, i + 1) = U_{A w_i} $$
 
-    where $U = (1 - M)^{-1}$ sums over all chains of rules with one symbol, of probabilities $M$.
+    where $U = (1 - M)^{-1}$ sums over all chains of unary rules, and $M$ holds the probabilities of unary rules.
 
     Args:
         grammar: The grammar.
 
-    Source: Baker (1979), Trainable grammars for speech recognition.
+    References:
+        Baker (1979), Trainable grammars for speech recognition.
+
+    Example:
+        >>> from sae_lightning.data import Grammar
+        >>> from sae_lightning.data.formal_language.inside import Inside
+        >>> grammar = Grammar("S -> S S [0.25] | 'a' [0.75]")
+        >>> inside = Inside(grammar)
+        >>> inside.log_probabilities([grammar.encode("a"), grammar.encode("a a")]).exp()  # 3/4 and 1/4 * (3/4) ** 2
+        tensor([0.7500, 0.1406], dtype=torch.float64)
+        >>> inside.length_probabilities(2)
+        tensor([0.0000, 0.7500, 0.1406], dtype=torch.float64)
     """
 
     def __init__(self, grammar: Grammar) -> None:
@@ -44,23 +55,24 @@ class Inside:
                 left, probability, free = free, 1.0, free + 1
             pairs.append((left, right[0], right[1], probability))
         self._n, self._n_words = n, n_words
-        closure = np.eye(size)  # words, and the symbols of long rules, stand for themselves
+        closure = np.eye(size)  # words and the auxiliary symbols of long rules have no unary rules
         closure[:n, : n + n_words] = _closure(chains, n, n_words)
         self._closure = torch.from_numpy(closure)
-        # each word counts as if it were this much more probable, so that no product of many becomes too small
+        # log factor applied to each word, so that products of many probabilities do not underflow
         self._scale = grammar.derivation_entropy / grammar.expected_length
         self._lefts, self._firsts, self._seconds = (
             torch.tensor([pair[i] for pair in pairs], dtype=torch.int64) for i in range(3)
         )
         weights = torch.tensor([pair[3] for pair in pairs], dtype=torch.float64)
-        # from what pairs yield to what symbols yield: the pair's rule first, then chains above it
+        # maps probabilities of pairs to those of symbols: the pair's rule, then unary chains above it
         self._lift = weights[:, None] * self._closure.T[self._lefts]
 
     def log_probabilities(self, sentences: Sequence[Tensor]) -> Tensor:
-        """Log probability of each sentence, -inf for one that the grammar does not yield, float64 `(n_sentences,)`.
+        """Return the log probability of each sentence, -inf for ungrammatical ones, float64 `(n_sentences,)`.
 
         Args:
-            sentences: Tokens of each, int64 `(n_words,)`; special tokens and none at all are no sentence.
+            sentences: Tokens of each sentence, int64 `(n_words,)`. A sequence that is empty or holds special tokens is
+                ungrammatical.
         """
         found = torch.full((len(sentences),), -torch.inf, dtype=torch.float64)
         by_length: dict[int, list[int]] = {}
@@ -68,7 +80,7 @@ class Inside:
             if len(tokens) and int(tokens.min()) >= N_SPECIAL:
                 by_length.setdefault(len(tokens), []).append(i)
         for length, members in by_length.items():
-            # a chart holds this many numbers per sentence
+            # bounds the memory of a chart, which holds length ** 2 * n_symbols numbers per sentence
             most = max(1, 2**24 // (length * length * len(self._closure)))
             for begin in range(0, len(members), most):
                 chosen = members[begin : begin + most]
@@ -78,9 +90,9 @@ class Inside:
         return found
 
     def _chart(self, leaves: Tensor) -> Tensor:
-        """What the start symbol yields, from what all symbols yield at each place, `(n, length, n_symbols)`."""
+        """Return the probability of each sentence, from those of all symbols at each word, `(n, length, n_symbols)`."""
         length = leaves.shape[1]
-        chart = [leaves]  # by length of the span: what begins at each place
+        chart = [leaves]  # chart[span - 1][:, i]: probabilities that symbols yield the span of words that begins at i
         for span in range(2, length + 1):
             places = length - span + 1
             products = leaves.new_zeros(len(leaves), places, len(self._lefts))
@@ -91,22 +103,22 @@ class Inside:
         return chart[-1][:, 0, 0]
 
     def length_probabilities(self, longest: int) -> Tensor:
-        """Probability of each length of a sentence from 0 words to `longest`, float64 `(longest + 1,)`."""
+        """Return the probability of each sentence length from 0 to `longest` words, float64 `(longest + 1,)`."""
         words = self._closure[:, self._n : self._n + self._n_words].sum(1)
         found = torch.zeros(longest + 1, len(self._closure), dtype=torch.float64)
         found[1:2] = words
         for length in range(2, longest + 1):
-            # all ways to split the words between the two symbols of each pair
+            # all splits of the words between the two symbols of each pair
             products = found[1:length, self._firsts] * found[1:length, self._seconds].flip(0)
             found[length] = products.sum(0) @ self._lift
         return found[:, 0]
 
 
 def _closure(chains: list[tuple[float, int, int]], n: int, n_words: int) -> Array:
-    """What nonterminals become in all chains of rules with one symbol, `(n, n + n_words)`.
+    """Expected number of times that chains of unary rules lead from a nonterminal to a symbol, `(n, n + n_words)`.
 
     Args:
-        chains: Probability, nonterminal and yield of each such rule.
+        chains: Probability, left side and right side of each unary rule.
         n: Number of nonterminals.
         n_words: Number of words.
     """

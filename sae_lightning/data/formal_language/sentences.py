@@ -1,4 +1,4 @@
-"""Sentences of a grammar as training data of a language model."""
+"""Data module of a grammar's sentences, for the training of a language model."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -17,27 +17,35 @@ from sae_lightning.run.shipped import shipped_path
 
 
 class TokenBatch(NamedTuple):
-    """Sentences side by side in rows, as a transformer reads them."""
+    """Sentences packed into rows, the input of a transformer."""
 
     tokens: Tensor
-    """`BEGIN` and the words of each sentence; `PAD` fills a row; int64 `(n_rows, length)`."""
+    """`BEGIN` and the words of each sentence, padded with `PAD`; int64 `(n_rows, length)`."""
     targets: Tensor
-    """The next token of each, `END` after the last word, `PAD` where there is none; int64 `(n_rows, length)`."""
+    """Next token at each position, `END` after the last word, `PAD` for padding; int64 `(n_rows, length)`."""
     positions: Tensor
-    """Place of each token in its sentence; int64 `(n_rows, length)`."""
+    """Position of each token in its sentence; int64 `(n_rows, length)`."""
     segments: Tensor
-    """Which sentence of the batch each token belongs to, -1 for filling; int64 `(n_rows, length)`."""
+    """Index of each token's sentence in the batch, -1 for padding; int64 `(n_rows, length)`."""
 
 
 def pack(sentences: Sentences, row_length: int) -> TokenBatch:
-    """Lay sentences into rows, as many as fit, in their order.
+    """Pack sentences into rows, in their order, as many per row as fit.
 
     Args:
         sentences: The sentences.
-        row_length: Tokens of a row, more than the words of the longest sentence.
+        row_length: Tokens per row, more than the longest sentence has words.
 
     Raises:
         ValueError: If a sentence does not fit into a row.
+
+    Example:
+        >>> import torch
+        >>> from sae_lightning.data.formal_language.derivations import Sentences
+        >>> from sae_lightning.data.formal_language.sentences import pack
+        >>> words = torch.tensor([3, 4, 5])  # two sentences, of two words and one
+        >>> pack(Sentences(words, torch.tensor([0, 0, 1]), words, words), row_length=6).tokens
+        tensor([[1, 3, 4, 1, 5, 0]])
     """
     lengths = sentences.lengths()
     longest = int(lengths.max())
@@ -45,7 +53,7 @@ def pack(sentences: Sentences, row_length: int) -> TokenBatch:
         raise ValueError(f"row_length must be above the {longest} words of the longest sentence, but is {row_length}")
     rows, columns = [], []
     row, used = 0, 0
-    for size in (lengths + 1).tolist():  # each begins with a token of its own
+    for size in (lengths + 1).tolist():  # BEGIN and the words
         if used + size > row_length:
             row, used = row + 1, 0
         rows.append(row)
@@ -65,7 +73,14 @@ def pack(sentences: Sentences, row_length: int) -> TokenBatch:
 
 
 class SentenceStream(Dataset[TokenBatch]):
-    """An endless sequence of batches of sentences: item i is the i-th batch that this rank trains on."""
+    """Endless sequence of batches of sentences: item i is the i-th training batch of this rank.
+
+    Args:
+        sampler: Draws sentences.
+        batch_size: Sentences per batch.
+        seed: Seed of the stream.
+        rank: Rank of this process; the ranks' streams are independent.
+    """
 
     def __init__(self, sampler: SentenceSampler, batch_size: int, seed: int, rank: int) -> None:
         self.sampler = sampler
@@ -79,7 +94,12 @@ class SentenceStream(Dataset[TokenBatch]):
 
 
 class SentenceDataset(Dataset[TokenBatch]):
-    """Sentences that are held; an index is a tensor of positions, an item is a batch."""
+    """Sentences in memory, indexed by a tensor of positions: an item is a whole batch.
+
+    Args:
+        sentences: The sentences.
+        row_length: Tokens per row of a batch.
+    """
 
     def __init__(self, sentences: Sentences, row_length: int) -> None:
         self.sentences: Sequence[Tensor] = torch.split(sentences.tokens, sentences.lengths().tolist())
@@ -89,7 +109,7 @@ class SentenceDataset(Dataset[TokenBatch]):
         return len(self.sentences)
 
     def __getitem__(self, index: Tensor) -> TokenBatch:
-        if len(index) == 0:  # a rank's share of the last batch
+        if len(index) == 0:  # a rank may have no sample of the last batch
             return TokenBatch(*(torch.zeros(0, self._row_length, dtype=torch.int64) for _ in TokenBatch._fields))
         chosen = [self.sentences[i] for i in index.tolist()]
         lengths = torch.tensor([len(tokens) for tokens in chosen])
@@ -99,27 +119,34 @@ class SentenceDataset(Dataset[TokenBatch]):
 
 
 class SentenceDataModule(SeededDataModule):
-    """Sentences of a grammar: endless training batches, and held-out ones that are drawn once.
+    """Sentences of a grammar: endless training batches, and held-out splits that are drawn once.
 
     Splits are independent draws from one language, so they share probable sentences.
 
     Args:
-        grammar: Text file with the grammar, in nltk's notation; one of the package's configs may be named as
-            `configs/formal_language/grammars/english.pcfg` wherever the command runs.
-        max_length: Words of the longest sentence; longer ones are drawn anew.
-        n_train: Training sentences that count as an epoch, of all processes together.
-        n_val: Held-out sentences for validation.
-        n_test: Held-out sentences for test and prediction.
+        grammar: Text file of the grammar, in NLTK's notation. The package's own can be named from any folder, as in
+            `configs/formal_language/grammars/english.pcfg`.
+        max_length: Maximum number of words; longer sentences are rejected.
+        n_train: Training sentences that count as an epoch, over all processes.
+        n_val: Number of held-out sentences for validation.
+        n_test: Number of held-out sentences for test and prediction.
         batch_size: Sentences per step and process, at least 1.
         eval_batch_size: Sentences per step and process in validation and test, at least 1.
-        seed: Seed of the sentences; None takes the program's seed.
+        seed: Seed of the sentences; None takes the global seed.
 
     Attributes:
         grammar: The grammar.
-        grammar_text: Its text, which a language model keeps.
+        grammar_text: Text of the grammar, which a language model saves.
 
     Raises:
-        ValueError: If an argument is out of range or the grammar is not sound.
+        ValueError: If an argument is out of range or the grammar is not valid.
+
+    Example:
+        >>> from sae_lightning import SentenceDataModule
+        >>> data = SentenceDataModule("configs/formal_language/grammars/dyck.pcfg", max_length=15, batch_size=2, seed=0)
+        >>> batch = next(iter(data.train_dataloader()))
+        >>> batch.tokens.shape[1], batch.segments.unique()[-2:]  # rows of 16 tokens, two sentences
+        (16, tensor([0, 1]))
     """
 
     def __init__(
@@ -146,13 +173,16 @@ class SentenceDataModule(SeededDataModule):
         self._splits: dict[Split, SentenceDataset] = {}
 
     def split(self, split: Split) -> SentenceDataset:
-        """A held-out split, drawn when it is first asked for.
+        """Return a held-out split, which is drawn on first use.
 
         Raises:
             ValueError: If it is the training split, which is never held in memory.
         """
         if split not in self._n_held_out:
-            raise ValueError("split must be 'val' or 'test', for training sentences are drawn as training goes")
+            raise ValueError(
+                "split must be 'val' or 'test', because training sentences are generated on demand; read "
+                "train_dataloader() instead"
+            )
         if split not in self._splits:
             generator = seeded_generator(self.seed, SPLIT_SEEDS[split])
             sentences = self.sampler.draw(self._n_held_out[split], generator)
@@ -160,21 +190,21 @@ class SentenceDataModule(SeededDataModule):
         return self._splits[split]
 
     def train_dataloader(self) -> ActivationLoader:
-        """New training batches, from the start of the stream."""
+        """Return a loader of the stream of training batches."""
         stream = SentenceStream(self.sampler, self.batch_size, self.seed, self._processes()[0])
         steps = StreamSteps(self._steps_per_epoch(self.n_train), self.batch_size, self._processes()[1])
         return ActivationLoader.of(stream, steps, torch.cuda.is_available())
 
     def val_dataloader(self) -> ActivationLoader:
-        """Every validation sentence once."""
+        """Return a loader of all validation sentences."""
         return self._loader("val")
 
     def test_dataloader(self) -> ActivationLoader:
-        """Every test sentence once."""
+        """Return a loader of all test sentences."""
         return self._loader("test")
 
     def predict_dataloader(self) -> ActivationLoader:
-        """Every test sentence once, in stored order."""
+        """Return a loader of all test sentences, in stored order."""
         return self._loader("test")
 
     def _loader(self, split: Split) -> ActivationLoader:

@@ -1,1 +1,1 @@
-"""Images: as training data of a vision model, and what that then makes of them."""
+"""Images as training data of a vision model, and the loading of trained vision models."""

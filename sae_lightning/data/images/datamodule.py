@@ -18,11 +18,11 @@ from sae_lightning.data.sources import IdxImages, ImageExample, Source, Unreadab
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_ORDER = 1000  # keeps the random streams of orders apart from those of the views
+_ORDER = 1000  # separates the random streams of the order from those of the views
 
 
 class ImageDataset(Dataset[ImageBatch]):
-    """Images that are held; an index is a tensor of positions, an item is a batch.
+    """Images and their classes in memory, indexed by a tensor of positions: an item is a whole batch.
 
     Args:
         images: uint8 `(n, channels, height, width)`.
@@ -41,10 +41,18 @@ class ImageDataset(Dataset[ImageBatch]):
 
 
 class ViewStream(Dataset[ViewBatch]):
-    """An endless sequence of batches of views: item i is the i-th batch that this rank trains on.
+    """Endless sequence of batches of views, indexed by (step, epoch, first image in the epoch's order).
 
-    Each image is shown once an epoch, in an order that depends on `(seed, epoch)`; its views depend on
-    `(seed, rank, step)`. An interruption changes neither.
+    Each image is shown once per epoch. Its position depends on `(seed, epoch)` only, and its views on
+    `(seed, rank, step)`, so that an interruption changes neither.
+
+    Args:
+        images: uint8 `(n, channels, height, width)`.
+        views: Draws views.
+        batch_size: Images per batch and rank.
+        seed: Seed of order and views.
+        rank: Rank of this process.
+        n_ranks: Number of processes.
     """
 
     def __init__(self, images: Tensor, views: RandomViews, batch_size: int, seed: int, rank: int, n_ranks: int) -> None:
@@ -67,11 +75,16 @@ class ViewStream(Dataset[ViewBatch]):
 
 
 class ViewSteps(BatchSequence):
-    """The places of the batches of a ViewStream: step, epoch, and number of the first image in the epoch's order.
+    """Sampler of the indices of a ViewStream: step, epoch, and first image in the epoch's order.
 
     Args:
-        steps_per_epoch: Batches of an epoch, at least 1.
-        per_step: Images of a step, over all processes.
+        steps_per_epoch: Batches per epoch, at least 1.
+        per_step: Images per step, over all processes.
+
+    Example:
+        >>> from sae_lightning.data.images.datamodule import ViewSteps
+        >>> list(ViewSteps(steps_per_epoch=2, per_step=8))
+        [(0, 0, 0), (1, 0, 8)]
     """
 
     def __init__(self, steps_per_epoch: int, per_step: int) -> None:
@@ -87,17 +100,17 @@ class ViewSteps(BatchSequence):
 
 
 class HeldOutViews(Dataset[ViewBatch]):
-    """Views of held-out images, the same every time; an index is a tensor of positions, an item is a batch.
+    """Fixed views of held-out images, indexed by a tensor of positions: an item is a whole batch.
 
-    The views of an image depend on its position alone, not on the number of processes: they are drawn together for
-    each group of consecutive images.
+    Views are drawn for groups of consecutive images, so that the views of an image depend on its position but not on
+    the number of processes.
 
     Args:
         images: uint8 `(n, channels, height, width)`.
-        views: What draws views.
+        views: Draws views.
         seed: Seed of the views.
         split: The split that the images belong to.
-        group_size: Images of a group, at least 1.
+        group_size: Images per group, at least 1.
     """
 
     def __init__(self, images: Tensor, views: RandomViews, seed: int, split: Split, group_size: int) -> None:
@@ -126,35 +139,49 @@ class HeldOutViews(Dataset[ViewBatch]):
 
 
 class ImageDataModule(SeededDataModule):
-    """Images for a vision model: random views of them in training, validation and test, themselves in prediction.
+    """Images for a vision model: random views in training, validation and test, and the images in prediction.
 
-    All images are read into memory, as bytes. Classes serve for reports only: no batch of views holds them.
+    All images are read into memory as uint8. Classes are used for reports only; batches of views do not hold them.
 
     Args:
-        folder: Folder with the four IDX files that MNIST and Fashion-MNIST come in (`train-images-idx3-ubyte`,
-            `train-labels-idx1-ubyte`, `t10k-...`, plain or `.gz`); None where sources are given.
+        folder: Folder with the four IDX files of MNIST or Fashion-MNIST (`train-images-idx3-ubyte`,
+            `train-labels-idx1-ubyte`, `t10k-...`, plain or `.gz`); None if `train` is given.
         train: Source of the training and validation images.
-        test: Source of the test images; None takes `n_test` of the training source's.
+        test: Source of the test images; None takes `n_test` images of the training source.
         concept_names: Names of the classes of `folder`, in the order of their labels; None numbers them.
-        image_size: Height and width to which images are scaled; None takes the height of the first image.
-        channels: 1 for grey or 3 for RGB; None takes those of the first image.
-        n_val: Images for validation, taken from the training source.
-        n_test: Images for test, taken from the training source where there is no `test`.
-        crop: Smallest share of an image's area that a view shows, above 0 and at most 1.
-        flip: How probable it is that a view is mirrored, between 0 and 1.
-        jitter: How far a view's brightness and contrast may be from 1, at least 0 and below 1.
+        image_size: Height and width to which images are resized; None takes the height of the first image.
+        channels: 1 for grayscale or 3 for RGB; None takes those of the first image.
+        n_val: Number of validation images, taken from the training source.
+        n_test: Number of test images, taken from the training source if `test` is None.
+        crop: Minimum fraction of an image's area that a view shows, above 0 and at most 1.
+        flip: Probability that a view is mirrored, between 0 and 1.
+        jitter: Maximum deviation of a view's brightness and contrast factors from 1, at least 0 and below 1.
         batch_size: Images per step and process, at least 1.
         eval_batch_size: Images per step and process in validation, test and prediction, at least 1.
-        seed: Seed of splits, order and views; None takes the program's seed.
+        seed: Seed of splits, order and views; None takes the global seed.
 
     Attributes:
         image_size: Height and width of the images.
-        channels: Their channels.
-        concept_names: Names of the classes; empty for unlabelled images.
+        channels: Channels of the images.
+        concept_names: Names of the classes; empty for unlabeled images.
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If an argument is out of range, a file is damaged, or sources do not fit.
+        ValueError: If an argument is out of range, a file is damaged, or `train` and `test` have different classes.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from PIL import Image
+        >>> from sae_lightning import ImageDataModule
+        >>> from sae_lightning.data.sources import ImageFolder
+        >>> with TemporaryDirectory() as folder:
+        ...     for i in range(6):
+        ...         Image.new("L", (4, 4), i).save(Path(folder, f"{i}.png"))
+        ...     source = ImageFolder(folder, labelled=False)
+        ...     data = ImageDataModule(train=source, n_val=1, n_test=1, batch_size=2, seed=0)
+        ...     next(iter(data.train_dataloader())).views.shape  # two views of two images
+        torch.Size([4, 1, 4, 4])
     """
 
     def __init__(
@@ -208,7 +235,7 @@ class ImageDataModule(SeededDataModule):
         self._splits: dict[Split, ImageDataset] = {}
 
     def split(self, split: Split) -> ImageDataset:
-        """The images of one split; all are read when the first is asked for.
+        """Return the images of one split; the first call reads all images.
 
         Raises:
             ValueError: If no image can be read, or a split would be empty.
@@ -222,7 +249,7 @@ class ImageDataModule(SeededDataModule):
         images, concepts, documents = _read_all(train, self.image_size, self.channels)
         n_val, n_test = self._n_held_out
         parts: dict[Split, int] = {"val": n_val} if test is not None else {"val": n_val, "test": n_test}
-        # examples of one name stay together
+        # images of the same name must belong to the same split
         names = {name: i for i, name in enumerate(dict.fromkeys(documents))}
         place = torch.randperm(len(names), generator=seeded_generator(self.seed))
         groups = place[torch.tensor([names[name] for name in documents])]
@@ -244,22 +271,22 @@ class ImageDataModule(SeededDataModule):
             self._splits["test"] = ImageDataset(*_read_all(test, self.image_size, self.channels)[:2])
 
     def train_dataloader(self) -> ActivationLoader:
-        """Views of the training images, each once an epoch; what does not fill a batch is left out of an epoch."""
+        """Return a loader of views of the training images; the incomplete last batch of an epoch is dropped."""
         images = self.split("train").images
         steps = self._steps_per_epoch(len(images))
         stream = ViewStream(images, self.views, self.batch_size, self.seed, *self._processes())
         return ActivationLoader.of(stream, ViewSteps(steps, stream.per_step), torch.cuda.is_available())
 
     def val_dataloader(self) -> ActivationLoader:
-        """Two views of every validation image."""
+        """Return a loader of two fixed views of every validation image."""
         return self._held_out("val")
 
     def test_dataloader(self) -> ActivationLoader:
-        """Two views of every test image."""
+        """Return a loader of two fixed views of every test image."""
         return self._held_out("test")
 
     def predict_dataloader(self) -> ActivationLoader:
-        """Every test image once, in stored order."""
+        """Return a loader of all test images, in stored order."""
         return self._loader(self.split("test"))
 
     def _held_out(self, split: Split) -> ActivationLoader:
@@ -271,7 +298,7 @@ class ImageDataModule(SeededDataModule):
 
 
 def _mnist_like(folder: Path, prefix: str, concept_names: list[str] | None) -> IdxImages:
-    """The training (`train`) or test images (`t10k`) in a folder of IDX files."""
+    """Open the training (`train`) or test images (`t10k`) in a folder of IDX files."""
     paths: dict[str, str] = {}
     for argument, name in (("images", f"{prefix}-images-idx3-ubyte"), ("labels", f"{prefix}-labels-idx1-ubyte")):
         plain, packed = folder / name, folder / f"{name}.gz"
@@ -291,7 +318,7 @@ def _first_readable(source: Source[ImageExample]) -> "Image":
 
 
 def _read_all(source: Source[ImageExample], size: int, channels: int) -> tuple[Tensor, Tensor, Sequence[str]]:
-    """All images that can be read, scaled, `(n, channels, size, size)`, with their classes and names."""
+    """Read and resize all readable images; return them, `(n, channels, size, size)`, their classes and their names."""
     if isinstance(source, IdxImages) and source.pixels.shape[1:] == (size, size) and channels == 1:
         return source.pixels[:, None], source.concepts, [str(i) for i in range(len(source))]
     import numpy as np
@@ -312,5 +339,5 @@ def _read_all(source: Source[ImageExample], size: int, channels: int) -> tuple[T
     if not images:
         raise ValueError(f"a source must hold an image that can be read, but none of its {len(source)} can")
     if unreadable:
-        warnings.warn(f"{len(unreadable)} of {len(source)} images are left out; {unreadable[0]}", stacklevel=2)
+        warnings.warn(f"{len(unreadable)} of {len(source)} images are left out: {unreadable[0]}", stacklevel=2)
     return torch.stack(images), torch.tensor(concepts), documents

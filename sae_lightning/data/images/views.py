@@ -1,4 +1,4 @@
-"""Random views of images: what a model that learns without labels is to recognise as the same."""
+"""Random views (augmentations) of images for contrastive learning."""
 
 import math
 from typing import NamedTuple
@@ -21,30 +21,39 @@ class ViewBatch(NamedTuple):
     """Two random views of each of `n` images."""
 
     views: Tensor
-    """Floats between 0 and 1, `(2n, channels, height, width)`: the second views follow all the first ones."""
+    """Floats between 0 and 1, `(2n, channels, height, width)`: all first views, then all second views."""
     images: Tensor
-    """The images themselves, floats between 0 and 1, `(n, channels, height, width)`."""
+    """The original images, floats between 0 and 1, `(n, channels, height, width)`."""
     seed: int
-    """Seed of what a model draws for this batch."""
+    """Seed for the model's random choices on this batch."""
 
 
 class RandomViews:
-    r"""Draws views: a crop that fills the image again, perhaps mirrored, in other light.
+    r"""Draws random views: a crop resized to the full image, possibly mirrored, with random brightness and contrast.
 
-    A crop has a share `u` of the area and a ratio `r` of width to height, with `u` uniform in `[crop, 1]` and `log r`
-    uniform in `[-log 1.25, log 1.25]`; pixel values `x` become
+    A crop has a fraction `u` of the area and an aspect ratio `r`, with `u` uniform in `[crop, 1]` and `log r` uniform
+    in `[-log 1.25, log 1.25]`. Pixel values `x` become
 
     $$ \mathrm{clip}_{[0, 1]}\,(m + c\,(b x - m)), \qquad b, c \sim U[1 - \mathrm{jitter}, 1 + \mathrm{jitter}], $$
 
     with `m` the mean of `b x` over the view.
 
     Args:
-        crop: Smallest share of an image's area that a view shows, above 0 and at most 1.
-        flip: How probable it is that a view is mirrored, between 0 and 1.
-        jitter: How far brightness and contrast may be from 1, at least 0 and below 1.
+        crop: Minimum fraction of an image's area that a view shows, above 0 and at most 1.
+        flip: Probability that a view is mirrored, between 0 and 1.
+        jitter: Maximum deviation of the brightness and contrast factors from 1, at least 0 and below 1.
 
     Raises:
         ValueError: If an argument is out of range.
+
+    Example:
+        >>> import torch
+        >>> from sae_lightning.data.images.views import RandomViews
+        >>> images = torch.tensor([[[[0, 255]]]], dtype=torch.uint8)
+        >>> RandomViews(crop=1.0, flip=0.0, jitter=0.0).of(images[..., :1], torch.Generator()).flatten()
+        tensor([0.])
+        >>> RandomViews(crop=0.5, flip=0.5, jitter=0.4).pairs(images, torch.Generator()).views.shape
+        torch.Size([2, 1, 1, 2])
     """
 
     def __init__(self, crop: float, flip: float, jitter: float) -> None:
@@ -59,7 +68,7 @@ class RandomViews:
         self.jitter = jitter
 
     def of(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """One view of each image.
+        """Draw one view of each image.
 
         Args:
             images: uint8, or floats between 0 and 1, `(n, channels, height, width)`, on the CPU.
@@ -76,7 +85,7 @@ class RandomViews:
 
         area, ratio = uniform(self.crop, 1), uniform(-math.log(1.25), math.log(1.25)).exp()
         width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
-        # in coordinates from -1 to 1: the centre lies such that the crop stays within the image
+        # center of the crop in coordinates from -1 to 1, such that the crop stays within the image
         across, down = (1 - width) * uniform(-1, 1), (1 - height) * uniform(-1, 1)
         sign = torch.where(uniform(0, 1) < self.flip, -1.0, 1.0)
         zero = torch.zeros(n)
@@ -88,7 +97,12 @@ class RandomViews:
         return (mean + uniform(1 - self.jitter, 1 + self.jitter).view(n, 1, 1, 1) * (view - mean)).clamp(0, 1)
 
     def pairs(self, images: Tensor, generator: torch.Generator) -> ViewBatch:
-        """Two views of each image."""
+        """Draw two views of each image.
+
+        Args:
+            images: uint8, or floats between 0 and 1, `(n, channels, height, width)`, on the CPU.
+            generator: Source of all randomness.
+        """
         images = images if images.is_floating_point() else images / 255
         views = self.of(torch.cat([images, images]), generator)
         return ViewBatch(views, images, int(torch.randint(2**62, (), generator=generator)))

@@ -1,4 +1,4 @@
-"""The vision transformer in a checkpoint, ready to be read from."""
+"""Load the vision transformer of a checkpoint."""
 
 import os
 from typing import Any
@@ -10,10 +10,10 @@ _SIZES = ("image_size", "channels", "patch_size", "width", "n_layers", "n_heads"
 
 
 def read_vision_model(path: str | os.PathLike[str]) -> VisionTransformer:
-    """The transformer in a checkpoint of a VisionModel, in evaluation mode and without gradients.
+    """Load the transformer of a VisionModel's checkpoint, in evaluation mode and without gradients.
 
     Raises:
-        ValueError: If the file cannot be read or holds none.
+        ValueError: If the file cannot be read or is not a checkpoint of a VisionModel.
     """
     prefix = "transformer."
     try:
@@ -26,7 +26,7 @@ def read_vision_model(path: str | os.PathLike[str]) -> VisionTransformer:
         raise ValueError(
             f"checkpoint must be a file, but there is none at {os.fspath(path)!r}: train a vision model first "
             "(sae-lightning fit -c configs/vision/vit.yaml)"
-        ) from None  # its cause says less
-    except Exception as error:  # constructors meet arguments of other types with errors of many kinds
+        ) from None  # the original error adds nothing
+    except Exception as error:  # invalid arguments raise many types of errors in constructors
         raise ValueError(f"checkpoint {os.fspath(path)!r} must be one of a VisionModel, but is not: {error}") from None
     return model.eval().requires_grad_(False)

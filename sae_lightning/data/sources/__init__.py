@@ -1,4 +1,4 @@
-"""Sources of texts and images that a model reads."""
+"""Sources of texts and images for host models."""
 
 from sae_lightning.data.sources.base import ImageExample, Source, StreamedSource, TextExample, UnreadableError
 from sae_lightning.data.sources.conllu import ConlluFiles

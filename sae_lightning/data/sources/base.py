@@ -1,4 +1,4 @@
-"""What a source hands to a model: texts and images, with the concepts of their words or of the whole."""
+"""Base classes of sources, and the examples that they yield: texts and images with concept labels."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -11,33 +11,33 @@ if TYPE_CHECKING:
 
 
 class TextExample(NamedTuple):
-    """A text that a model reads in one piece, such as a sentence."""
+    """A text, such as a sentence, with optional labels of its words or of the whole."""
 
     document: str
-    """Name of the document that it belongs to: examples of one document fall into one split."""
+    """Name of its document; all examples of a document belong to the same split."""
     text: str
-    """What the model reads."""
+    """The text."""
     spans: tuple[tuple[int, int], ...] = ()
-    """Where the words of a labelled text are: first and behind the last character of each, in their order."""
+    """Positions of the labeled words: first character and one past the last, in the order of the text."""
     concepts: tuple[int, ...] = ()
-    """Concept of each of these words, -1 for none."""
+    """Concept of each labeled word, -1 for none."""
     concept: int = -1
     """Concept of the text as a whole, -1 for none."""
 
 
 class ImageExample(NamedTuple):
-    """An image."""
+    """An image with an optional label."""
 
     document: str
-    """Name of the image: examples of one name fall into one split."""
+    """Name of the image; all examples of the same name belong to the same split."""
     image: "Image"
-    """The image, in grey or RGB."""
+    """The image, in grayscale or RGB."""
     concept: int = -1
     """Concept of the image, -1 for none."""
 
 
 class UnreadableError(ValueError):
-    """An example that cannot be read: names it and the reason."""
+    """Raised for an example that cannot be read; the message names the example and the reason."""
 
     def __init__(self, document: str, reason: str) -> None:
         super().__init__(f"{document!r} cannot be read: {reason}")
@@ -49,21 +49,21 @@ Example_co = TypeVar("Example_co", TextExample, ImageExample, covariant=True)
 
 
 class Source(Recorded, ABC, Generic[Example_co]):
-    """Examples that can be read in any order; a source records how it was made.
+    """Base of sources whose examples can be read in any order. A source records its constructor arguments.
 
     Attributes:
-        concept_names: Names of the concepts, in the order of their labels; empty for unlabelled examples.
+        concept_names: Names of the concepts, in the order of their labels; empty for unlabeled examples.
     """
 
     concept_names: list[str]
 
     @abstractmethod
     def __len__(self) -> int:
-        """Number of examples."""
+        """Return the number of examples."""
 
     @abstractmethod
     def __getitem__(self, index: int) -> Example_co:
-        """One example, the same every time.
+        """Return one example; the same index always returns the same example.
 
         Raises:
             UnreadableError: If it cannot be read.
@@ -71,14 +71,14 @@ class Source(Recorded, ABC, Generic[Example_co]):
 
 
 class StreamedSource(Recorded, ABC, Generic[Example_co]):
-    """Examples that come in an order of their own, of unknown number, such as those of a dataset on a hub.
+    """Base of sources with a fixed order and an unknown number of examples, such as a streamed dataset.
 
     Attributes:
-        concept_names: Names of the concepts, in the order of their labels; empty for unlabelled examples.
+        concept_names: Names of the concepts, in the order of their labels; empty for unlabeled examples.
     """
 
     concept_names: list[str]
 
     @abstractmethod
     def read(self, start: int) -> Iterator[Example_co | UnreadableError]:
-        """All examples from number `start` on; one that cannot be read comes as its error."""
+        """Yield all examples from index `start` on, and an UnreadableError in place of each that cannot be read."""

@@ -1,4 +1,4 @@
-"""Pieces of text files, found by their bytes and read when they are asked for."""
+"""Index of the lines or paragraphs of text files, by position in bytes, so that they can be read on access."""
 
 from array import array
 from codecs import BOM_UTF8
@@ -13,21 +13,20 @@ UNITS = ("line", "paragraph", "file")
 
 
 class Block(NamedTuple):
-    """A piece of a file."""
+    """A piece of a file: a line, a paragraph or the whole."""
 
     begin: int
-    """Its first byte in the file."""
+    """Offset of its first byte."""
     line: int
-    """Its first line in the file, from 1."""
+    """Number of its first line, from 1."""
     data: bytes
-    """What it holds, with the ends of its lines."""
+    """Its bytes, line ends included."""
 
 
 def blocks(path: str, unit: Unit) -> Iterator[Block]:
-    """The pieces of a file that hold more than blanks: its lines, its runs of lines that are not blank, or the whole.
+    """Yield the non-blank lines, the paragraphs (runs of non-blank lines), or the whole of a file.
 
-    Lines end in the byte of a line feed, so the text's encoding must write that as one byte. UTF-8's mark of the byte
-    order in front of a file is left out.
+    Lines end at the byte of a line feed, so the encoding must write it as one byte. UTF-8's byte order mark is skipped.
 
     Raises:
         OSError: If the file cannot be read.
@@ -56,7 +55,7 @@ def blocks(path: str, unit: Unit) -> Iterator[Block]:
 
 
 class BlockIndex:
-    """Where pieces of files are; holds none of them.
+    """Index of the positions of pieces in files; it does not hold their bytes.
 
     Args:
         files: The files.
@@ -71,7 +70,7 @@ class BlockIndex:
 
     @classmethod
     def of(cls, files: list[NamedFile], unit: Unit) -> "BlockIndex":
-        """All pieces of the files.
+        """Index all pieces of the files.
 
         Raises:
             ValueError: If a file cannot be read.
@@ -83,7 +82,7 @@ class BlockIndex:
         return index
 
     def scan(self, number: int, unit: Unit) -> Iterator[Block]:
-        """The pieces of one file.
+        """Yield the pieces of file `number`.
 
         Raises:
             ValueError: If it cannot be read.
@@ -95,21 +94,21 @@ class BlockIndex:
             raise ValueError(f"path must lead to readable files, but {path!r} is not: {error.strerror}") from None
 
     def add(self, number: int, block: Block) -> None:
-        """Remember where a piece of file `number` is."""
+        """Add the position of a piece of file `number`."""
         self._file.append(number)
         self._begin.append(block.begin)
         self._size.append(len(block.data))
         self._line.append(block.line)
 
     def __len__(self) -> int:
-        """Number of pieces."""
+        """Return the number of pieces."""
         return len(self._file)
 
     def __getitem__(self, index: int) -> tuple[NamedFile, Block]:
-        """A piece, read anew, and its file.
+        """Read a piece; return its file and the piece.
 
         Raises:
-            UnreadableError: If the file is gone, or shorter than it was.
+            UnreadableError: If the file has been removed or has become shorter.
         """
         file, begin, size = self.files[self._file[index]], self._begin[index], self._size[index]
         try:

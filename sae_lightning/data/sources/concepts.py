@@ -1,17 +1,22 @@
-"""Which concept a tag or a label in a source belongs to."""
+"""Map the tags and labels of a source to concepts."""
 
 from collections.abc import Collection, Mapping
 
 
 def concept_of_tag(concepts: Mapping[str, list[str]], known: Collection[str] | None = None) -> dict[str, int]:
-    """Number of the concept that each tag belongs to.
+    """Return the index of the concept that each tag belongs to.
 
     Args:
-        concepts: Names of the concepts with the tags that belong to each.
-        known: All tags that there can be; None: any.
+        concepts: The tags of each concept, by its name.
+        known: All allowed tags; None allows any.
 
     Raises:
         ValueError: If there is no concept, a concept has no tag, or a tag is unknown or belongs to two concepts.
+
+    Example:
+        >>> from sae_lightning.data.sources.concepts import concept_of_tag
+        >>> concept_of_tag({"noun": ["NOUN", "PROPN"], "verb": ["VERB"]})
+        {'NOUN': 0, 'PROPN': 0, 'VERB': 1}
     """
     if not concepts:
         raise ValueError("concepts must name at least one concept, but is empty")
@@ -29,10 +34,22 @@ def concept_of_tag(concepts: Mapping[str, list[str]], known: Collection[str] | N
 
 
 def concept_of_label(label: object, names: list[str]) -> int:
-    """Number of the concept that a label stands for: its number or its name; None and -1 stand for no concept.
+    """Return the index of the concept that a label names.
+
+    Args:
+        label: Name or index of a concept; None and -1 stand for no concept.
+        names: Names of the concepts.
+
+    Returns:
+        The index, -1 for no concept.
 
     Raises:
-        ValueError: If it is neither.
+        ValueError: If the label is none of these.
+
+    Example:
+        >>> from sae_lightning.data.sources.concepts import concept_of_label
+        >>> [concept_of_label(label, ["bad", "good"]) for label in ("good", 0, None)]
+        [1, 0, -1]
     """
     if label is None:
         return -1

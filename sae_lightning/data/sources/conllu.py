@@ -1,4 +1,4 @@
-"""Sentences of treebanks in the format CoNLL-U, with a tag of each word."""
+"""Sentences of treebanks in CoNLL-U format, with a tag for each word."""
 
 import re
 from collections.abc import Iterator
@@ -14,34 +14,44 @@ UPOS = [
     *("NOUN", "PROPN", "VERB", "AUX", "ADJ", "ADV", "PRON", "DET", "ADP", "NUM"),
     *("CCONJ", "SCONJ", "PART", "INTJ", "SYM", "PUNCT", "X"),
 ]
-"""The parts of speech of Universal Dependencies."""
+"""The 17 parts of speech of Universal Dependencies."""
 
 _COLUMNS = {"upos": 3, "xpos": 4, "deprel": 7}
 _COMMENT = re.compile(r"#\s*(text|newdoc(?:\s+id)?)\s*(?:=\s*(.*?)\s*)?")
 
 
 class ConlluFiles(Source[TextExample]):
-    """Sentences of treebanks in the format CoNLL-U, with a tag of each word.
+    r"""Sentences of treebanks in CoNLL-U format, with a tag for each word.
 
-    A text is what the comment `# text` says; without it, the words with a space between them where `SpaceAfter=No` does
-    not forbid it. Its document is what the last `# newdoc` of its file names, without one the file.
+    The text of a sentence is that of its comment `# text`, or else its words, separated by spaces except after
+    `SpaceAfter=No`. Its document is that of the last `# newdoc` comment in the file, or else the file.
 
-    Empty nodes (`8.1`) are no words. Words that are written as one (`1-2`) have a place each where their forms make up
-    what is written ("do", "n't"); elsewhere ("zum", of "zu" and "dem") they count as one word, with the tag of the
-    first.
+    Empty nodes (`8.1`) are skipped. If the words of a multiword token (`1-2`) concatenate to its form ("do" and "n't"),
+    each has its own position. Otherwise ("zum" for "zu" and "dem") the token counts as one word, with the tag of its
+    first word.
 
-    Files are searched for sentences when the source is made, and a sentence is read when it is asked for: what is wrong
-    within one is found then, and the error names file and line.
+    The constructor only locates the sentences; a sentence is read and checked on access, and errors name file and line.
 
     Args:
-        path: A file; a folder, which is searched to any depth for `*.conllu`; or a pattern of files with `*` and `**`.
-        concepts: Names of concepts with the tags that belong to each; words of other tags have no concept. None makes
-            each of the 17 tags of `upos` a concept of its own: NOUN, PROPN, VERB, AUX, ADJ, ADV, PRON, DET, ADP, NUM,
-            CCONJ, SCONJ, PART, INTJ, SYM, PUNCT and X.
-        field: Column that holds the tags: universal parts of speech, the treebank's own, or relations to the head.
+        path: A file; a folder, which is searched recursively for `*.conllu`; or a pattern with `*` and `**`.
+        concepts: The tags of each concept, by its name; words with other tags have no concept. None makes each of the
+            17 tags of `upos` a concept: NOUN, PROPN, VERB, AUX, ADJ, ADV, PRON, DET, ADP, NUM, CCONJ, SCONJ, PART,
+            INTJ, SYM, PUNCT and X.
+        field: Column of the tags: universal parts of speech (upos), the treebank's own (xpos), or the relation to the
+            head (deprel).
 
     Raises:
-        ValueError: If an argument is out of range, or there is no file, or none that holds a sentence.
+        ValueError: If an argument is out of range, no file is found, or the files hold no sentence.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from sae_lightning.data.sources import ConlluFiles
+        >>> rows = ["1\tDogs\tdog\tNOUN", "2\tbark\tbark\tVERB"]
+        >>> with TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "a.conllu").write_text("\n".join(row + 6 * "\t_" for row in rows) + "\n\n")
+        ...     ConlluFiles(folder, concepts={"noun": ["NOUN"], "verb": ["VERB"]})[0]
+        TextExample(document='a.conllu', text='Dogs bark', spans=((0, 4), (5, 9)), concepts=(0, 1), concept=-1)
     """
 
     def __init__(
@@ -54,7 +64,7 @@ class ConlluFiles(Source[TextExample]):
             raise ValueError(f"field must be one of {list(_COLUMNS)}, but is {field!r}")
         if concepts is None:
             if field != "upos":
-                raise ValueError(f"concepts must be given where field is {field!r}, whose tags no standard lists")
+                raise ValueError(f"concepts must be given where field is {field!r}, which has no standard set of tags")
             concepts = {tag: [tag] for tag in UPOS}
         self._field = field
         self._concept_of = concept_of_tag(concepts, UPOS if field == "upos" else None)
@@ -76,11 +86,11 @@ class ConlluFiles(Source[TextExample]):
             raise ValueError(f"path must lead to at least one sentence, but there is none at {path!r}")
 
     def __len__(self) -> int:
-        """Number of sentences."""
+        """Return the number of sentences."""
         return len(self._documents)
 
     def __getitem__(self, index: int) -> TextExample:
-        """One sentence."""
+        """Read one sentence."""
         index = range(len(self))[index]
         file, block = self._sentences[index]
         try:
@@ -102,15 +112,15 @@ class Word(NamedTuple):
     """A word in a text."""
 
     begin: int
-    """Its first character."""
+    """First character."""
     end: int
-    """Behind its last character."""
+    """One past the last character."""
     tag: str
     line: int
 
 
 class _Token(NamedTuple):
-    """What is written without a break, with the form and the tag of each word in it."""
+    """A word or multiword token, with the form and the tag of each of its words."""
 
     form: str
     space: str
@@ -119,7 +129,7 @@ class _Token(NamedTuple):
 
 
 def read_sentence(lines: str, first: int, column: int) -> tuple[str, list[Word]]:
-    """Text and words of a sentence.
+    """Parse a sentence into its text and words.
 
     Args:
         lines: The sentence in CoNLL-U.
@@ -127,7 +137,7 @@ def read_sentence(lines: str, first: int, column: int) -> tuple[str, list[Word]]
         column: Column of the tags, from 0.
 
     Raises:
-        ValueError: If it is malformed, or a word is not in its text. It names the line.
+        ValueError: If the sentence is malformed, or its text lacks a word; the message names the line.
     """
     rows = list(enumerate(lines.rstrip("\r\n").replace("\r\n", "\n").split("\n"), first))
     tokens = _tokens([(number, row) for number, row in rows if not row.startswith("#")], column)
@@ -139,7 +149,7 @@ def read_sentence(lines: str, first: int, column: int) -> tuple[str, list[Word]]
         begin = _skip_blanks(text, position)
         if not text.startswith(token.form, begin):
             raise ValueError(
-                f"line {token.line}: {token.form!r} must come next in the sentence, but {text!r} goes on with "
+                f"line {token.line}: {token.form!r} must come next in the sentence, but {text!r} continues with "
                 f"{text[begin : begin + 20]!r}"
             )
         position = begin + len(token.form)
@@ -192,7 +202,7 @@ def _tokens(rows: list[tuple[int, str]], column: int) -> list[_Token]:
 
 
 def _comment(line: str) -> Iterator[tuple[str, str]]:
-    """Key and value of a comment that matters, if a line is one."""
+    """Yield key and value of a line, if it is a comment `text` or `newdoc`."""
     found = _COMMENT.fullmatch(line.rstrip("\r\n"))
     if found:
         yield found[1], found[2] or ""

@@ -1,4 +1,4 @@
-"""Texts of a dataset in the form of Hugging Face's `datasets`, from a folder or a hub."""
+"""Texts of Hugging Face datasets, from local files or the hub."""
 
 import glob
 import os
@@ -17,21 +17,20 @@ _TEXT_FILES = (".txt", ".csv", ".tsv", ".json", ".jsonl")
 
 
 class HuggingFaceText(Source[TextExample]):
-    """Texts of a dataset that lies on the disk, or is brought there first, in any order.
+    """Texts of a dataset on disk, which is downloaded first if necessary, with random access.
 
     Args:
-        name: A dataset's name on the hub; a folder of files, or one that `save_to_disk` wrote; or the format of
-            `data_files`, such as `json`, `csv`, `parquet` or `text`. A dataset's own code is never run.
+        name: Name of a dataset on the hub; a folder of files, or one written by `save_to_disk`; or the format of
+            `data_files`, such as `json`, `csv`, `parquet` or `text`. Code that comes with a dataset is never executed.
         config: Name of one of the dataset's configurations.
-        split: Name of the split, or a part of it such as `train[:1000]` where the dataset was not saved to disk.
+        split: Name of the split, or a slice such as `train[:1000]` (not for datasets written by `save_to_disk`).
         revision: Branch, tag or commit on the hub.
         text_column: Column of the texts.
-        label_column: Column of each text's concept: its name or number, where None and -1 stand for none.
-        document_column: Column of the document that a text belongs to; None makes each row a document of its own,
-            which is called by its number.
-        data_files: Files to read, of the whole or by split.
+        label_column: Column of each text's concept: its name or index, where None and -1 stand for none.
+        document_column: Column of the document of each text; None makes each row a document, named by its number.
+        data_files: Files to read, for all splits or by split.
         concept_names: Names of the concepts; None takes those of `label_column`, if it holds class labels.
-        cache_dir: Folder for what is brought from the hub or converted; None: the one that `datasets` uses.
+        cache_dir: Folder for downloaded and converted files; None takes the default of `datasets`.
 
     Raises:
         ValueError: If the dataset cannot be loaded or lacks a column, or an argument is out of range.
@@ -58,35 +57,34 @@ class HuggingFaceText(Source[TextExample]):
         self._dataset = dataset.select_columns(self._rows.columns)
 
     def __len__(self) -> int:
-        """Number of rows."""
+        """Return the number of rows."""
         return len(self._dataset)
 
     def __getitem__(self, index: int) -> TextExample:
-        """The text of one row."""
+        """Read the text of one row."""
         index = range(len(self))[index]
         try:
             row = self._dataset[index]
-        except UnicodeDecodeError as error:  # of a file in JSON, found when the row is read
+        except UnicodeDecodeError as error:  # JSON files are decoded on access
             raise UnreadableError(f"row {index}", _reason(error, self._rows.name, self._data_files)) from None
         return self._rows.example(row, index, self.concept_names)
 
 
 class HuggingFaceTextStream(StreamedSource[TextExample]):
-    """Texts of a dataset that are fetched as they are read, in the dataset's order.
+    """Texts of a dataset that is streamed in its own order, without downloading it first.
 
     Args:
-        name: A dataset's name on the hub; a folder of files, or one that `save_to_disk` wrote; or the format of
-            `data_files`, such as `json`, `csv`, `parquet` or `text`. A dataset's own code is never run.
+        name: Name of a dataset on the hub; a folder of files, or one written by `save_to_disk`; or the format of
+            `data_files`, such as `json`, `csv`, `parquet` or `text`. Code that comes with a dataset is never executed.
         config: Name of one of the dataset's configurations.
         split: Name of the split.
         revision: Branch, tag or commit on the hub.
         text_column: Column of the texts.
-        label_column: Column of each text's concept: its name or number, where None and -1 stand for none.
-        document_column: Column of the document that a text belongs to; None makes each row a document of its own,
-            which is called by its number.
-        data_files: Files to read, of the whole or by split.
+        label_column: Column of each text's concept: its name or index, where None and -1 stand for none.
+        document_column: Column of the document of each text; None makes each row a document, named by its number.
+        data_files: Files to read, for all splits or by split.
         concept_names: Names of the concepts; None takes those of `label_column`, if it holds class labels.
-        cache_dir: Folder for what is brought from the hub; None: the one that `datasets` uses.
+        cache_dir: Folder for downloaded files; None takes the default of `datasets`.
 
     Raises:
         ValueError: If the dataset cannot be loaded or lacks a column, or an argument is out of range.
@@ -108,13 +106,13 @@ class HuggingFaceTextStream(StreamedSource[TextExample]):
         self._dataset = _load(name, config, split, revision, data_files, cache_dir, streaming=True)
         self._rows = _Rows(name, text_column, label_column, document_column)
         self._data_files = data_files
-        # a stream may learn its columns from its first row only
+        # some streams do not declare their columns: take those of the first row
         columns = self._dataset.column_names or list(_next_row(iter(self._dataset), name, data_files) or {})
         self._rows.check_columns(columns)
         self.concept_names = self._rows.names(self._dataset.features or {}, concept_names)
 
     def read(self, start: int) -> Iterator[TextExample | UnreadableError]:
-        """The texts of all rows from number `start` on, or the error of one that cannot be read."""
+        """Yield the texts of all rows from index `start` on, and an UnreadableError for each that cannot be read."""
         if start < 0:
             raise ValueError(f"start must be at least 0, but is {start}")
         rows = iter(self._dataset.select_columns(self._rows.columns).skip(start))
@@ -129,7 +127,7 @@ class HuggingFaceTextStream(StreamedSource[TextExample]):
 
 
 class _Rows:
-    """Turns the rows of a dataset into texts.
+    """Converts the rows of a dataset to texts.
 
     Args:
         name: Name of the dataset, for errors.
@@ -152,7 +150,7 @@ class _Rows:
                 raise ValueError(f"{argument} must be one of dataset {self.name!r}, {columns}, but is {column!r}")
 
     def names(self, features: Mapping[str, Any], names: list[str] | None) -> list[str]:
-        """Names of the concepts."""
+        """Return the names of the concepts."""
         if self.label is None:
             if names:
                 raise ValueError(f"concept_names must be None where label_column is None, but are {names}")
@@ -180,17 +178,17 @@ class _Rows:
 
 
 def _next_row(rows: Iterator[Any], name: str, data_files: DataFiles | None) -> Mapping[str, Any] | None:
-    """The next row of a stream; None behind the last."""
+    """Return the next row of a stream; None at its end."""
     try:
         row: Mapping[str, Any] | None = next(rows, None)
-    except Exception as error:  # a hub, a builder and a file each have their own
+    except Exception as error:  # hub, builders and files raise many types of errors
         reason = _reason(error, name, data_files)
         raise ValueError(f"dataset {name!r} must be one that can be read, but is not: {reason}") from None
     return row
 
 
 def _reason(error: BaseException, name: str, data_files: DataFiles | None) -> str:
-    """Why a dataset cannot be read: its first cause, which for a file that is not UTF-8 lacks the file's name."""
+    """Return the root cause of an error of a dataset; if a file is not UTF-8, with the name of the file."""
     while error.__cause__ is not None:
         error = error.__cause__
     if isinstance(error, UnicodeDecodeError):
@@ -204,7 +202,7 @@ def _reason(error: BaseException, name: str, data_files: DataFiles | None) -> st
 
 
 def _text_files(name: str, data_files: DataFiles | None) -> Iterator[str]:
-    """Files on the disk that a dataset is made of, where they hold text."""
+    """Yield the local text files that a dataset is read from."""
     folder = os.path.expanduser(name)
     given = data_files.values() if isinstance(data_files, dict) else [data_files or "**"]
     patterns = [pattern for some in given for pattern in ([some] if isinstance(some, str) else some)]
@@ -222,7 +220,7 @@ def _load(
     cache_dir: str | None,
     streaming: bool,
 ) -> Any:
-    """One split of a dataset."""
+    """Load one split of a dataset."""
     try:
         import datasets
     except ImportError:
@@ -239,7 +237,7 @@ def _load(
                 cache_dir=cache_dir,
                 streaming=streaming,
             )
-        except Exception as error:  # a hub, a builder and a file each have their own
+        except Exception as error:  # hub, builders and files raise many types of errors
             reason = _reason(error, name, data_files)
             raise ValueError(f"dataset {name!r} must be one that can be loaded, but is not: {reason}") from None
     for argument, value in {"config": config, "revision": revision, "data_files": data_files}.items():

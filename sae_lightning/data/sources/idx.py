@@ -1,4 +1,4 @@
-"""Images in IDX files, the format of MNIST and of data made in its likeness."""
+"""Images in IDX files, the format of MNIST and similar data."""
 
 import gzip
 import math
@@ -11,25 +11,28 @@ from torch import Tensor
 
 from sae_lightning.data.sources.base import ImageExample, Source
 
-_UINT8 = 0x08  # IDX's code of the type
+_UINT8 = 0x08  # type code in IDX
 _GZIP = b"\x1f\x8b"
 _CHUNK = 2**20  # bytes
 
 
 def read_idx(path: str | os.PathLike[str], n_dimensions: int) -> Tensor:
-    """Read an IDX file of unsigned bytes, plain or packed by gzip.
+    """Read an IDX file of unsigned bytes, plain or compressed by gzip.
 
-    Two zero bytes come first, then the type and the number of dimensions, the size of each as a big-endian 32-bit
-    number, and the values.
+    The format is: two zero bytes, the type (one byte), the number of dimensions (one byte), the size of each dimension
+    (big-endian, 32 bits), and the values.
 
     Args:
         path: The file.
-        n_dimensions: How many dimensions it must have.
+        n_dimensions: Expected number of dimensions.
+
+    Returns:
+        The values, uint8.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is of another format, type or rank, holds nothing, is damaged, or is not as long as its header
-            says.
+        ValueError: If the file is of another format, type or rank, is empty or damaged, or its length differs from its
+            header.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {os.fspath(path)!r}")
@@ -50,7 +53,7 @@ def read_idx(path: str | os.PathLike[str], n_dimensions: int) -> Tensor:
             if expected == 0:
                 raise ValueError(f"{name!r} must hold a value, but its header gives it the shape {tuple(sizes)}")
             values = bytearray()
-            # piece by piece, and one more than expected: a false header neither allocates nor unpacks anything huge
+            # read in pieces, up to one byte more than expected: a forged header cannot exhaust the memory
             while len(values) <= expected and (piece := file.read(min(_CHUNK, expected + 1 - len(values)))):
                 values += piece
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -62,11 +65,11 @@ def read_idx(path: str | os.PathLike[str], n_dimensions: int) -> Tensor:
 
 
 class IdxImages(Source[ImageExample]):
-    """Grey images in an IDX file, as MNIST and Fashion-MNIST come.
+    """Grayscale images in an IDX file, the format of MNIST and Fashion-MNIST.
 
     Args:
-        images: IDX file of unsigned bytes `(n, height, width)`, plain or packed by gzip.
-        labels: IDX file of unsigned bytes `(n,)`; None for unlabelled images.
+        images: IDX file of unsigned bytes `(n, height, width)`, plain or compressed by gzip.
+        labels: IDX file of unsigned bytes `(n,)`; None for unlabeled images.
         concept_names: Names of the classes in the order of their labels; None numbers them.
 
     Attributes:
@@ -75,7 +78,20 @@ class IdxImages(Source[ImageExample]):
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If a file is damaged or of another kind, labels are more or fewer than images, or names are too few.
+        ValueError: If a file is damaged or of another format, the numbers of labels and images differ, or there are
+            fewer names than classes.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from sae_lightning.data.sources import IdxImages
+        >>> with TemporaryDirectory() as folder:
+        ...     path = Path(folder, "images")
+        ...     header = bytes([0, 0, 8, 3, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 2])  # one image of 2 x 2 pixels
+        ...     _ = path.write_bytes(header + bytes([1, 2, 3, 4]))
+        ...     IdxImages(str(path)).pixels
+        tensor([[[1, 2],
+                 [3, 4]]], dtype=torch.uint8)
     """
 
     def __init__(self, images: str, labels: str | None = None, concept_names: list[str] | None = None) -> None:

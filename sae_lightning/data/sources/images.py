@@ -10,23 +10,30 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-_GREY = ("L", "1", "LA", "La")
+_GRAY = ("L", "1", "LA", "La")
 
 
-def as_grey_or_rgb(image: "Image") -> "Image":
-    """Decode an image, turn it as its EXIF data say, and bring it to 8 bits of grey (`L`) or `RGB`."""
+def as_gray_or_rgb(image: "Image") -> "Image":
+    """Decode an image, rotate it by its EXIF orientation, and convert it to 8-bit grayscale (`L`) or `RGB`.
+
+    Example:
+        >>> from PIL import Image
+        >>> from sae_lightning.data.sources.images import as_gray_or_rgb
+        >>> as_gray_or_rgb(Image.new("RGBA", (2, 2))).mode, as_gray_or_rgb(Image.new("1", (2, 2))).mode
+        ('RGB', 'L')
+    """
     from PIL import Image, ImageOps
 
     turned = ImageOps.exif_transpose(image)
-    if turned.mode.startswith("I"):  # 16 bits of grey, which PIL itself would clip at 255
+    if turned.mode.startswith("I"):  # 16-bit grayscale, which PIL's convert would clip at 255
         import numpy as np
 
         return Image.fromarray((np.asarray(turned).clip(0, 65_535) // 257).astype(np.uint8))
-    return turned.convert("L" if turned.mode in _GREY else "RGB")
+    return turned.convert("L" if turned.mode in _GRAY else "RGB")
 
 
 def _images_below(folder: Path) -> list[Path]:
-    """Images in a folder and its subfolders, in order of their relative paths; nothing hidden."""
+    """Return the non-hidden images in a folder and its subfolders, sorted by relative path."""
     found = [
         path
         for path in folder.rglob("*")
@@ -38,15 +45,28 @@ def _images_below(folder: Path) -> list[Path]:
 
 
 class ImageFolder(Source[ImageExample]):
-    """Images in a folder: .png, .jpg, .jpeg, .webp and .bmp, opened when they are read.
+    """Images in a folder (.png, .jpg, .jpeg, .webp and .bmp), opened on access.
 
     Args:
-        root: The folder. Labelled images lie in a folder of their class, `root/<class>/...`, at any depth.
-        labelled: Whether the folders in `root` are classes; if not, all images below `root` are taken, without classes.
+        root: The folder. Labeled images lie in a folder of their class, `root/<class>/...`, at any depth.
+        labelled: Whether the folders in `root` are classes; if not, all images below `root` are read without classes.
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If it holds no images, or labelled ones lie outside any class.
+        ValueError: If it holds no images, or labeled images lie outside the folders of classes.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from PIL import Image
+        >>> from sae_lightning.data.sources import ImageFolder
+        >>> with TemporaryDirectory() as folder:
+        ...     for name in ("cat", "dog"):
+        ...         Path(folder, name).mkdir()
+        ...         Image.new("L", (2, 2)).save(Path(folder, name, "1.png"))
+        ...     images = ImageFolder(folder)
+        ...     images.concept_names, images[1].document, images[1].concept
+        (['cat', 'dog'], 'dog/1.png', 1)
     """
 
     def __init__(self, root: str, labelled: bool = True) -> None:
@@ -82,26 +102,26 @@ class ImageFolder(Source[ImageExample]):
         document = path.relative_to(self._root).as_posix()
         try:
             with Image.open(path) as file:
-                return ImageExample(document, as_grey_or_rgb(file), self._concepts[index])
-        except Exception as error:  # decoders meet damage with errors of many kinds, bombs with one of PIL's own
+                return ImageExample(document, as_gray_or_rgb(file), self._concepts[index])
+        except Exception as error:  # damaged files raise many types of errors, decompression bombs one of PIL's
             raise UnreadableError(os.fspath(path), str(error) or type(error).__name__) from error
 
 
 class HuggingFaceImages(Source[ImageExample]):
-    """Images in a dataset of the Hugging Face hub, or in a folder that `save_to_disk` made. It needs `datasets`.
+    """Images in a dataset of the Hugging Face hub, or in a folder written by `save_to_disk`; needs `datasets`.
 
-    No code that comes with a dataset is executed.
+    Code that comes with a dataset is never executed.
 
     Args:
         name: Name of the dataset on the hub, or a folder.
         image_column: Column of the images.
-        label_column: Column of their classes, of the type ClassLabel; None for unlabelled images.
+        label_column: Column of their classes, of type ClassLabel; None for unlabeled images.
         split: Name of the split.
         revision: Commit, tag or branch on the hub; None takes the newest.
-        config: Name of the dataset's configuration; None takes its only one.
+        config: Name of the dataset's configuration; None if there is just one.
 
     Raises:
-        ValueError: If `datasets` is missing, or the dataset cannot be loaded, or has no such split, column or classes.
+        ValueError: If `datasets` is missing, the dataset cannot be loaded, or it lacks the split, a column or classes.
     """
 
     def __init__(
@@ -146,15 +166,15 @@ class HuggingFaceImages(Source[ImageExample]):
             row = self._dataset[index]
             if row[image_column] is None:
                 raise ValueError("it is missing")
-            image = as_grey_or_rgb(row[image_column])
-        except Exception as error:  # as in a folder
+            image = as_gray_or_rgb(row[image_column])
+        except Exception as error:  # as in ImageFolder
             raise UnreadableError(document, str(error) or type(error).__name__) from error
         label = None if label_column is None else row[label_column]
         return ImageExample(document, image, -1 if label is None else int(label))
 
 
 def _load(name: str, split: str, revision: str | None, config: str | None) -> Any:
-    """One split of a dataset, whose rows can be read in any order."""
+    """Load one split of a dataset with random access."""
     try:
         import datasets
     except ImportError as error:
@@ -164,10 +184,10 @@ def _load(name: str, split: str, revision: str | None, config: str | None) -> An
         if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
             found = datasets.load_from_disk(name)
         else:
-            # from version 4 on it cannot execute code at all, and does not know the argument
+            # version 4 can no longer execute code, and removed the argument
             safe = {"trust_remote_code": False} if int(datasets.__version__.partition(".")[0]) < 4 else {}
             return datasets.load_dataset(name, config, split=split, revision=revision, **safe)
-    except Exception as error:  # network, names, formats: each has errors of its own
+    except Exception as error:  # network, names and formats raise many types of errors
         raise ValueError(f"dataset {name!r} cannot be loaded: {error}") from error
     if isinstance(found, datasets.DatasetDict):
         if split not in found:

@@ -1,4 +1,4 @@
-"""Files of a source: one, those of a folder, or those that a pattern finds."""
+"""Find the files of a source: a single file, the files of a folder, or the matches of a pattern."""
 
 import glob
 import os
@@ -6,20 +6,20 @@ from typing import NamedTuple
 
 
 class NamedFile(NamedTuple):
-    """A file and what its documents are called."""
+    """A file and its name in documents and errors."""
 
     name: str
-    """Path from the folder where the search begins, with `/` between its parts."""
+    """Path relative to the folder where the search begins, with `/` as separator."""
     path: str
-    """Path that opens it."""
+    """Path to open."""
 
 
 def find_files(path: str, ending: str) -> list[NamedFile]:
-    """Files at a path, in the order of their names.
+    """Return the files at a path, sorted by name.
 
     Args:
-        path: A file; a folder, which is searched to any depth for files of the ending, without hidden ones; or a
-            pattern of files with `*`, `?`, `[...]`, where `**` stands for folders to any depth.
+        path: A file; a folder, which is searched recursively for non-hidden files with the ending; or a pattern with
+            `*`, `?`, `[...]`, and `**` for any number of folders.
         ending: Ending of the files in a folder, such as `.txt`.
 
     Raises:
@@ -42,7 +42,7 @@ def find_files(path: str, ending: str) -> list[NamedFile]:
 
 
 def _fixed_part(pattern: str) -> str:
-    """The folder in front of a pattern's first wildcard."""
+    """Return the folder before a pattern's first wildcard."""
     folder = os.path.dirname(pattern)
     while glob.has_magic(folder):
         folder = os.path.dirname(folder)

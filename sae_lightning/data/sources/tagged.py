@@ -1,4 +1,4 @@
-"""Sentences of a tagged corpus, read by nltk, with the part of speech of each word."""
+"""Sentences of NLTK's tagged corpora, with the part of speech of each word."""
 
 import copy
 import os
@@ -13,28 +13,28 @@ from sae_lightning.data.sources.concepts import concept_of_tag
 from sae_lightning.data.sources.tags import UNIVERSAL, Tagset, check_tagset, universal_tag
 from sae_lightning.run.files import EncodingError, decode_text
 
-_TRACE = "-NONE-"  # Penn's tag of an empty place in the parse, which is no word of the text
+_TRACE = "-NONE-"  # Penn's tag of an empty element of the parse, which is not a word of the text
 
 
 class TaggedCorpus(Source[TextExample]):
-    """Sentences of a tagged corpus, read by nltk, with the part of speech of each word.
+    """Sentences of one of NLTK's tagged corpora, with the part of speech of each word.
 
-    A text is a sentence's words with a space between them; its document is the corpus' file. The corpus is read once,
-    when the source is made, and kept in memory.
+    A text is the words of a sentence, separated by spaces; its document is the file in the corpus. The constructor
+    reads the corpus into memory.
 
     Args:
         corpus: Name of a tagged corpus in `nltk.corpus`, such as `brown`, `treebank` or `conll2000`.
-        root: Folder with nltk's data, in which the corpus is at `corpora/<corpus>`; None searches where nltk does,
-            first in the folders that the environment variable NLTK_DATA names.
-        categories: The corpus' categories whose files are read; None reads all files.
-        concepts: Names of concepts with the universal tags that belong to each, as in `{noun: [NOUN], verb: [VERB]}`;
-            words of other tags have no concept. None makes each of the twelve tags a concept: noun, verb, adjective,
-            adverb, pronoun, determiner, adposition, numeral, conjunction, particle, other (X) and punctuation (.).
-        tagset: What the corpus' own tags are: those of Brown, of the Penn Treebank (treebank, conll2000), or universal.
+        root: Folder of NLTK's data, which holds `corpora/<corpus>`; None searches NLTK's default folders, starting
+            with those in the environment variable NLTK_DATA.
+        categories: Categories of the corpus to read; None reads all files.
+        concepts: The universal tags of each concept, by its name, as in `{noun: [NOUN], verb: [VERB]}`; words with
+            other tags have no concept. None makes each of the twelve tags a concept: noun, verb, adjective, adverb,
+            pronoun, determiner, adposition, numeral, conjunction, particle, other (X) and punctuation (.).
+        tagset: Tagset of the corpus: that of Brown, of the Penn Treebank (also conll2000), or universal.
 
     Raises:
-        ValueError: If an argument is out of range, or the corpus is missing, empty, cannot be read, or holds a tag that
-            the tagset does not know.
+        ValueError: If an argument is out of range, or the corpus is missing, empty, unreadable, or holds a tag that is
+            not in the tagset.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class TaggedCorpus(Source[TextExample]):
         concepts = {name: [tag] for tag, name in UNIVERSAL.items()} if concepts is None else concepts
         self.concept_names = list(concepts)
         concept_of = concept_of_tag(concepts, UNIVERSAL)
-        # columns, since a million words in tuples would take twenty times the space
+        # flat arrays, because tuples would take twenty times the memory
         self._documents: list[str] = []
         self._texts: list[str] = []
         self._document_of = array("I")
@@ -83,11 +83,11 @@ class TaggedCorpus(Source[TextExample]):
                 self._begins.append(len(self._concepts))
 
     def __len__(self) -> int:
-        """Number of sentences."""
+        """Return the number of sentences."""
         return len(self._texts)
 
     def __getitem__(self, index: int) -> TextExample:
-        """One sentence."""
+        """Return one sentence."""
         index = range(len(self))[index]
         words = slice(self._begins[index], self._begins[index + 1])
         lengths = self._lengths[words]
@@ -99,7 +99,7 @@ class TaggedCorpus(Source[TextExample]):
 
 @contextmanager
 def _searched(root: str | None) -> Iterator[None]:
-    """Let nltk search, and read, one folder alone."""
+    """Restrict NLTK's search path to one folder."""
     import nltk.data
 
     before = nltk.data.path
@@ -111,7 +111,7 @@ def _searched(root: str | None) -> Iterator[None]:
 
 
 def _open_corpus(corpus: str) -> Any:
-    """Nltk's reader of a corpus."""
+    """Return NLTK's reader of a corpus."""
     import nltk.corpus
     import nltk.data
     from nltk.corpus.reader.api import CorpusReader
@@ -121,22 +121,22 @@ def _open_corpus(corpus: str) -> Any:
     if not isinstance(loader, LazyCorpusLoader | CorpusReader):
         raise ValueError(f"corpus must name one of those in nltk.corpus, but is {corpus!r}")
     if not isinstance(loader, LazyCorpusLoader):
-        loader._unload()  # nltk has it open, maybe from another place: it opens it again when next asked
-    reader = copy.copy(loader)  # which leaves nltk's own unopened
+        loader._unload()  # NLTK may have opened it from another folder; it reopens it on the next use
+    reader = copy.copy(loader)  # NLTK's own loader stays unopened
     try:
         reader.ensure_loaded()
     except LookupError:
         raise ValueError(
             f"corpus must be one that nltk finds, but {corpus!r} is in none of {list(nltk.data.path)}: set root or the "
             f"environment variable NLTK_DATA to the folder that holds corpora/{corpus}"
-        ) from None  # nltk's own advice is to fetch it
+        ) from None  # NLTK's message advises to download it
     if not hasattr(reader, "tagged_sents"):
         raise ValueError(f"corpus must be a tagged one, but {corpus!r} has no tags")
     return reader
 
 
 def _file_ids(reader: Any, corpus: str, categories: list[str] | None) -> list[str]:
-    """The files of the categories, in the corpus' order."""
+    """Return the files of the categories, in the order of the corpus."""
     if categories is None:
         return list(reader.fileids())
     if not hasattr(reader, "categories"):
@@ -151,7 +151,7 @@ def _file_ids(reader: Any, corpus: str, categories: list[str] | None) -> list[st
 
 
 def _sentences(reader: Any, corpus: str, document: str) -> Iterator[list[tuple[str, str]]]:
-    """Words and tags of each sentence of a file that holds a word."""
+    """Yield the words and tags of each non-empty sentence of a file."""
     try:
         for tagged in reader.tagged_sents(fileids=[document]):
             sentence = [(word, tag or "") for word, tag in tagged if tag != _TRACE]
@@ -162,8 +162,8 @@ def _sentences(reader: Any, corpus: str, document: str) -> Iterator[list[tuple[s
 
 
 def _unreadable(reader: Any, corpus: str, file: str, error: Exception) -> ValueError:
-    """The error that a file of a corpus cannot be read."""
-    if isinstance(error, UnicodeDecodeError):  # which knows no more than the place in what was read at a time
+    """Return the error for an unreadable file of a corpus."""
+    if isinstance(error, UnicodeDecodeError):  # its position is relative to a chunk: find the position in the file
         path = reader.abspath(file)
         try:
             with path.open() as opened:

@@ -1,4 +1,4 @@
-"""The twelve universal parts of speech, and how those of English corpora map to them."""
+"""The twelve universal parts of speech, and the mapping of English tagsets to them."""
 
 import re
 from typing import Literal
@@ -17,11 +17,11 @@ UNIVERSAL = {
     "X": "other",
     ".": "punctuation",
 }
-"""The universal tags with readable names."""
+"""Readable name of each universal tag."""
 
 Tagset = Literal["brown", "penn", "universal"]
 
-_MARKS = re.compile(r"(-(TL|HL|NC))+$")  # of a title, a headline, a word that is cited
+_MARKS = re.compile(r"(-(TL|HL|NC))+$")  # title, headline, cited word
 
 _BROWN = {
     "NOUN": "NN NNS NP NPS NR NRS",
@@ -62,27 +62,37 @@ _UNIVERSAL_OF = {"brown": _inverse(_BROWN), "penn": _inverse(_PENN), "universal"
 
 
 def check_tagset(tagset: str) -> None:
-    """Refuse what is no tagset.
+    """Check the name of a tagset.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If it is unknown.
     """
     if tagset not in _UNIVERSAL_OF:
         raise ValueError(f"tagset must be one of {list(_UNIVERSAL_OF)}, but is {tagset!r}")
 
 
 def universal_tag(tag: str, tagset: Tagset) -> str | None:
-    """The universal tag of a corpus' tag, None for one that the tagset does not know.
+    """Map a tag to its universal tag; None if the tagset lacks it.
 
-    Brown's tags are taken apart first. Marks of titles, headlines and cited words (`-TL`, `-HL`, `-NC`) do not count,
-    nor does a possessive `$` or the `*` of a negated verb. Of words written as one (`PPSS+BEM`, "I'm") the first
-    decides, as does in Penn's tags that leave a choice (`VBD|VBN`). Foreign words (`FW-`) are X.
+    Brown's tags are simplified first: marks of titles, headlines and cited words (`-TL`, `-HL`, `-NC`), the possessive
+    `$` and the `*` of a negated verb are removed. The first tag counts for contractions (`PPSS+BEM`, "I'm") and for
+    Penn's ambiguous tags (`VBD|VBN`). Foreign words (`FW-`) are X.
 
-    Where the published mappings of the two corpora part, both follow that of Penn: possessive pronouns are PRON, "there
-    is" and words in front of an article ("all the", "such a") are DET, interjections X. "not" is ADV, subordinating
-    conjunctions are ADP, ordinals ADJ.
+    Where the published mappings of the two corpora differ, both follow Penn's: possessive pronouns are PRON,
+    existential "there" and predeterminers ("all the", "such a") are DET, interjections are X. "not" is ADV,
+    subordinating conjunctions are ADP, ordinals are ADJ.
 
-    Source: Petrov, Das and McDonald (2012), arXiv 1104.2086.
+    Args:
+        tag: A tag of the corpus.
+        tagset: Its tagset.
+
+    References:
+        Petrov, Das and McDonald (2012), arXiv 1104.2086.
+
+    Example:
+        >>> from sae_lightning.data.sources.tags import universal_tag
+        >>> universal_tag("PPSS+BEM", "brown"), universal_tag("VBD|VBN", "penn"), universal_tag("?", "penn")
+        ('PRON', 'VERB', None)
     """
     if tagset == "brown":
         if tag.startswith("FW-"):

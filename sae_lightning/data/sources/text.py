@@ -1,4 +1,4 @@
-"""Texts in files of one's own: plain text, or JSON with a text in each line."""
+"""Texts in local files: plain text, or JSON lines."""
 
 import codecs
 import json
@@ -12,20 +12,30 @@ from sae_lightning.run.files import EncodingError, decode_text
 
 
 class TextFiles(Source[TextExample]):
-    r"""Texts in plain text files, without concepts.
+    r"""Texts in plain text files, without labels.
 
-    Files are searched for the begin and end of each text when the source is made, and a text is read when it is asked
-    for. Its document is the path of its file, from the folder where the search began.
+    The constructor only locates the texts; a text is read on access. Its document is the path of its file, relative to
+    the folder of the search.
 
     Args:
-        path: A file; a folder, which is searched to any depth for `*.txt`; or a pattern of files with `*` and `**`.
-        unit: What a text is: a `line` that is not blank, without what ends it; a `paragraph`, the lines between two
-            blank ones; or a whole `file`. In all of them `\n` ends a line, where the file may have `\r\n`.
-        encoding: Encoding of the files. Lines and paragraphs need one that writes the end of a line as one byte, as
-            UTF-8 does. A mark of the byte order in front is no part of the text.
+        path: A file; a folder, which is searched recursively for `*.txt`; or a pattern with `*` and `**`.
+        unit: What counts as a text: a non-blank `line` without its line end; a `paragraph`, lines that are separated
+            from others by blank lines; or a whole `file`. Line ends `\r\n` are converted to `\n`.
+        encoding: Encoding of the files. For lines and paragraphs, it must encode `\n` as one byte, like UTF-8. A byte
+            order mark is removed.
 
     Raises:
-        ValueError: If an argument is out of range, or there is no file, or none that holds a text.
+        ValueError: If an argument is out of range, no file is found, or the files hold no text.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from sae_lightning.data.sources import TextFiles
+        >>> with TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "a.txt").write_text("A first text,\nof two lines.\n\nA second one.\n")
+        ...     texts = TextFiles(folder)
+        ...     len(texts), texts[1].document, texts[1].text
+        (2, 'a.txt', 'A second one.')
     """
 
     def __init__(self, path: str, unit: Unit = "paragraph", encoding: str = "utf-8") -> None:
@@ -39,11 +49,11 @@ class TextFiles(Source[TextExample]):
             raise ValueError(f"path must lead to at least one text, but there is none at {path!r}")
 
     def __len__(self) -> int:
-        """Number of texts."""
+        """Return the number of texts."""
         return len(self._texts)
 
     def __getitem__(self, index: int) -> TextExample:
-        """One text."""
+        """Read one text."""
         file, block = self._texts[range(len(self))[index]]
         try:
             text = decode_text(block.data, file.name, self._encoding, block.begin, block.line)
@@ -54,20 +64,29 @@ class TextFiles(Source[TextExample]):
 
 
 class JsonLines(Source[TextExample]):
-    """Texts in files with a JSON object in each line, maybe with the concept of each text.
+    r"""Texts in files with one JSON object per line, optionally with the concept of each text.
 
-    Files are searched for lines when the source is made, and a line is read when it is asked for. Its document is the
-    path of its file, from the folder where the search began, with the number of the line (`a.jsonl:1`).
+    The constructor only locates the lines; a line is read on access. Its document is the path of its file, relative to
+    the folder of the search, and the line number (`a.jsonl:1`), unless `document_key` is given.
 
     Args:
-        path: A file; a folder, which is searched to any depth for `*.jsonl`; or a pattern of files with `*` and `**`.
+        path: A file; a folder, which is searched recursively for `*.jsonl`; or a pattern with `*` and `**`.
         key: Key of the text.
-        label_key: Key of the concept: its name, or its number in `concept_names`; null and -1 stand for none.
-        document_key: Key of the document's name, a text or an integer, where several lines belong to one document.
-        concept_names: Names of the concepts; needed with `label_key`.
+        label_key: Key of the concept: its name, or its index in `concept_names`; null and -1 stand for none.
+        document_key: Key of the document's name, a string or an integer, if several lines may belong to one document.
+        concept_names: Names of the concepts; required with `label_key`.
 
     Raises:
-        ValueError: If an argument is out of range, or there is no file, or none that holds a line.
+        ValueError: If an argument is out of range, no file is found, or the files hold no line.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from sae_lightning.data.sources import JsonLines
+        >>> with TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "a.jsonl").write_text('{"text": "Fine.", "mood": "good"}\n')
+        ...     JsonLines(folder, label_key="mood", concept_names=["bad", "good"])[0].concept
+        1
     """
 
     def __init__(
@@ -92,11 +111,11 @@ class JsonLines(Source[TextExample]):
             raise ValueError(f"path must lead to at least one line, but there is none at {path!r}")
 
     def __len__(self) -> int:
-        """Number of lines that are not blank."""
+        """Return the number of non-blank lines."""
         return len(self._lines)
 
     def __getitem__(self, index: int) -> TextExample:
-        """The text of one line."""
+        """Read the text of one line."""
         file, block = self._lines[range(len(self))[index]]
         place = f"{file.name}:{block.line}"
         try:
@@ -104,7 +123,7 @@ class JsonLines(Source[TextExample]):
             text = _value(row, self._key)
             if not isinstance(text, str):
                 raise ValueError(f"{self._key!r} must be a text, but is {text!r:.200}")
-            text.encode()  # refuses halves of characters, which JSON lets pass and no tokenizer reads
+            text.encode()  # raises for lone surrogates, which JSON allows and tokenizers reject
             document = place if self._document_key is None else _value(row, self._document_key)
             if not isinstance(document, str | int):
                 raise ValueError(f"{self._document_key!r} must be a text or an integer, but is {document!r}")
@@ -126,7 +145,7 @@ def _checked_encoding(encoding: str, unit: Unit) -> str:
     try:
         name = codecs.lookup(encoding).name
         one_byte = b"a\n".decode(name) == "a\n"
-    except LookupError:  # also from codecs that make no text
+    except LookupError:  # also raised by codecs that are not text encodings
         raise ValueError(f"encoding must be one that Python knows, but is {encoding!r}") from None
     except UnicodeError:
         one_byte = False

@@ -1,1 +1,1 @@
-"""Data whose concepts are known: Gaussians, as in the paper."""
+"""Synthetic data with known concepts: the paper's Gaussians."""

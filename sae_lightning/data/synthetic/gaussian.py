@@ -1,4 +1,4 @@
-"""Gaussian concepts: the samplers behind the toy data."""
+"""Gaussian concepts: the samplers of the synthetic data."""
 
 from dataclasses import dataclass
 
@@ -12,17 +12,25 @@ from sae_lightning.data.batch import ActivationBatch
 class GaussianConcepts:
     r"""Gaussian concepts, $x = c_j + R_j (\sigma_j \odot \epsilon)$ with $\epsilon \sim N(0, I)$.
 
-    Sampling costs about one pass of normal numbers; rotations cost one product `[d_in, d_in]` per concept besides.
+    Sampling costs about as much as drawing the normal numbers; each rotation adds one product with a
+    `(d_in, d_in)` matrix.
+
+    Example:
+        >>> import torch
+        >>> from sae_lightning.data.synthetic.gaussian import GaussianConcepts
+        >>> concepts = GaussianConcepts(centers=torch.tensor([[0.0], [5.0]]), std=torch.zeros(2, 1))
+        >>> concepts.of_each(2, torch.Generator()).activations.flatten()
+        tensor([0., 0., 5., 5.])
     """
 
-    centres: Tensor
+    centers: Tensor
     """Mean of each concept, `(n_concepts, d_in)`."""
     std: Tensor
     """Standard deviation of each concept along each of its axes, `(n_concepts, d_in)`."""
     rotations: Tensor | None = None
-    """What turns each concept's axes, `(n_concepts, d_in, d_in)`; None leaves them where they are."""
+    """Rotation of each concept's axes, `(n_concepts, d_in, d_in)`; None for axis-aligned concepts."""
     frequencies: Tensor | None = None
-    """How often each concept occurs, up to a factor, `(n_concepts,)`; None: equally often."""
+    """Unnormalized frequency of each concept, `(n_concepts,)`; None for equal frequencies."""
 
     def points(self, labels: Tensor, generator: torch.Generator) -> Tensor:
         """Draw one point per label.
@@ -34,56 +42,71 @@ class GaussianConcepts:
         Returns:
             Points `(n, d_in)`.
         """
-        noise = torch.randn(len(labels), self.centres.shape[1], generator=generator)
-        # index_select is several times as fast as centres[labels]
-        points, std = self.centres.index_select(0, labels), self.std.index_select(0, labels)
+        noise = torch.randn(len(labels), self.centers.shape[1], generator=generator)
+        # index_select is several times as fast as centers[labels]
+        points, std = self.centers.index_select(0, labels), self.std.index_select(0, labels)
         if self.rotations is None:
             return points.addcmul_(noise, std)
         noise.mul_(std)
-        for concept, (centre, rotation) in enumerate(zip(self.centres, self.rotations, strict=True)):
+        for concept, (center, rotation) in enumerate(zip(self.centers, self.rotations, strict=True)):
             rows = (labels == concept).nonzero().flatten()
-            points.index_copy_(0, rows, torch.addmm(centre, noise.index_select(0, rows), rotation.T))
+            points.index_copy_(0, rows, torch.addmm(center, noise.index_select(0, rows), rotation.T))
         return points
 
     def batch(self, n: int, generator: torch.Generator) -> ActivationBatch:
-        """Draw `n` points of random concepts, in random order."""
+        """Draw `n` points, each of a random concept."""
         if self.frequencies is None:
-            labels = torch.randint(len(self.centres), (n,), generator=generator)
+            labels = torch.randint(len(self.centers), (n,), generator=generator)
         else:
             labels = torch.multinomial(self.frequencies, n, replacement=True, generator=generator)
         return ActivationBatch(self.points(labels, generator), labels)
 
     def of_each(self, n_per_concept: int, generator: torch.Generator) -> ActivationBatch:
-        """Draw equally many points of every concept, ordered by concept."""
-        labels = torch.arange(len(self.centres)).repeat_interleave(n_per_concept)
+        """Draw the same number of points of every concept, ordered by concept."""
+        labels = torch.arange(len(self.centers)).repeat_interleave(n_per_concept)
         return ActivationBatch(self.points(labels, generator), labels)
 
 
 def sample_gaussian_concepts(
-    centres: Tensor, std: Tensor, n_per_concept: int, generator: torch.Generator
+    centers: Tensor, std: Tensor, n_per_concept: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     r"""Draw points from axis-aligned Gaussians, $x = c_j + \sigma_j \odot \epsilon$.
 
     Args:
-        centres: Mean of each concept, `(n_concepts, d_in)`.
+        centers: Mean of each concept, `(n_concepts, d_in)`.
         std: Standard deviation of each concept along each axis, `(n_concepts, d_in)`.
         n_per_concept: Points to draw of each concept.
         generator: Source of randomness.
 
     Returns:
         Points `(n_concepts * n_per_concept, d_in)`, ordered by concept, and their labels, int64.
+
+    Example:
+        >>> import torch
+        >>> from sae_lightning.data.synthetic.gaussian import sample_gaussian_concepts
+        >>> x, labels = sample_gaussian_concepts(torch.eye(3), torch.zeros(3, 3), 1, torch.Generator())
+        >>> torch.equal(x, torch.eye(3)), labels
+        (True, tensor([0, 1, 2]))
     """
-    points = GaussianConcepts(centres, std).of_each(n_per_concept, generator)
+    points = GaussianConcepts(centers, std).of_each(n_per_concept, generator)
     return points.activations, points.concepts
 
 
 def random_rotations(n: int, d_in: int, generator: torch.Generator) -> Tensor:
-    """Draw rotations, all equally likely (Haar measure on SO(d_in)), float64 `(n, d_in, d_in)`.
+    """Draw rotations uniformly (Haar measure on SO(d_in)), float64 `(n, d_in, d_in)`.
 
-    Source: Mezzadri (2007), How to generate random matrices from the classical compact groups, arXiv math-ph/0609050.
+    References:
+        Mezzadri (2007), How to generate random matrices from the classical compact groups, arXiv math-ph/0609050.
+
+    Example:
+        >>> import torch
+        >>> from sae_lightning.data.synthetic.gaussian import random_rotations
+        >>> q = random_rotations(1, 3, torch.Generator().manual_seed(0))[0]
+        >>> torch.allclose(q @ q.T, torch.eye(3, dtype=q.dtype)), round(torch.linalg.det(q).item(), 6)
+        (True, 1.0)
     """
     q: Tensor
     q, r = torch.linalg.qr(torch.randn(n, d_in, d_in, generator=generator, dtype=torch.float64))
-    q *= r.diagonal(dim1=-2, dim2=-1).sign()[:, None]  # makes the factorisation unique, and its Q uniform
+    q *= r.diagonal(dim1=-2, dim2=-1).sign()[:, None]  # makes the factorization unique, and its Q uniform
     q[:, :, 0] *= torch.linalg.det(q).sign()[:, None]  # no reflections
     return q

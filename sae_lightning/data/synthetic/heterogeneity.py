@@ -1,4 +1,4 @@
-"""The paper's heterogeneity data: five Gaussian concepts whose intrinsic dimensions differ."""
+"""The paper's heterogeneity data: five Gaussian concepts of different intrinsic dimension."""
 
 import math
 from collections import Counter
@@ -10,43 +10,51 @@ from sae_lightning.data.seeding import seeded_generator
 from sae_lightning.data.synthetic.gaussian import GaussianConcepts, random_rotations
 from sae_lightning.data.synthetic.toy import GaussianDataModule
 
-_CENTRES, _ROTATIONS = 3, 4  # keeps the random streams of the geometry apart from those of the splits
+_CENTERS, _ROTATIONS = 3, 4  # separates the random streams of the geometry from those of the splits
 
 
 class HeterogeneityDataModule(GaussianDataModule):
-    r"""Gaussian concepts of equal total variance, each spread over a subspace of a dimension of its own.
+    r"""Gaussian concepts of equal total variance and different intrinsic dimension.
 
-    Concept i has its centre at random, uniform in $[0, \text{centre\_scale})$ along every axis, and the variance
-    `variance / dims[i]` along its first `dims[i]` axes; the subspaces are nested unless `rotate` turns them. Centres
-    and rotations are drawn from the seed, and are the same for all splits. Every default is the paper's. Training
-    batches are drawn as training goes, and never repeat.
+    The center of concept i is uniform in $[0, \text{centre\_scale})$ along every axis. Its variance is
+    `variance / dims[i]` along the first `dims[i]` axes, so the subspaces are nested unless `rotate` is set. Centers and
+    rotations are drawn from the seed and shared by all splits. All defaults are the paper's. Training batches are
+    generated on demand and never repeat.
 
     Args:
-        d_in: Size of an activation, at least 1.
-        dims: Intrinsic dimension of each concept, between 1 and `d_in`; `d6` is the name of a concept of dimension 6
-            (`d6_0`, `d6_1`, ... where there are several).
-        centre_scale: Upper end of the centres' coordinates, at least 0.
+        d_in: Number of features, at least 1.
+        dims: Intrinsic dimension of each concept, between 1 and `d_in`. A concept of dimension 6 is named `d6`, or
+            `d6_0`, `d6_1`, ... if there are several.
+        centre_scale: Upper bound of the centers' coordinates, at least 0.
         variance: Variance of each concept, summed over its subspace, in raw units, positive.
-        variance_floor: What is added to the variance along every axis.
-        anisotropy: Variance along the first axis of a subspace over that along its last, at least 1; in between it
-            falls geometrically, and the sum is the same.
-        rotate: Whether to turn each concept by a random rotation of its own.
-        frequencies: How often each concept occurs in training, up to a factor; None: equally often. Held-out splits
-            have equally many points of each.
-        n_per_concept: Points of each concept in all; they only say how long an epoch is, and what is held out.
-        train_fraction: Share of them that is for training, between 0 and 1.
+        variance_floor: Variance that is added along every axis.
+        anisotropy: Ratio of the variances along the first and the last axis of a subspace, at least 1. The variance
+            decreases geometrically between them; its sum does not depend on the ratio.
+        rotate: Whether to apply a random rotation to each concept.
+        frequencies: Unnormalized frequency of each concept in training; None for equal frequencies. Held-out splits
+            hold the same number of points of every concept.
+        n_per_concept: Nominal number of points per concept; it sets the length of an epoch and the number of held-out
+            points.
+        train_fraction: Fraction of `n_per_concept` for training, between 0 and 1.
         n_val_per_concept: Held-out points of each concept for validation.
         n_test_per_concept: Held-out points of each concept for test and prediction.
         batch_size: Training samples per step and process, at least 1.
         eval_batch_size: Samples per step and process in validation, test and prediction, at least 1.
-        num_workers: Processes that draw training batches ahead; 0 draws them in the training process. A worker pays
-            where a processor core has nothing else to do: handing a batch over costs about as much as drawing it.
-        seed: Seed of centres, rotations and points; None takes the program's seed.
+        num_workers: Worker processes that draw training batches ahead; 0 draws them in the training process. A worker
+            helps only if a processor core is idle: sending a batch costs about as much as drawing it.
+        seed: Seed of centers, rotations and points; None takes the global seed.
 
     Raises:
-        ValueError: If an argument is out of range, or the held-out points do not suffice.
+        ValueError: If an argument is out of range, or `train_fraction` leaves too few held-out points.
 
-    Source: Hindupur, Lubana, Fel and Ba (2025), arXiv 2503.01822, section on heterogeneity.
+    References:
+        Hindupur, Lubana, Fel and Ba (2025), arXiv 2503.01822, section on heterogeneity.
+
+    Example:
+        >>> from sae_lightning import HeterogeneityDataModule
+        >>> data = HeterogeneityDataModule(d_in=8, dims=(2, 4), batch_size=3, seed=0)
+        >>> data.concept_names, next(iter(data.train_dataloader())).activations.shape
+        (['d2', 'd4'], torch.Size([3, 8]))
     """
 
     def __init__(
@@ -105,13 +113,13 @@ class HeterogeneityDataModule(GaussianDataModule):
         self.std = (variance * spread + variance_floor).sqrt().float()
 
     def concepts(self) -> GaussianConcepts:
-        """The concepts, made anew since the ranks agree on the seed only when a run is set up."""
+        """Return the concepts, computed on each call: the seed may change in `setup`."""
         shape = len(self.dims), self.d_in
-        centres = self.centre_scale * torch.rand(shape, generator=seeded_generator(self.seed, _CENTRES))
+        centers = self.centre_scale * torch.rand(shape, generator=seeded_generator(self.seed, _CENTERS))
         rotations = None
         if self.rotate:
             rotations = random_rotations(*shape, seeded_generator(self.seed, _ROTATIONS)).float()
-        return GaussianConcepts(centres, self.std, rotations, self.frequencies)
+        return GaussianConcepts(centers, self.std, rotations, self.frequencies)
 
 
 def _names(dims: tuple[int, ...]) -> list[str]:
@@ -124,7 +132,7 @@ def _names(dims: tuple[int, ...]) -> list[str]:
 
 
 def _spread(dim: int, d_in: int, anisotropy: float) -> Tensor:
-    """Share of the variance along each axis, float64 `(d_in,)`."""
+    """Fraction of the variance along each axis, float64 `(d_in,)`."""
     shares = torch.zeros(d_in, dtype=torch.float64)
     shares[:dim] = torch.logspace(0, -1, dim, base=anisotropy, dtype=torch.float64)
     return shares / shares.sum()

@@ -9,31 +9,41 @@ from sae_lightning.data.synthetic.toy import GaussianDataModule
 
 
 class SeparabilityDataModule(GaussianDataModule):
-    """Gaussian concepts around a circle, at alternating radii: outer ones are linearly separable, inner ones not.
+    """Gaussian concepts in the plane at alternating radii: the outer ones are linearly separable, the inner ones not.
 
-    Concept i has its centre at angle `360 * i / n_concepts` degrees and radius `radii[i % len(radii)]`. With the
-    defaults C0, C2 and C4 lie outside, C1, C3 and C5 inside. Every number is the paper's. Training batches are drawn
-    as training goes, each sample of a random concept, and never repeat.
+    The center of concept i lies at angle `360 * i / n_concepts` degrees and radius `radii[i % len(radii)]`. By default,
+    C0, C2 and C4 are the outer concepts, and C1, C3 and C5 the inner ones. All defaults are the paper's. Training
+    batches are generated on demand, with a random concept for each sample, and never repeat.
 
     Args:
         n_concepts: Number of concepts, at least 1.
-        radii: Radii of the centres, taken in turn.
+        radii: Radii of the centers, used cyclically.
         variance: Variance along each axis, in raw units, positive.
-        variance_floor: What is added to that variance.
-        n_per_concept: Points of each concept in all; they only say how long an epoch is, and what is held out.
-        train_fraction: Share of them that is for training, between 0 and 1.
+        variance_floor: Variance that is added along each axis.
+        n_per_concept: Nominal number of points per concept; it sets the length of an epoch and the number of held-out
+            points.
+        train_fraction: Fraction of `n_per_concept` for training, between 0 and 1.
         n_val_per_concept: Held-out points of each concept for validation.
         n_test_per_concept: Held-out points of each concept for test and prediction.
         batch_size: Training samples per step and process, at least 1.
         eval_batch_size: Samples per step and process in validation, test and prediction, at least 1.
-        num_workers: Processes that draw training batches ahead; 0 draws them in the training process, and is the
+        num_workers: Worker processes that draw training batches ahead; 0 draws them in the training process, which is
             faster for data this small.
-        seed: Seed of the points; None takes the program's seed.
+        seed: Seed of the points; None takes the global seed.
 
     Raises:
-        ValueError: If an argument is out of range, or the held-out points do not suffice.
+        ValueError: If an argument is out of range, or `train_fraction` leaves too few held-out points.
 
-    Source: Hindupur, Lubana, Fel and Ba (2025), arXiv 2503.01822, section on separability.
+    References:
+        Hindupur, Lubana, Fel and Ba (2025), arXiv 2503.01822, section on separability.
+
+    Example:
+        >>> from sae_lightning import SeparabilityDataModule
+        >>> data = SeparabilityDataModule(batch_size=4, seed=0)
+        >>> next(iter(data.train_dataloader())).activations.shape
+        torch.Size([4, 2])
+        >>> data.centers.norm(dim=1)
+        tensor([1.5000, 0.5000, 1.5000, 0.5000, 1.5000, 0.5000])
     """
 
     def __init__(
@@ -70,9 +80,9 @@ class SeparabilityDataModule(GaussianDataModule):
         )
         angles = 2 * math.pi * torch.arange(n_concepts) / n_concepts
         radius = torch.tensor([radii[i % len(radii)] for i in range(n_concepts)])
-        self.centres = torch.stack([radius * angles.cos(), radius * angles.sin()], dim=-1)
+        self.centers = torch.stack([radius * angles.cos(), radius * angles.sin()], dim=-1)
         self.std = torch.full((n_concepts, 2), math.sqrt(variance + variance_floor))
 
     def concepts(self) -> GaussianConcepts:
-        """The concepts; they do not depend on the seed."""
-        return GaussianConcepts(self.centres, self.std)
+        """Return the concepts; they do not depend on the seed."""
+        return GaussianConcepts(self.centers, self.std)

@@ -1,4 +1,4 @@
-"""What the data of Gaussian concepts have in common."""
+"""Base class of the data modules of Gaussian concepts."""
 
 from abc import abstractmethod
 
@@ -10,26 +10,27 @@ from sae_lightning.data.synthetic.gaussian import GaussianConcepts
 
 
 class GaussianDataModule(StreamingDataModule):
-    """Gaussian concepts: endless training batches of random concepts, and held-out splits with equally many of each.
+    """Base of data modules of Gaussian concepts, with endless training batches and balanced held-out splits.
 
-    Subclasses say which concepts there are.
+    Subclasses implement `concepts`.
 
     Args:
-        d_in: Size of an activation.
+        d_in: Number of features.
         concept_names: Names of the concepts, in the order of their labels.
         variance: Variance of a concept, positive.
-        variance_floor: What is added to the variance along every axis.
-        n_per_concept: Points of each concept in all; they only say how long an epoch is, and what is held out.
-        train_fraction: Share of them that is for training, between 0 and 1.
+        variance_floor: Variance that is added along every axis.
+        n_per_concept: Nominal number of points per concept; it sets the length of an epoch and the number of held-out
+            points.
+        train_fraction: Fraction of `n_per_concept` for training, between 0 and 1.
         n_val_per_concept: Held-out points of each concept for validation.
         n_test_per_concept: Held-out points of each concept for test and prediction.
         batch_size: Training samples per step and process, at least 1.
         eval_batch_size: Samples per step and process in validation, test and prediction, at least 1.
-        num_workers: Processes that draw training batches ahead; 0 draws them in the training process.
-        seed: Seed of the points; None takes the program's seed.
+        num_workers: Worker processes that draw training batches ahead; 0 draws them in the training process.
+        seed: Seed of the points; None takes the global seed.
 
     Raises:
-        ValueError: If an argument is out of range, or the held-out points do not suffice.
+        ValueError: If an argument is out of range, or `train_fraction` leaves too few held-out points.
     """
 
     def __init__(
@@ -74,10 +75,10 @@ class GaussianDataModule(StreamingDataModule):
 
     @abstractmethod
     def concepts(self) -> GaussianConcepts:
-        """The concepts, a function of the arguments and the seed."""
+        """Return the concepts, which depend on the arguments and the seed only."""
 
     def sampler(self) -> BatchSampler:
-        """Draw points of random concepts."""
+        """Return the function that draws points of random concepts."""
         return self.concepts().batch
 
     def make_split(self, split: Split) -> ActivationDataset:

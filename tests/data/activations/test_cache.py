@@ -146,7 +146,7 @@ HOSTILE = [
 def test_a_forged_record_is_refused_with_the_place(i, folder):
     change, message = HOSTILE[i]
     forged(folder / "shards/000001.json", lambda record: change(record) and None)
-    with pytest.raises(ValueError, match=rf"shards/000001\.json says what no harvest writes \(.*{message}"):
+    with pytest.raises(ValueError, match=rf"shards/000001\.json is not valid \(.*{message}"):
         small(folder)
 
 
@@ -162,7 +162,7 @@ def test_a_forged_record_deletes_nothing_outside_the_folder(cache, tmp_path):
             entry["file"] = "../outside"
 
     forged(Path(behind), point_outside)
-    with pytest.raises(ValueError, match=r"shards/000077\.json says what no harvest writes"):
+    with pytest.raises(ValueError, match=r"shards/000077\.json is not valid"):
         small(limited, max_samples=60)
     assert (tmp_path / "outside").read_text() == "precious"
 

@@ -140,7 +140,7 @@ def test_contexts_come_from_the_source(cache):
         assert whole == " ".join(str(int(x)) for x in (number, *range(1 + int(number) % N_WORDS)))
     streamed = data(cache, source=NumberStream(N, 300))
     assert streamed.contexts("test", [17, 0, 17]) == [contexts[1], contexts[0], contexts[1]]
-    with pytest.raises(ValueError, match=r"to show examples of tests\.data.*, which is none of this package's"):
+    with pytest.raises(ValueError, match=r"to show examples of tests\.data.*, which is not one of this package's"):
         data(cache).contexts("test", [0])
 
 
@@ -323,7 +323,7 @@ def test_files_of_another_cache_are_named(folder, tmp_path):
 def test_a_file_that_was_not_written_is_named(name, folder):
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     (folder / name).write_bytes(b"x")
-    with pytest.raises(ValueError, match=rf"{re.escape(name)} is none of the files that were written"):
+    with pytest.raises(ValueError, match=rf"{re.escape(name)} was not written by the harvest"):
         read(folder)
     (folder / name).unlink()
     (folder / ".DS_Store").write_bytes(b"x")
@@ -361,7 +361,7 @@ def test_an_index_that_says_anything_else_is_refused(change, remote, folder):
     index = json.loads(path.read_text())
     INDEX[change](index)
     path.write_text(json.dumps(index))
-    with pytest.raises(ValueError, match=r"first/train/index\.json is another than was written"):
+    with pytest.raises(ValueError, match=r"first/train/index\.json differs from the one that was written"):
         read(f"local:{folder}" if remote else folder)
 
 

@@ -211,5 +211,5 @@ def test_a_folder_of_another_harvest_or_of_other_files_is_refused(undisturbed, t
         harvest(tmp_path)
     with pytest.raises(ValueError, match="max_samples must be at least 1, but is 0"):
         harvest(tmp_path / "new", max_samples=0)
-    with pytest.raises(ValueError, match="devices must be devices of this machine, but 'cuda:77' is none"):
+    with pytest.raises(ValueError, match="devices must be devices of this machine, but 'cuda:77' is not available"):
         harvest(tmp_path / "new", devices=["cuda:77"])

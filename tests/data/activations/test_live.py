@@ -252,7 +252,7 @@ def test_wrong_arguments():
     with pytest.raises(ValueError, match="layer must be one of the model's"):
         LiveDataModule(WordHost(), Numbers(), "tenth")
     with pytest.raises(
-        ValueError, match=r"window_size must give at least a batch of 16 .* but is 2 examples, of which no window"
+        ValueError, match=r"window_size must give at least one batch of 16 .* but no window of 2 examples does"
     ):
         take(data(window_size=2).train_dataloader(), 1)
     with pytest.raises(ValueError, match="split must be 'val' or 'test'"):

@@ -189,7 +189,7 @@ HOSTILE = {
 def test_a_forged_manifest_is_refused_with_the_place(kind, i, manifest):
     change, message = HOSTILE[kind][i]
     forged(manifest, lambda content: change(content) and None)
-    with pytest.raises(ValueError, match=rf"damaged: manifest\.json says what no harvest writes \(.*{message}"):
+    with pytest.raises(ValueError, match=rf"damaged: manifest\.json is not valid \(.*{message}"):
         read_manifest(manifest.parent)
 
 

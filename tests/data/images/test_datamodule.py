@@ -136,7 +136,7 @@ def test_sources_of_any_size_are_scaled_and_broken_images_left_out(tmp_path):
     (tmp_path / "cat" / "0.png").write_bytes(b"broken")
     module = ImageDataModule(train=ImageFolder(str(tmp_path)), n_val=2, n_test=3, batch_size=2, image_size=8, seed=0)
     assert (module.image_size, module.channels, module.concept_names) == (8, 3, ["cat", "dog"])
-    with pytest.warns(UserWarning, match=r"1 of 10 images are left out; .*cat/0.png' cannot be read"):
+    with pytest.warns(UserWarning, match=r"1 of 10 images are left out: .*cat/0.png' cannot be read"):
         train = module.split("train")
     assert train.images.shape == (4, 3, 8, 8)
     assert train.images.dtype == torch.uint8

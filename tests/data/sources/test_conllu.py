@@ -253,9 +253,9 @@ def test_paths_that_lead_nowhere(save: Save) -> None:
         ([row(1, "Dogs", "NN")], r"line 14: a part of speech must be one of \['NOUN', .*\], but is 'NN'"),
         (
             ["# text = Dogs bark.", row(1, "Dogs"), row(2, "meow"), row(3, ".")],
-            "line 16: 'meow' must come next in the sentence, but 'Dogs bark.' goes on with 'bark.'",
+            "line 16: 'meow' must come next in the sentence, but 'Dogs bark.' continues with 'bark.'",
         ),
-        (["# text = Dogs", row(1, "Dogs"), row(2, "bark")], "line 16: 'bark' must come next .* goes on with ''"),
+        (["# text = Dogs", row(1, "Dogs"), row(2, "bark")], "line 16: 'bark' must come next .* continues with ''"),
         (["# text = Dogs bark", row(1, "Dogs")], "line 14: the words of 'Dogs bark' must reach its end, but leave"),
     ],
 )

@@ -48,12 +48,12 @@ def test_defaults_are_the_papers() -> None:
         wanted = torch.full((128,), 1e-6, dtype=torch.float64)
         wanted[:dim] += 1 / 50 / dim
         torch.testing.assert_close(std.square(), wanted, rtol=1e-5, atol=0)
-    centres = torch.stack([HeterogeneityDataModule(seed=seed).concepts().centres for seed in range(40)])
+    centers = torch.stack([HeterogeneityDataModule(seed=seed).concepts().centers for seed in range(40)])
     scale = 300 / 50 / 128
-    assert 0 <= centres.min() < 1e-4
-    assert 0.999 * scale < centres.max() < scale
-    assert centres.mean().item() == pytest.approx(scale / 2, rel=0.01)
-    assert centres.var().item() == pytest.approx(scale**2 / 12, rel=0.02)
+    assert 0 <= centers.min() < 1e-4
+    assert 0.999 * scale < centers.max() < scale
+    assert centers.mean().item() == pytest.approx(scale / 2, rel=0.01)
+    assert centers.var().item() == pytest.approx(scale**2 / 12, rel=0.02)
 
 
 def test_covariances_are_those_of_the_definition() -> None:
@@ -86,8 +86,8 @@ def test_standardised_as_in_the_paper() -> None:
 def test_subspaces_have_their_dimensions(rotate: bool) -> None:
     data = small(variance_floor=0.0, rotate=rotate)
     points = many(data, 400)
-    centred = points - data.concepts().centres.double()[:, None]
-    for dim, x in zip(DIMS, centred, strict=True):
+    centered = points - data.concepts().centers.double()[:, None]
+    for dim, x in zip(DIMS, centered, strict=True):
         assert np.linalg.matrix_rank(x.numpy(), tol=1e-4) == dim
         outside = x[:, dim:].abs().amax() if dim < 128 else torch.tensor(0.0)
         assert (outside > 1e-3) == rotate
@@ -97,7 +97,7 @@ def test_each_concept_is_turned_by_a_rotation_of_its_own() -> None:
     turned, plain = small(rotate=True, dims=(4, 4), d_in=8), small(dims=(4, 4), d_in=8)
     concepts = turned.concepts()
     assert concepts.rotations is not None
-    assert torch.equal(concepts.centres, plain.concepts().centres)
+    assert torch.equal(concepts.centers, plain.concepts().centers)
     torch.testing.assert_close(concepts.rotations @ concepts.rotations.mT, torch.eye(8).expand(2, -1, -1))
     assert not torch.allclose(concepts.rotations[0], concepts.rotations[1], atol=0.1)
     for rotation, unturned, found in zip(
@@ -127,12 +127,12 @@ def test_frequencies_are_for_training_only() -> None:
     assert data.split("val").concepts.bincount().tolist() == [30] * 5
 
 
-def test_seed_decides_on_centres_rotations_and_points() -> None:
+def test_seed_decides_on_centers_rotations_and_points() -> None:
     first, second, other = small(rotate=True), small(rotate=True), small(rotate=True, seed=1)
     state = torch.get_rng_state()
     torch.randn(100)
     one, two, three = first.concepts(), second.concepts(), other.concepts()
-    for name in ("centres", "rotations"):
+    for name in ("centers", "rotations"):
         assert torch.equal(getattr(one, name), getattr(two, name))
         assert not torch.equal(getattr(one, name), getattr(three, name))
     for split in ("val", "test"):
@@ -142,13 +142,13 @@ def test_seed_decides_on_centres_rotations_and_points() -> None:
     torch.set_rng_state(state)
 
 
-def test_all_splits_have_the_same_centres() -> None:
+def test_all_splits_have_the_same_centers() -> None:
     data = small(rotate=True, n_per_concept=4000, n_val_per_concept=500, n_test_per_concept=500, batch_size=2500)
     train = next(iter(data.train_dataloader()))
     means = [torch.stack([train.activations[train.concepts == j].mean(0) for j in range(5)])]
     means += [data.split(split).activations.view(5, 500, 128).mean(1) for split in ("val", "test")]  # type: ignore[arg-type]
     for mean in means:  # a coordinate's mean deviates by up to 0.006 where the variance is spread over six axes
-        assert (mean - data.concepts().centres).abs().max() < 0.015
+        assert (mean - data.concepts().centers).abs().max() < 0.015
 
 
 def test_ranks_agree_on_the_geometry_when_a_run_is_set_up() -> None:
@@ -165,7 +165,7 @@ def test_ranks_agree_on_the_geometry_when_a_run_is_set_up() -> None:
     data.concepts()
     data.trainer = Trainer()
     data.setup()
-    assert torch.equal(data.concepts().centres, small(seed=7).concepts().centres)
+    assert torch.equal(data.concepts().centers, small(seed=7).concepts().centers)
 
 
 @pytest.mark.parametrize(

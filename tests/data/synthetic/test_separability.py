@@ -33,10 +33,10 @@ def test_defaults_are_the_papers() -> None:
     assert (data.batch_size, data.eval_batch_size) == (512, 6000)
     assert len(data.train_dataloader()) == 6 * 700_000 // 512 == 8203
     assert [len(data.split(split).concepts) for split in ("val", "test")] == [6_000, 6_000]  # type: ignore[arg-type]
-    for i, centre in enumerate(data.centres):
+    for i, center in enumerate(data.centers):
         radius, angle = (1.5, 0.5)[i % 2], math.radians(60 * i)
         wanted = torch.tensor([radius * math.cos(angle), radius * math.sin(angle)])
-        torch.testing.assert_close(centre, wanted, rtol=0, atol=1e-6)
+        torch.testing.assert_close(center, wanted, rtol=0, atol=1e-6)
     assert data.std.square() == pytest.approx(torch.full((6, 2), 2**-4.5 / 2 + 1e-6), rel=1e-5)
 
 
@@ -54,11 +54,11 @@ def test_counts() -> None:
     assert all(isinstance(b, ActivationBatch) for b in data.predict_dataloader())
 
 
-def test_concepts_have_their_centres_and_variances() -> None:
+def test_concepts_have_their_centers_and_variances() -> None:
     data = SeparabilityDataModule(n_per_concept=30_000, n_val_per_concept=8_000, seed=1)
     x = points(data).view(6, -1, 2)
     # deviations of a mean and of a variance over 8,000 draws: 0.0017 and 0.0004
-    torch.testing.assert_close(x.mean(1), data.centres, rtol=0, atol=0.006)
+    torch.testing.assert_close(x.mean(1), data.centers, rtol=0, atol=0.006)
     torch.testing.assert_close(x.var(1), torch.full((6, 2), 2**-4.5 / 2 + 1e-6), rtol=0, atol=0.0012)
     correlation = torch.stack([torch.corrcoef(concept.T)[0, 1] for concept in x])
     assert correlation.abs().max() < 0.04
@@ -81,8 +81,8 @@ def test_training_samples_are_those_of_the_held_out_splits() -> None:
     data = SeparabilityDataModule(n_per_concept=30_000, batch_size=100_000, seed=1)
     x, concepts = next(iter(data.train_dataloader()))
     assert concepts.bincount() / 100_000 == pytest.approx(torch.full((6,), 1 / 6), abs=0.006)
-    for i, centre in enumerate(data.centres):
-        torch.testing.assert_close(x[concepts == i].mean(0), centre, rtol=0, atol=0.006)
+    for i, center in enumerate(data.centers):
+        torch.testing.assert_close(x[concepts == i].mean(0), center, rtol=0, atol=0.006)
         torch.testing.assert_close(x[concepts == i].var(0), data.std[i].square(), rtol=0, atol=0.0012)
 
 
@@ -169,5 +169,5 @@ def test_a_training_split_smaller_than_a_batch() -> None:
 
 def test_other_concepts() -> None:
     data = SeparabilityDataModule(**SMALL, n_concepts=4, radii=(1, 2, 3))
-    torch.testing.assert_close(data.centres.norm(dim=1), torch.tensor([1.0, 2.0, 3.0, 1.0]))
+    torch.testing.assert_close(data.centers.norm(dim=1), torch.tensor([1.0, 2.0, 3.0, 1.0]))
     assert data.concept_names == ["C0", "C1", "C2", "C3"]

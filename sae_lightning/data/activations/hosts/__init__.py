@@ -1,4 +1,4 @@
-"""Models whose activations are read."""
+"""Host models, whose activations are read."""
 
 from sae_lightning.data.activations.hosts.base import Host
 from sae_lightning.data.activations.hosts.image import ImageHost, ModuleHost

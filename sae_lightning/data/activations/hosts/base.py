@@ -1,4 +1,4 @@
-"""A model whose activations are read, and what it takes to read them."""
+"""Base class of host models, whose activations are read."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -13,40 +13,40 @@ from sae_lightning.nn.parts import Recorded
 
 
 class Piece(NamedTuple):
-    """What a model reads of an example in one go: all of it, or a part of a long one."""
+    """One input of a model: an example, or a part of one that is too long."""
 
     example: int
-    """Which of the examples that were given it belongs to."""
+    """Index of its example in the sequence passed to `pieces`."""
     inputs: dict[str, Tensor]
-    """Arguments of the model, without the dimension of the batch."""
+    """Arguments of the model, without the batch dimension."""
     length: int
-    """Tokens that it costs the model."""
+    """Number of tokens that the model processes."""
     rows: "Rows | None"
-    """Which of its tokens are wanted; None leaves that to the layer's output."""
+    """The tokens to read; None if they depend on the layer's output."""
 
 
 class Rows(NamedTuple):
-    """The tokens of a piece that are wanted, `n` of them."""
+    """The `n` tokens of a piece whose activations are read."""
 
     places: Tensor
-    """Where they are among the piece's tokens, int64 `(n,)`; or `(n, n_averaged)`, whose mean is wanted."""
+    """Indices of the tokens in the piece, int64 `(n,)`; or `(n, n_averaged)` to average the activations of each row."""
     concepts: Tensor
-    """Concept of each, -1 for none, int64 `(n,)`."""
+    """Concept of each token, -1 for none, int64 `(n,)`."""
     starts: Tensor
-    """First character of each, or the number of a patch; -1 for the whole example, int32 `(n,)`."""
+    """First character of each token, or index of the patch; -1 for the whole example, int32 `(n,)`."""
     ends: Tensor
-    """Behind the last character of each, or how many patches there are; -1 for the whole example, int32 `(n,)`."""
+    """One past the last character, or number of patches; -1 for the whole example, int32 `(n,)`."""
 
 
 class Read(NamedTuple):
-    """Activations that were read, with what is known of each."""
+    """Activations with the concept and the origin of each."""
 
     activations: dict[str, Tensor]
-    """By layer, `(n, d_in)`."""
+    """Activations by layer, `(n, d_in)`."""
     concepts: Tensor
-    """Concept, -1 for none, int64 `(n,)`."""
+    """Concept of each, -1 for none, int64 `(n,)`."""
     examples: Tensor
-    """Which example, int64 `(n,)`."""
+    """Index of the example, int64 `(n,)`."""
     starts: Tensor
     """As in `Rows`, int32 `(n,)`."""
     ends: Tensor
@@ -54,19 +54,20 @@ class Read(NamedTuple):
 
 
 class Host(Recorded, ABC, Generic[Example_co]):
-    """A model whose activations are read.
+    """Base of models whose activations are read.
 
-    Subclasses turn examples into pieces that the model reads, and say which of its tokens are wanted.
+    Subclasses convert examples to model inputs (`pieces`, `collate`) and select the tokens to read.
 
     Args:
-        model: The model; it is put into evaluation mode.
+        model: The model; it is switched to evaluation mode without gradients.
 
     Attributes:
         model: The model.
-        unaligned: Labelled words for which no token was found so far.
-        batch_size: Tokens or images that it reads at a time where nothing else is said.
-        unit: Which of the two.
-        crop: Where images are cropped to a square before they are read, its side as a share of their shorter one.
+        unaligned: Number of labeled words so far for which no token was found.
+        batch_size: Default number of tokens or images per forward pass.
+        unit: Unit of `batch_size`: "tokens" or "images".
+        crop: Side of the central square to which images are cropped, as a fraction of their shorter side; None if they
+            are not cropped.
     """
 
     crop: float | None = None
@@ -79,22 +80,22 @@ class Host(Recorded, ABC, Generic[Example_co]):
 
     @abstractmethod
     def pieces(self, examples: Sequence[Example_co]) -> list[Piece]:
-        """What the model reads of some examples."""
+        """Convert examples to inputs of the model."""
 
     @abstractmethod
     def collate(self, pieces: Sequence[Piece]) -> dict[str, Tensor]:
-        """The model's arguments for several pieces at once, by name; the one without a name is its first."""
+        """Batch several pieces into arguments of the model by name; the empty name is its first argument."""
 
     def rows(self, piece: Piece, n_tokens: int) -> Rows:
-        """The wanted tokens of a piece, of which a layer returns `n_tokens`."""
+        """Return the tokens to read of a piece for which a layer returns `n_tokens` tokens."""
         assert piece.rows is not None
         return piece.rows
 
     def check(self, layers: Sequence[str]) -> None:
-        """See whether the model has these layers.
+        """Check that the model has these layers.
 
         Raises:
-            ValueError: If it lacks one; the message lists those that there are.
+            ValueError: If it lacks one; the message lists the existing ones.
         """
         if not layers:
             raise ValueError("layers must name at least one layer of the model, but is empty")
@@ -102,7 +103,7 @@ class Host(Recorded, ABC, Generic[Example_co]):
             find_layer(self.model, layer)
 
     def forward(self, pieces: Sequence[Piece], layers: Sequence[str]) -> dict[str, Tensor]:
-        """The activations of all tokens of some pieces, by layer, `(n_pieces, n_tokens, d_in)`."""
+        """Return the activations of all tokens of some pieces, by layer, `(n_pieces, n_tokens, d_in)`."""
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
         inputs = {name: value.to(device, non_blocking=True) for name, value in self.collate(pieces).items()}
         first = [inputs.pop("")] if "" in inputs else []
@@ -110,15 +111,17 @@ class Host(Recorded, ABC, Generic[Example_co]):
         return {layer: as_tokens(found[layer], len(pieces), layer) for layer in layers}
 
     def read(self, pieces: Sequence[Piece], layers: Sequence[str], dtype: torch.dtype) -> Read:
-        """The activations of the wanted tokens of some pieces, of the given type, on the CPU.
+        """Return the activations of the selected tokens of some pieces, converted to `dtype`, on the CPU.
 
         Raises:
-            ValueError: If layers return different numbers of tokens, which have no labels in common.
+            ValueError: If layers return different numbers of tokens, so that they cannot share labels.
         """
         found = self.forward(pieces, layers)
         numbers = {layer: x.shape[1] for layer, x in found.items()}
         if len(set(numbers.values())) > 1:
-            raise ValueError(f"layers must return equally many tokens, but return {numbers}: harvest them one by one")
+            raise ValueError(
+                f"layers must return the same number of tokens, but return {numbers}: harvest them one by one"
+            )
         rows = [self.rows(piece, next(iter(numbers.values()))) for piece in pieces]
         counts = torch.tensor([len(r.concepts) for r in rows])
         owners = torch.arange(len(pieces)).repeat_interleave(counts)
@@ -141,10 +144,23 @@ class Host(Recorded, ABC, Generic[Example_co]):
 
 
 def as_tokens(output: Tensor, n: int, layer: str) -> Tensor:
-    """A layer's output as `(n, n_tokens, d_in)`: feature maps become one token per place, a vector becomes one token.
+    """Reshape a layer's output to `(n, n_tokens, d_in)`.
+
+    Each position of a feature map becomes a token; a vector becomes a single token.
+
+    Args:
+        output: `(n, d_in)`, `(n, n_tokens, d_in)` or `(n, d_in, height, width)`.
+        n: Number of inputs.
+        layer: Name of the layer, for errors.
 
     Raises:
-        ValueError: If it has another number of dimensions, or not one entry per piece.
+        ValueError: If `output` has another shape.
+
+    Example:
+        >>> import torch
+        >>> from sae_lightning.data.activations.hosts.base import as_tokens
+        >>> as_tokens(torch.zeros(2, 8, 3, 3), 2, "conv").shape
+        torch.Size([2, 9, 8])
     """
     if output.ndim not in (2, 3, 4) or len(output) != n:
         raise ValueError(
@@ -157,6 +173,6 @@ def as_tokens(output: Tensor, n: int, layer: str) -> Tensor:
 
 
 def stack(pieces: Sequence[Piece]) -> dict[str, Tensor]:
-    """The arguments of pieces that have one shape, one after the other."""
+    """Stack the arguments of pieces of equal shape."""
     names: Any = pieces[0].inputs
     return {name: torch.stack([piece.inputs[name] for piece in pieces]) for name in names}

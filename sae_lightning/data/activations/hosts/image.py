@@ -1,4 +1,4 @@
-"""Vision models, from Hugging Face or any importable module, and which of their tokens are wanted."""
+"""Host models of images, from Hugging Face or any importable module."""
 
 import os
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ ImageTokens = Literal["cls", "patches", "mean", "all"]
 
 
 class _ImageHost(Host[ImageExample]):
-    """A vision model; subclasses turn images into tensors.
+    """Base of vision models; subclasses convert images to tensors.
 
     Args:
         model: The model.
-        tokens: Which activations are wanted.
-        n_prefix: Tokens before those of the patches.
+        tokens: The activations to read.
+        n_prefix: Number of tokens before those of the patches.
         argument: Name of the argument that takes the images; empty for the first one.
     """
 
@@ -38,11 +38,11 @@ class _ImageHost(Host[ImageExample]):
         self._argument = argument
 
     def collate(self, pieces: Sequence[Piece]) -> dict[str, Tensor]:
-        """All images at once."""
+        """Stack all images."""
         return {self._argument: stack(pieces)["images"]}
 
     def rows(self, piece: Piece, n_tokens: int) -> Rows:
-        """The wanted tokens, with the numbers of patches for starts."""
+        """Return the tokens to read, with indices of patches as `starts`."""
         n_patches = n_tokens - self.n_prefix
         if n_patches < (self.tokens in ("patches", "mean")):
             raise ValueError(f"n_prefix must leave patches among the {n_tokens} tokens, but is {self.n_prefix}")
@@ -63,19 +63,20 @@ class _ImageHost(Host[ImageExample]):
 
 
 class ImageHost(_ImageHost):
-    """A vision model from Hugging Face with its image processor: its name on the hub, or a folder.
+    """A vision model from Hugging Face with its image processor.
 
     Args:
         name: Name on the hub, path of a folder, or `package:NAME/FOLDER` for a folder of an installed package.
         revision: Branch, tag or commit on the hub.
-        tokens: Which activations are wanted: the class token, those of all patches, their mean, or all tokens.
-        n_prefix: Tokens before those of the patches; None reads it off the model's configuration (a class token and
+        tokens: The activations to read: those of the class token, of all patches, their mean over patches, or of all
+            tokens.
+        n_prefix: Number of tokens before those of the patches; None derives it from the model (class token and
             registers).
         dtype: Type in which the model runs.
         trust_remote_code: Whether code that comes with the model may run.
 
     Raises:
-        ValueError: If the model cannot be loaded, or its configuration does not tell `n_prefix`.
+        ValueError: If the model cannot be loaded, or `n_prefix` cannot be derived from it.
     """
 
     def __init__(
@@ -102,7 +103,7 @@ class ImageHost(_ImageHost):
             self.crop = min(1.0, crop["height"] / shorter) if shorter else None
 
     def pieces(self, examples: Sequence[ImageExample]) -> list[Piece]:
-        """Process images as the model expects them."""
+        """Convert images with the model's image processor."""
         if not examples:
             return []
         images = [example.image.convert("RGB") for example in examples]
@@ -116,21 +117,33 @@ class ImageHost(_ImageHost):
 class ModuleHost(_ImageHost):
     """Any importable torch module that takes a batch of images `(n, channels, image_size, image_size)`.
 
-    Images are resized so that their shorter side is `image_size`, cropped to their middle, and normalised.
+    Images are resized so that their shorter side is `image_size`, cropped to the central square, and normalized.
 
     Args:
-        module: The module: a class with its arguments, or a function that makes or reads one.
-        image_size: Side of the images that it takes.
-        weights: File with its weights (.safetensors, .pt or .ckpt); None keeps those that it was made with.
-        tokens: Which activations are wanted: the class token, those of all patches, their mean, or all tokens.
-        n_prefix: Tokens before those of the patches; 0 for a convolutional network, whose patches are the places of a
-            feature map.
-        channels: Channels of the images that it takes, 1 or 3.
-        mean: What is subtracted from each channel of an image in [0, 1].
-        std: What each channel is then divided by.
+        module: The module. On the command line: a class with its arguments, or a function that returns a module.
+        image_size: Height and width of the module's input.
+        weights: File with its weights (.safetensors, .pt or .ckpt); None keeps the module's own.
+        tokens: The activations to read: those of the class token, of all patches, their mean over patches, or of all
+            tokens.
+        n_prefix: Number of tokens before those of the patches; 0 for a convolutional network, where each position of a
+            feature map is a patch.
+        channels: Channels of the module's input, 1 or 3.
+        mean: Mean of each channel, which is subtracted from pixels in [0, 1]; None for 0.
+        std: Standard deviation of each channel, by which the difference is divided; None for 1.
 
     Raises:
-        ValueError: If an argument is out of range, or the weights do not fit.
+        ValueError: If an argument is out of range, or the weights do not fit the module.
+
+    Example:
+        >>> import torch
+        >>> from PIL import Image
+        >>> from sae_lightning.data.activations.hosts import ModuleHost
+        >>> from sae_lightning.data.sources import ImageExample
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 8, kernel_size=2, stride=2))
+        >>> host = ModuleHost(model, image_size=4, tokens="patches", n_prefix=0, channels=1)
+        >>> pieces = host.pieces([ImageExample("gray.png", Image.new("L", (4, 4)))])
+        >>> host.read(pieces, ["0"], torch.float32).activations["0"].shape  # four patches
+        torch.Size([4, 8])
     """
 
     def __init__(
@@ -159,7 +172,7 @@ class ModuleHost(_ImageHost):
         self._std = torch.tensor(std or [1.0] * channels)[:, None, None]
 
     def pieces(self, examples: Sequence[ImageExample]) -> list[Piece]:
-        """Resize, crop and normalise images."""
+        """Resize, crop and normalize images."""
         return [
             Piece(i, {"images": self._tensor(example.image), "concept": torch.tensor(example.concept)}, 1, None)
             for i, example in enumerate(examples)
@@ -178,15 +191,15 @@ class ModuleHost(_ImageHost):
 
 
 def _prefix_of(model: Any, name: str) -> int:
-    """Tokens before those of the patches, from a model's configuration."""
+    """Derive the number of tokens before those of the patches from a model."""
     if not hasattr(model.config, "patch_size"):
-        raise ValueError(f"n_prefix must be given for {name!r}: its configuration does not tell it")
+        raise ValueError(f"n_prefix must be given for {name!r}, whose configuration has no patch_size")
     has_class_token = any(part.endswith(("cls_token", "class_embedding")) for part, _ in model.named_parameters())
     return int(has_class_token) + int(getattr(model.config, "num_register_tokens", 0) or 0)
 
 
 def _load_weights(module: nn.Module, path: str) -> None:
-    """Load weights from a file, without executing code from it."""
+    """Load weights from a file without executing code from it."""
     try:
         state: Any
         if os.fspath(path).endswith(".safetensors"):
@@ -197,5 +210,5 @@ def _load_weights(module: nn.Module, path: str) -> None:
             state = torch.load(path, map_location="cpu", weights_only=True)
             state = state.get("state_dict", state)
         module.load_state_dict(state)
-    except Exception as error:  # the unpickler meets damage with errors of many kinds
+    except Exception as error:  # damaged files raise many types of errors
         raise ValueError(f"weights in {path!r} must fit a {type(module).__name__}, but do not: {error}") from error

@@ -1,4 +1,4 @@
-"""Loading from Hugging Face, with errors that say what is wrong."""
+"""Load models from Hugging Face, with errors that name the cause."""
 
 import importlib.util
 import os
@@ -10,7 +10,7 @@ _PACKAGE = "package:"
 
 
 def _resolved(name: str) -> str:
-    """The folder of a model that an installed package holds (`package:NAME/FOLDER`); any other name as it is.
+    """Resolve `package:NAME/FOLDER` to a folder of an installed package; return other names unchanged.
 
     Raises:
         ValueError: If the package is not installed or has no such folder.
@@ -32,10 +32,10 @@ def load_pretrained(factory: str, name: str, **arguments: Any) -> Any:
     Args:
         factory: Name of the class.
         name: Name on the hub, path of a folder, or `package:NAME/FOLDER` for a folder of an installed package.
-        arguments: Passed on; those that are None are left out.
+        arguments: Keyword arguments of `from_pretrained`; those that are None are left out.
 
     Raises:
-        ValueError: If transformers is missing, or nothing can be loaded; the message says what was tried and why.
+        ValueError: If transformers is missing, or loading fails.
     """
     try:
         import transformers
@@ -50,7 +50,7 @@ def load_pretrained(factory: str, name: str, **arguments: Any) -> Any:
         if not loads_weights:
             return getattr(transformers, factory).from_pretrained(path, **given)
         model, report = getattr(transformers, factory).from_pretrained(path, output_loading_info=True, **given)
-    except Exception as error:  # each kind of file and of damage has its own
+    except Exception as error:  # damaged files raise many types of errors
         where = "folder" if os.path.isdir(path) else "model on the hub"
         raise ValueError(f"{name!r} cannot be loaded as a {where} with {factory}: {error}") from None
     missing = sorted(report["missing_keys"])
@@ -60,5 +60,5 @@ def load_pretrained(factory: str, name: str, **arguments: Any) -> Any:
             f"{len(model.state_dict())}, such as {missing[0]!r}"
         )
     if missing:
-        rank_zero_warn(f"{name!r} has no weights for {', '.join(missing)}: these are random")
+        rank_zero_warn(f"{name!r} has no weights for {', '.join(missing)}: they are initialized at random")
     return model

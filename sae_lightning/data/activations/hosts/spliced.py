@@ -1,4 +1,4 @@
-"""A model whose activations at a layer are replaced by others, and what it then loses."""
+"""A model whose activations at a layer are replaced, to measure the effect on its loss."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -10,14 +10,14 @@ from sae_lightning.data.activations.layers import find_layer, replaced
 
 
 class HostBatch(NamedTuple):
-    """What a model reads, and what it should predict."""
+    """Inputs of a model and its targets."""
 
     inputs: tuple[Tensor, ...]
     """Arguments of the model."""
     explained: Tensor
-    """Where activations are of the kind that the SAE was trained on, bool `(n, length)`."""
+    """Mask of the tokens whose kind of activations the SAE was trained on, bool `(n, length)`."""
     targets: Tensor
-    """What comes next, -1 where nothing does, int64 `(n, length)`."""
+    """Next token at each position, -1 if there is none, int64 `(n, length)`."""
 
 
 class SplicedHost:
@@ -26,11 +26,20 @@ class SplicedHost:
     Args:
         model: Maps the inputs of a batch to logits `(n, length, n_tokens)`.
         layer: Name of a submodule, as in `named_modules`.
-        batches: What it reads.
+        batches: Inputs and targets.
         mean: Mean activation at the layer, `(d_in,)`, for mean ablation.
 
     Raises:
-        ValueError: If there is no such layer.
+        ValueError: If the model lacks the layer.
+
+    Example:
+        >>> import torch
+        >>> from sae_lightning.data.activations.hosts.spliced import HostBatch, SplicedHost
+        >>> batch = HostBatch((torch.ones(1, 2, 3),), torch.tensor([[True, False]]), torch.tensor([[0, 0]]))
+        >>> host = SplicedHost(torch.nn.Sequential(torch.nn.Identity()), "0", [batch], torch.zeros(3))
+        >>> host.logits(batch, torch.zeros_like)  # ablates the first token only
+        tensor([[0., 0., 0.],
+                [1., 1., 1.]])
     """
 
     def __init__(self, model: nn.Module, layer: str, batches: Sequence[HostBatch], mean: Tensor) -> None:
@@ -42,11 +51,11 @@ class SplicedHost:
 
     @torch.no_grad()
     def logits(self, batch: HostBatch, change: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """Logits where something is to be predicted, `(n_targets, n_tokens)`.
+        """Return the logits at positions with a target, `(n_targets, n_tokens)`.
 
         Args:
-            batch: What the model reads.
-            change: From the explained activations `(n_explained, d_in)` to what takes their place; None: no change.
+            batch: Inputs and targets.
+            change: Maps the explained activations `(n_explained, d_in)` to their replacements; None replaces nothing.
         """
         if change is None:
             logits: Tensor = self.model(*batch.inputs)

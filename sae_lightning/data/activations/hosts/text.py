@@ -1,4 +1,4 @@
-"""Language models from Hugging Face, and which of their tokens are wanted."""
+"""Host models of text, from Hugging Face."""
 
 import re
 from collections.abc import Sequence
@@ -18,30 +18,30 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 _PADDING = {"attention_mask": 0, "token_type_ids": 0}
-_SPACES = " ▁Ġ"  # how vocabularies write a space
-_MOST = 100_000  # tokenizers without a limit of their own say a huge number
+_SPACES = " ▁Ġ"  # representations of a space in vocabularies
+_MOST = 100_000  # tokenizers without a maximum length report a huge number
 
 
 class TextHost(Host[TextExample]):
-    """A language model from Hugging Face: its name on the hub, or a folder.
+    """A language model from Hugging Face.
 
     Args:
         name: Name on the hub, path of a folder, or `package:NAME/FOLDER` for a folder of an installed package.
         revision: Branch, tag or commit on the hub.
-        causal: Whether to load it with the head that predicts the next token (AutoModelForCausalLM), which its layers'
-            names then tell; otherwise AutoModel.
-        tokens: Which activations are wanted. `words`: one for each word (of a labelled text, its labelled words;
-            otherwise what stands between white space); `text`: all tokens but special ones; `all`: special ones too;
-            `cls`: the first token; `mean`: the mean over all tokens.
-        piece: Which token of a word of several tokens: the first or the last that holds a part of the word, be it one
-            byte of a character. In a causal model the last one has seen all of the word.
-        max_length: Most tokens that are read in one go; None takes what the model can.
-        long_texts: Whether longer texts are read in several pieces (`split`) or without their rest (`cut`).
+        causal: Whether to load the model with its language-modeling head (AutoModelForCausalLM), which changes the
+            names of its layers, instead of AutoModel.
+        tokens: The activations to read. `words`: one per word (the labeled words of a labeled text, the words between
+            white space otherwise); `text`: all tokens except special ones; `all`: all tokens; `cls`: the first token;
+            `mean`: the mean over all tokens.
+        piece: Which token represents a word of several tokens: the first or the last that overlaps the word, even by a
+            single byte. In a causal model, only the last token has seen the whole word.
+        max_length: Maximum number of tokens per forward pass and text; None takes the model's maximum.
+        long_texts: Whether a longer text is split into several pieces (split) or truncated (cut).
         dtype: Type in which the model runs.
         trust_remote_code: Whether code that comes with the model may run.
 
     Raises:
-        ValueError: If the model cannot be loaded, has no fast tokenizer, or `max_length` exceeds what it can.
+        ValueError: If the model cannot be loaded, has no fast tokenizer, or supports fewer than `max_length` tokens.
     """
 
     batch_size = 8192
@@ -69,12 +69,14 @@ class TextHost(Host[TextExample]):
             "AutoTokenizer", name, revision=revision, trust_remote_code=trust_remote_code
         )
         if not self.tokenizer.is_fast:
-            raise ValueError(f"name must have a fast tokenizer, which says where tokens are, but {name!r} has none")
+            raise ValueError(
+                f"name must have a fast tokenizer, which reports the position of tokens, but {name!r} has none"
+            )
         super().__init__(model)
         most = min(self.tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None) or _MOST)
         if max_length is not None and not 1 <= max_length <= most:
             raise ValueError(f"max_length must be between 1 and {most} for {name!r}, but is {max_length}")
-        self.tokenizer.truncation_side = "right"  # pieces come in the order of the text, and `cut` leaves its begin
+        self.tokenizer.truncation_side = "right"  # pieces in the order of the text; `cut` keeps the beginning
         self.max_length = max_length or (most if most < _MOST else None)
         self.tokens = tokens
         self.piece = piece
@@ -84,7 +86,7 @@ class TextHost(Host[TextExample]):
         self._padding = {**_PADDING, "input_ids": 0 if pad is None else pad}
 
     def pieces(self, examples: Sequence[TextExample]) -> list[Piece]:
-        """Tokenize some texts; long ones become several pieces, or lose their end."""
+        """Tokenize texts; long ones are split or truncated."""
         if not examples:
             return []
         found = self.tokenizer(
@@ -111,25 +113,25 @@ class TextHost(Host[TextExample]):
                 aligned += len(wanted.concepts) if example.spans else 0
                 inputs = {name: torch.tensor(found[name][i]) for name in names}
                 pieces.append(Piece(owner, inputs, len(found["input_ids"][i]), wanted))
-        if self.tokens == "words" and self.long_texts == "split":  # a text that was cut lacks words anyway
-            labelled = sum(len(example.spans) for example in examples)
-            self.unaligned += labelled - aligned
-            if 2 * aligned < labelled:
+        if self.tokens == "words" and self.long_texts == "split":  # truncation removes words without any fault
+            labeled = sum(len(example.spans) for example in examples)
+            self.unaligned += labeled - aligned
+            if 2 * aligned < labeled:
                 raise ValueError(
-                    f"labels must align with tokens, but only {aligned} of {labelled} labelled words have a token, "
+                    f"labels must align with tokens, but only {aligned} of {labeled} labeled words have a token, "
                     f"from {examples[0].document!r} on: does the tokenizer change the text?"
                 )
         return pieces
 
     def _rows(self, example: TextExample, found: Any, parts: list[int]) -> list[Rows]:
-        """The wanted tokens of each part of a text.
+        """Return the tokens to read of each part of a text.
 
-        A word is sought among the tokens of all parts, since a part may end within a word, or even within a character.
+        Words are matched to the tokens of all parts together, because a part may end within a word or a character.
 
         Args:
             example: The text.
-            found: What the tokenizer returned.
-            parts: Which of its entries are parts of the text.
+            found: Output of the tokenizer.
+            parts: Indices of the parts of the text in `found`.
         """
         lengths = [len(found["input_ids"][i]) for i in parts]
         if self.tokens in ("cls", "mean"):
@@ -163,13 +165,13 @@ class TextHost(Host[TextExample]):
         return _by_part(chosen, concepts, offsets[chosen], lengths)
 
     def _is_added(self, ids: Ints, offsets: Ints) -> Bools:
-        """Which tokens are a space that the text lacks, put in front of a word: they claim the next token's place."""
+        """Mask the space tokens that the tokenizer added before a word: their offset is that of the next token."""
         begins, ends = offsets.T
         added: Bools = np.isin(ids, self._spaces) & (begins < ends) & (begins == np.append(begins[1:], -1))
         return added
 
     def collate(self, pieces: Sequence[Piece]) -> dict[str, Tensor]:
-        """Fill shorter pieces up on their right."""
+        """Pad shorter pieces on the right."""
         longest = max(piece.length for piece in pieces)
         batch = {}
         for name in pieces[0].inputs:
@@ -185,17 +187,17 @@ def _words(text: str) -> list[tuple[int, int]]:
 
 
 def _overlapping(spans: Ints, others: Ints, which: Literal["first", "last"]) -> tuple[Ints, Bools]:
-    """For each span, the first or last of the others that shares a character with it.
+    """Find, for each span, the first or last of the other spans that overlaps it.
 
-    Several others may share one character, as the tokens of the three bytes of '日' do.
+    Several spans may share one character, such as the tokens of the three bytes of '日'.
 
     Args:
         spans: Begin and end of each, in the order of the text, `(n_spans, 2)`.
         others: Begin and end of each, in the order of the text, `(n_others, 2)`.
-        which: The first or the last.
+        which: Whether to return the first or the last.
 
     Returns:
-        Number of the other, `(n_found,)`, and which spans have one, `(n_spans,)`.
+        Index into `others` for each span with an overlap, `(n_found,)`, and the mask of these spans, `(n_spans,)`.
     """
     (begins, ends), (other_begins, other_ends) = spans.T, others.T
     if which == "last":
@@ -208,7 +210,7 @@ def _overlapping(spans: Ints, others: Ints, which: Literal["first", "last"]) -> 
 
 
 def _by_part(tokens: Ints, concepts: Ints, spans: Ints, lengths: list[int]) -> list[Rows]:
-    """Rows of each part of a text, from those of the whole text, whose tokens are numbered through."""
+    """Split the rows of a whole text into those of its parts, with token indices relative to each part."""
     begins = np.cumsum([0, *lengths])
     bounds = np.searchsorted(tokens, begins)
     return [

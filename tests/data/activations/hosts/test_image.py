@@ -133,7 +133,7 @@ def test_wrong_arguments(folder):
 def test_layers_with_different_numbers_of_tokens_have_no_labels_in_common():
     host = ModuleHost(Convolution(), 16, tokens="patches", n_prefix=0)
     with pytest.raises(
-        ValueError, match=r"layers must return equally many tokens, but return \{.*harvest them one by one"
+        ValueError, match=r"layers must return the same number of tokens, but return \{.*harvest them one by one"
     ):
         read(host, images(), ["layers.1", "head"])
 

@@ -210,7 +210,7 @@ def test_wrong_arguments(folder):
 def test_labels_that_do_not_align_are_refused_or_counted(folder):
     host = TextHost(folder)
     wrong = TextExample("d", "the cat sat", ((0, 3), (20, 23), (30, 33), (40, 43)), (0, 1, 2, 3))
-    with pytest.raises(ValueError, match="only 1 of 4 labelled words have a token, from 'd' on"):
+    with pytest.raises(ValueError, match="only 1 of 4 labeled words have a token, from 'd' on"):
         host.pieces([wrong])
     host = TextHost(folder)
     host.pieces([TextExample("d", "the cat sat", ((0, 3), (4, 7), (20, 23)), (0, 1, 2))])
