@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.conftest import ROOT, process_environment
+from tests.helpers.runs import ROOT, process_environment
 
 PACKAGE = "sae_lightning"
 FILES = sorted((ROOT / PACKAGE).rglob("*.py"))

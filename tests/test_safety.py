@@ -9,7 +9,6 @@ import struct
 import sys
 from pathlib import Path
 
-import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
@@ -19,10 +18,10 @@ from sae_lightning import SeparabilityDataModule, SpaDE, load_codes, load_module
 from sae_lightning.callbacks import RunCheckpoint
 from sae_lightning.data import CachedDataModule, TensorDataModule, sources
 from sae_lightning.run.checkpoint import read_checkpoint
-from tests.conftest import QUIET, run_cli
-from tests.data.activations.harvesting import Numbers, forged
-from tests.data.activations.test_harvest import harvest
-from tests.test_resume import arguments
+from tests.helpers.activations import Numbers, forged, harvest
+from tests.helpers.resuming import arguments
+from tests.helpers.runs import QUIET, run_cli
+from tests.helpers.trainers import quiet_trainer
 
 
 class Payload:
@@ -83,15 +82,8 @@ def small():
 
 
 def trained(path, ours=True):
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_steps=20,
-        logger=False,
-        enable_progress_bar=False,
-        enable_checkpointing=ours,
-        default_root_dir=Path(path).parent,
-        callbacks=[RunCheckpoint(str(Path(path).parent / "new"))] if ours else None,
-    )
+    folder = Path(path).parent
+    trainer = quiet_trainer([RunCheckpoint(str(folder / "new"))] if ours else [], max_steps=20, default_root_dir=folder)
     trainer.fit(SpaDE(2, 8, n_init_samples=64), small(), ckpt_path=path)
 
 
@@ -101,9 +93,7 @@ READERS = {
     "load_sae": load_sae,
     "Trainer.fit": trained,
     "Trainer.fit without our callback": lambda path: trained(path, ours=False),
-    "Trainer.test": lambda path: pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False).test(
-        SpaDE(2, 8), small(), ckpt_path=path
-    ),
+    "Trainer.test": lambda path: quiet_trainer().test(SpaDE(2, 8), small(), ckpt_path=path),
 }
 
 

@@ -19,18 +19,9 @@ from sae_lightning.nn import (
     SparseAutoencoder,
     search,
 )
-from tests.nn.helpers import (
-    ARCHITECTURES,
-    D_IN,
-    Options,
-    all_options,
-    build,
-    randn,
-    raw_inputs,
-)
-
-from .helpers import assert_same_as_formulas, training_loss
-from .test_support import Elsewhere
+from tests.helpers.backends import Elsewhere, assert_same_as_formulas, training_loss
+from tests.helpers.saes import ARCHITECTURES, D_IN, Options, all_options, build, raw_inputs
+from tests.helpers.tensors import randn
 
 
 @pytest.fixture(autouse=True, params=[16, 0], ids=["narrow", "wide"])

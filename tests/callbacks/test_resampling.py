@@ -14,8 +14,9 @@ from sae_lightning.callbacks import ResampleDeadLatents
 from sae_lightning.modules import BaseSAE, Comparison, ComposedSAE, JumpReLUSAE, ReLUSAE, SpaDE, TopKSAE
 from sae_lightning.nn import L1, Affine, Jump, KSparse, Orthant, Projection, Simplex, SquaredDistance
 from sae_lightning.nn.firing import fires
-
-from ..modules.helpers import D_IN, D_SAE, PRESETS, Clusters, make, make_trainer, stream
+from tests.helpers.data import D_IN, Clusters, stream
+from tests.helpers.modules import D_SAE, PRESETS, make
+from tests.helpers.trainers import make_trainer
 
 DEAD = [2, 7, 19]
 ALIVE = [i for i in range(D_SAE) if i not in DEAD]

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from sae_lightning.modules import Comparison, SpaDE
-
-from .helpers import BATCH, D_IN, PRESETS, Batches, Clusters, assert_same, fit, is_plain, make, make_trainer, stream
+from tests.helpers.data import BATCH, D_IN, Batches, Clusters, stream
+from tests.helpers.modules import PRESETS, is_plain, make
+from tests.helpers.tensors import assert_same
+from tests.helpers.trainers import fit, make_trainer
 
 STEPS = 60
 CLIP = {"gradient_clip_val": 0.5}

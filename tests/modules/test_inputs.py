@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from sae_lightning.modules import Comparison
-
-from .helpers import BATCH, D_IN, D_SAE, PRESETS, Batches, Clusters, fit, make, make_trainer, stream
+from tests.helpers.data import BATCH, D_IN, Batches, Clusters, stream
+from tests.helpers.modules import D_SAE, PRESETS, make
+from tests.helpers.trainers import fit, make_trainer
 
 FIRST = 3 * BATCH  # what standardisation is fitted to in these tests
 

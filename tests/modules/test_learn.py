@@ -17,8 +17,9 @@ from torch.optim import SGD, Adam
 from sae_lightning.backends.sparse import SparseCodes, SparseOutput, backend
 from sae_lightning.modules import BaseSAE, ComposedSAE, JumpReLUSAE, ReLUSAE, SpaDE, TopKSAE
 from sae_lightning.nn import L1, Affine, KSparse, Orthant, Regularizer
-
-from .helpers import BATCH, D_IN, PRESETS, Clusters, fit, make, stream
+from tests.helpers.data import BATCH, D_IN, Clusters, stream
+from tests.helpers.modules import PRESETS, make
+from tests.helpers.trainers import fit
 
 D_SAE = 64
 EVERY_PRESET = pytest.mark.parametrize("name", PRESETS)

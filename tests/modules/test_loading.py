@@ -16,8 +16,10 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from sae_lightning import load_module, load_sae
 from sae_lightning.modules import BaseSAE, Comparison, ReLUSAE, SpaDE
 from sae_lightning.nn import L1, Decoder, KSparse, SquaredDistance
-
-from .helpers import D_IN, D_SAE, PRESETS, Clusters, assert_same, fit, is_plain, make
+from tests.helpers.data import D_IN, Clusters
+from tests.helpers.modules import D_SAE, PRESETS, is_plain, make
+from tests.helpers.tensors import assert_same
+from tests.helpers.trainers import fit
 
 X = 10 + 4 * torch.randn(64, D_IN, generator=torch.Generator().manual_seed(5))
 MEMBERS = ("topk", "composed", "spade")

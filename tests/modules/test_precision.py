@@ -14,8 +14,10 @@ from sae_lightning import load_sae
 from sae_lightning.backends.sparse import SparseCodes
 from sae_lightning.data.loading import ActivationDataset
 from sae_lightning.modules import Comparison, ReLUSAE, SpaDE
-
-from .helpers import PRESETS, Clusters, assert_same, fit, make, make_trainer
+from tests.helpers.data import Clusters
+from tests.helpers.modules import PRESETS, make
+from tests.helpers.tensors import assert_same
+from tests.helpers.trainers import fit, make_trainer
 
 D_IN = 32  # products with less than 17 features never run in half precision
 NAMES = list(PRESETS)

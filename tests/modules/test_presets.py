@@ -12,21 +12,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from sae_lightning.data import ActivationBatch
 from sae_lightning.modules import Comparison, ComposedSAE, JumpReLUSAE, ReLUSAE, SpaDE, TopKSAE
 from sae_lightning.nn import FIRING_THRESHOLD, Affine, Orthant, Standardizer
-
-from .helpers import (
-    BATCH,
-    D_IN,
-    D_SAE,
-    PRESETS,
-    Batches,
-    Clusters,
-    assert_same,
-    fit,
-    is_plain,
-    make,
-    make_trainer,
-    stream,
-)
+from tests.helpers.data import BATCH, D_IN, Batches, Clusters, stream
+from tests.helpers.modules import D_SAE, PRESETS, is_plain, make
+from tests.helpers.tensors import assert_same
+from tests.helpers.trainers import fit, make_trainer
 
 EVERY_PRESET = pytest.mark.parametrize("name", PRESETS)
 

@@ -3,7 +3,6 @@
 import json
 from functools import partial
 
-import lightning.pytorch as pl
 import pytest
 import torch
 from torch import Tensor
@@ -21,7 +20,8 @@ from sae_lightning.callbacks import (
 from sae_lightning.metrics.functional import latent_similarity, top_examples
 from sae_lightning.nn import L1, Affine, Projection
 from sae_lightning.run.loggers import RunCSVLogger
-from tests.modules.helpers import Clusters
+from tests.helpers.data import Clusters
+from tests.helpers.trainers import quiet_trainer
 
 K, D_SAE = 12, 24
 
@@ -47,15 +47,11 @@ def sae(**changes):
 def test_every_count_of_a_run_is_the_number_of_codes_kept(tmp_path, capsys):
     module, data = sae(), Clusters()
     callbacks = [ConceptRecovery(), TrainingDynamics(silent_after=1), RecoveryTable(), TopActivations(), ReportPage()]
-    trainer = pl.Trainer(
+    trainer = quiet_trainer(
+        [*callbacks, CodesWriter(), ResultsWriter()],
         max_steps=10,
         log_every_n_steps=5,
-        accelerator="cpu",
         logger=RunCSVLogger(str(tmp_path)),
-        enable_progress_bar=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        callbacks=[*callbacks, CodesWriter(), ResultsWriter()],
     )
     trainer.fit(module, data)
     assert trainer.callback_metrics["train/l0"] == K

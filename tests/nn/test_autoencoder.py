@@ -21,21 +21,19 @@ from sae_lightning.nn import (
     SparseAutoencoder,
     SquaredDistance,
 )
-
-from .helpers import (
+from tests.helpers.saes import (
     ARCHITECTURES,
     BANDWIDTH,
     D_IN,
     D_SAE,
-    LEADING_SHAPES,
     Options,
     all_options,
     assert_same_as_reference,
     build,
-    randn,
     raw_inputs,
     training_loss,
 )
+from tests.helpers.tensors import LEADING_SHAPES, randn
 
 ROUNDING = 2.0**-8  # unit roundoff of bfloat16: half the distance between 1 and the next number
 

@@ -22,8 +22,8 @@ from sae_lightning.nn.initialization import (
     initialize_weights,
     new_generator,
 )
-
-from .helpers import deadline, randn
+from tests.helpers.processes import deadline
+from tests.helpers.tensors import randn
 
 D_IN, D_SAE = 8, 64
 
