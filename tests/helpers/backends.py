@@ -14,7 +14,7 @@ from tests.helpers.saes import GAMMA
 
 
 def loss_of(backend: Dense, out: object, gamma: float, x: Tensor) -> Tensor:
-    """What training minimises, of standardised inputs and what a backend made of them."""
+    """What training minimizes, of standardized inputs and what a backend made of them."""
     loss = (x - out.x_hat).square().sum(-1).mean()
     return loss if backend.regularizer is None else loss + gamma * backend.regularize(x, out).mean()
 
@@ -27,7 +27,7 @@ def training_loss(
     sparsely: bool = False,
     chunk_size: int | None = None,
 ) -> Tensor:
-    """What training minimises, in standardised units, by the sparse backend or the formulas."""
+    """What training minimizes, in standardized units, by the sparse backend or the formulas."""
     if not sparsely:
         return saes.training_loss(sae, regularizer, gamma, x_raw)
     backend = Sparse(sae, regularizer, chunk_size)

@@ -23,7 +23,7 @@ class TextData(TensorDataModule):
 
 
 class ImageData(TensorDataModule):
-    """Every position has a grey image as bright as its label."""
+    """Every position has a gray image as bright as its label."""
 
     def contexts(self, split: str, positions: list[int]) -> list[Context]:
         labels = self.split("test").concepts[torch.tensor(positions)].tolist()

@@ -14,7 +14,7 @@ D_IN, BATCH = 6, 32
 
 
 class Clusters(ActivationDataModule):
-    """Five Gaussian concepts, far from standardised."""
+    """Five Gaussian concepts, far from standardized."""
 
     def __init__(self, steps_per_epoch: int = 25, d_in: int = D_IN, batch_size: int = BATCH, seed: int = 0) -> None:
         super().__init__(d_in, [f"C{i}" for i in range(5)], batch_size, 100, seed)
@@ -22,9 +22,9 @@ class Clusters(ActivationDataModule):
 
     def make_split(self, split: Any) -> ActivationDataset:
         generator = torch.Generator().manual_seed(self.seed)
-        centres = 4 * torch.randn(5, self.d_in, generator=generator) + 10
+        centers = 4 * torch.randn(5, self.d_in, generator=generator) + 10
         generator.manual_seed(1000 * self.seed + ("train", "val", "test").index(split))
-        return ActivationDataset(*sample_gaussian_concepts(centres, torch.ones_like(centres), self.n, generator))
+        return ActivationDataset(*sample_gaussian_concepts(centers, torch.ones_like(centers), self.n, generator))
 
 
 class Batches:

@@ -1,4 +1,4 @@
-"""Small SAEs of every architecture as Lightning modules."""
+"""Small SAEs of every architecture as Lightning modules, and a projection whose codes have signs."""
 
 from collections.abc import Callable
 from functools import partial
@@ -6,14 +6,29 @@ from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
+import torch
+from torch import Tensor
 from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR, StepLR
 
 from sae_lightning.modules import BaseSAE, ComposedSAE, JumpReLUSAE, ReLUSAE, SpaDE, TopKSAE
-from sae_lightning.nn import L1, Affine, DistanceWeightedL1, KSparse, Orthant, Simplex, SquaredDistance
+from sae_lightning.nn import L1, Affine, DistanceWeightedL1, KSparse, Orthant, Projection, Simplex, SquaredDistance
 from tests.helpers.data import D_IN
 
 D_SAE = 24
+
+
+class AbsTopK(Projection):
+    """The k codes of largest magnitude, with their signs."""
+
+    def __init__(self, d_sae: int, k: int) -> None:
+        super().__init__(d_sae)
+        self.k = k
+
+    def forward(self, pre_codes: Tensor) -> Tensor:
+        chosen = pre_codes.abs().topk(self.k, dim=-1).indices
+        return torch.zeros_like(pre_codes).scatter(-1, chosen, pre_codes.gather(-1, chosen))
+
 
 # every architecture, with optimizers, schedules and initial values that all differ
 PRESETS: dict[str, Callable[..., BaseSAE]] = {

@@ -60,7 +60,7 @@ def all_options() -> list[Options]:
 
 
 def build(o: Options, dtype: torch.dtype = torch.float64, seed: int = 0) -> tuple[SparseAutoencoder, Regularizer]:
-    """An SAE and its regularizer with random values in all parameters (and in the standardiser, where it is on)."""
+    """An SAE and its regularizer with random values in all parameters (and in the standardizer, where it is on)."""
     encoder = (
         SquaredDistance(D_IN, D_SAE, offset_init=0.0 if o.architecture == "ball" else None)
         if o.architecture in ("spade", "ball")
@@ -97,7 +97,7 @@ def build(o: Options, dtype: torch.dtype = torch.float64, seed: int = 0) -> tupl
 
 
 def raw_inputs(n: int, o: Options, seed: int = 1) -> Tensor:
-    """Samples far from standardised where the SAE standardises."""
+    """Samples far from standardized where the SAE standardizes."""
     x = randn(n, D_IN, seed=seed)
     return 3.0 + 2.5 * x if o.standardize else x
 
@@ -135,7 +135,7 @@ def to_reference(sae: SparseAutoencoder, regularizer: Regularizer | None, gamma:
 
 
 def training_loss(sae: SparseAutoencoder, regularizer: Regularizer | None, gamma: float, x_raw: Tensor) -> Tensor:
-    """What training minimises, in standardised units."""
+    """What training minimizes, in standardized units."""
     x = sae.standardize(x_raw)
     out = sae.autoencode(x)
     loss = (x - out.x_hat).square().sum(-1).mean()

@@ -5,7 +5,6 @@ from functools import partial
 
 import pytest
 import torch
-from torch import Tensor
 
 from sae_lightning import ComposedSAE, load_codes
 from sae_lightning.callbacks import (
@@ -18,29 +17,18 @@ from sae_lightning.callbacks import (
     TrainingDynamics,
 )
 from sae_lightning.metrics.functional import latent_similarity, top_examples
-from sae_lightning.nn import L1, Affine, Projection
+from sae_lightning.nn import L1, Affine
 from sae_lightning.run.loggers import RunCSVLogger
 from tests.helpers.data import Clusters
+from tests.helpers.modules import AbsTopK
 from tests.helpers.trainers import quiet_trainer
 
 K, D_SAE = 12, 24
 
 
-class AbsTopK(Projection):
-    """The k codes of largest magnitude, with their signs."""
-
-    def __init__(self, d_sae: int, k: int = K) -> None:
-        super().__init__(d_sae)
-        self.k = k
-
-    def forward(self, pre_codes: Tensor) -> Tensor:
-        chosen = pre_codes.abs().topk(self.k, dim=-1).indices
-        return torch.zeros_like(pre_codes).scatter(-1, chosen, pre_codes.gather(-1, chosen))
-
-
 def sae(**changes):
     torch.manual_seed(0)
-    parts = {"encoder": Affine, "projection": AbsTopK, "regularizer": L1}
+    parts = {"encoder": Affine, "projection": partial(AbsTopK, k=K), "regularizer": L1}
     return ComposedSAE(6, D_SAE, **{**parts, "gamma": 1e-3, **changes})
 
 
@@ -116,5 +104,5 @@ def test_codes_that_are_all_negative_count():
     """All pre-codes of distances without an offset are negative: k of them are kept."""
     from sae_lightning.nn import SquaredDistance
 
-    module = sae(encoder=partial(SquaredDistance, offset_init=0.0), projection=AbsTopK, regularizer=None)
+    module = sae(encoder=partial(SquaredDistance, offset_init=0.0), projection=partial(AbsTopK, k=K), regularizer=None)
     assert module.evaluate(torch.randn(10, 6)).l0() == K
