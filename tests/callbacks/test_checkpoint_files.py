@@ -112,6 +112,7 @@ def test_other_weights_are_never_tested_silently(command, copied):
     assert not (copied / "other").exists()
 
 
+@pytest.mark.filterwarnings("ignore:.*Checkpoint directory .* exists and is not empty")  # as it must be here
 def test_a_trainer_in_python_refuses_a_damaged_checkpoint(tmp_path):
     data = SeparabilityDataModule(n_per_concept=100, n_val_per_concept=10, n_test_per_concept=10, batch_size=16, seed=0)
 

@@ -83,7 +83,7 @@ def measure(folder: Path, processes: int) -> dict:
                 callbacks,
                 devices=processes,
                 strategy="ddp" if processes > 1 else "auto",
-                logger=CSVLogger(str(folder), version=""),
+                logger=CSVLogger(str(folder), version=f"{name}-{n}-{processes}"),
             )
             for stage in ("validate", "test"):
                 getattr(trainer, stage)(module, data, verbose=False)

@@ -180,7 +180,7 @@ def test_works_with_any_data_loader(name: str) -> None:
     ]
     for i, loader in enumerate(loaders):
         trainer = make_trainer(3)
-        trainer.fit(sae, train_dataloaders=loader)
+        trainer.fit(sae, train_dataloaders=loader, val_dataloaders=[])
         assert trainer.global_step == 3, i
     assert all(p.dtype == torch.float32 and bool(p.isfinite().all()) for p in sae.parameters())
 
