@@ -1,4 +1,4 @@
-"""Small finished runs that tests read from, and a process that tests leave as they found it."""
+"""Small finished runs that tests read from, a process that tests leave as they found it, and ways to run a test."""
 
 import fcntl
 import os
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.helpers.runs import TINY, fast, run_cli, unchanged_process
 
@@ -72,3 +73,23 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tup
         return endings[name]
 
     return get
+
+
+@pytest.fixture
+def global_rng() -> Iterator[None]:
+    """Leave torch's global random state as it was."""
+    with torch.random.fork_rng(devices=[]):
+        yield
+
+
+@pytest.fixture(params=[16, 0], ids=["narrow", "wide"])
+def narrow(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Run a test through both ways of taking the products; whether it is the one for small d_in."""
+    monkeypatch.setattr("sae_lightning.nn.functional._NARROW", request.param)
+    return bool(request.param)
+
+
+@pytest.fixture
+def any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small batches are worth the sparse way, too."""
+    monkeypatch.setattr("sae_lightning.backends.sparse.backend._LEAST_WORK", 0)

@@ -23,12 +23,7 @@ from tests.helpers.backends import Elsewhere, assert_same_as_formulas, training_
 from tests.helpers.saes import ARCHITECTURES, D_IN, Options, all_options, build, raw_inputs
 from tests.helpers.tensors import randn
 
-
-@pytest.fixture(autouse=True, params=[16, 0], ids=["narrow", "wide"])
-def narrow(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Run everything through both ways of taking the products; whether it is the one for small d_in."""
-    monkeypatch.setattr("sae_lightning.nn.functional._NARROW", request.param)
-    return bool(request.param)
+pytestmark = pytest.mark.usefixtures("narrow")
 
 
 # -- the sparse way -------------------------------------------------------------------------------------------------
@@ -230,12 +225,6 @@ def test_sparse_gradients_accumulate(architecture: str) -> None:
 
 
 # -- which way ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def any_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small batches are worth the sparse way, too."""
-    monkeypatch.setattr(backend, "_LEAST_WORK", 0)
 
 
 def takes_sparse(sparse: Sparse, x: torch.Tensor) -> bool:

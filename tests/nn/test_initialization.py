@@ -50,12 +50,6 @@ def assert_distinct(rows: torch.Tensor) -> None:
     assert distances.min() > 0
 
 
-@pytest.fixture
-def global_rng():
-    with torch.random.fork_rng(devices=[]):
-        yield
-
-
 # -- the generator --------------------------------------------------------------------------------------------------
 
 
