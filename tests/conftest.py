@@ -1,101 +1,16 @@
-"""The command line within the test process, and small finished runs that tests read from."""
+"""Small finished runs that tests read from, a process that tests leave as they found it, and ways to run a test."""
 
-import contextlib
 import fcntl
-import io
 import os
-import subprocess
-import sys
-import warnings
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[1]
-CONFIGS = ROOT / "configs"
-EXPERIMENTS = ("spade", "relu", "jumprelu", "topk", "compare")
-MEMBERS = ("spade", "relu", "jumprelu", "topk")
-QUIET = ("--trainer.enable_model_summary", "false", "--progress.refresh_rate", "0")
-QUIET += ("--visibility.max_samples", "0")  # fitting bounds takes seconds: tests that look at them ask for them
-STEPS, BATCH_SIZE = 20, 64  # configs/debug/fast.yaml
-
-
-@dataclass
-class Outcome:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-    warnings: list[str]
-
-
-@contextlib.contextmanager
-def unchanged_process() -> Iterator[None]:
-    """Take back what a run changes in its process: environment variables and the number of threads."""
-    environ, threads = dict(os.environ), torch.get_num_threads()
-    try:
-        yield
-    finally:
-        for name in set(os.environ) - set(environ):
-            del os.environ[name]
-        for name, value in environ.items():
-            if not name.startswith("PYTEST_"):
-                os.environ[name] = value
-        torch.set_num_threads(threads)
-
-
-def run_cli(*args: object) -> Outcome:
-    """Run `sae-lightning ARGS` in this process; an exception other than SystemExit is passed on (a traceback)."""
-    from sae_lightning.cli import main
-
-    out, err = io.StringIO(), io.StringIO()
-    code = 0
-    with unchanged_process(), warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        os.environ.pop("SAE_LIGHTNING_TRACEBACK", None)
-        os.environ["COLUMNS"] = "200"
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            try:
-                main([str(arg) for arg in args])
-            except SystemExit as end:
-                code = end.code if isinstance(end.code, int) else int(bool(end.code))
-    return Outcome(code, out.getvalue(), err.getvalue(), [str(warning.message) for warning in caught])
-
-
-def run_process(
-    *args: object, check: bool = True, timeout: float = 120, cwd: Path = ROOT
-) -> subprocess.CompletedProcess[str]:
-    """Run `python -m sae_lightning ARGS` in a fresh process, by default from the repository root."""
-    command = [sys.executable, "-m", "sae_lightning", *map(str, args)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=timeout, cwd=cwd, env=process_environment()
-    )
-    assert not check or done.returncode == 0, done.stderr[-5000:]
-    return done
-
-
-def process_environment() -> dict[str, str]:
-    """This environment, with one thread per process."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-
-
-def fast(name: str, run_dir: Path) -> list[str]:
-    """Arguments of a shipped experiment with the overlay configs/debug/fast.yaml, in `run_dir`."""
-    files = CONFIGS / "separability" / f"{name}.yaml", CONFIGS / "debug" / "fast.yaml"
-    return ["-c", str(files[0]), "-c", str(files[1]), "--run_dir", str(run_dir), *QUIET]
-
-
-def contents(folder: Path) -> dict[str, bytes | str]:
-    """Every file below a folder, by its relative path: bytes of a file, target of a link."""
-    return {
-        str(path.relative_to(folder)): os.readlink(path) if path.is_symlink() else path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_symlink() or path.is_file()
-    }
+from tests.helpers.runs import TINY, fast, run_cli, unchanged_process
 
 
 @pytest.fixture(autouse=True)
@@ -127,3 +42,54 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
         return folder
 
     return get
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small finished run: read it only, or copy it."""
+    run_dir = tmp_path_factory.mktemp("tiny") / "run"
+    outcome = run_cli("fit", *TINY, "--run_dir", run_dir)
+    assert outcome.code == 0, outcome.err[-3000:]
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[dict[str, Any], float]]:
+    """What each run of `tests.helpers.resuming` leaves when nobody kills it, and how long it takes."""
+    from tests.helpers.processes import PROCESSES
+    from tests.helpers.resuming import ending, finish, start
+
+    endings: dict[str, tuple[dict[str, Any], float]] = {}
+
+    def get(name: str) -> tuple[dict[str, Any], float]:
+        if name not in endings:
+            run_dir = tmp_path_factory.mktemp("undisturbed") / name
+            warm = PROCESSES.Process(target=abs, args=(0,))  # the first process waits for the imports
+            warm.start()
+            warm.join()
+            began = time.perf_counter()
+            assert finish(start(name, run_dir), run_dir)
+            endings[name] = ending(run_dir), time.perf_counter() - began
+        return endings[name]
+
+    return get
+
+
+@pytest.fixture
+def global_rng() -> Iterator[None]:
+    """Leave torch's global random state as it was."""
+    with torch.random.fork_rng(devices=[]):
+        yield
+
+
+@pytest.fixture(params=[16, 0], ids=["narrow", "wide"])
+def narrow(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Run a test through both ways of taking the products; whether it is the one for small d_in."""
+    monkeypatch.setattr("sae_lightning.nn.functional._NARROW", request.param)
+    return bool(request.param)
+
+
+@pytest.fixture
+def any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small batches are worth the sparse way, too."""
+    monkeypatch.setattr("sae_lightning.backends.sparse.backend._LEAST_WORK", 0)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import yaml
 
-from tests.conftest import CONFIGS, QUIET, run_cli
-from tests.data.activations.hosts import tiny
+from tests.helpers import hosts
+from tests.helpers.runs import CONFIGS, QUIET, run_cli
 
 pytest.importorskip("transformers")
 pytest.importorskip("litdata")
@@ -18,7 +18,7 @@ Image = pytest.importorskip("PIL.Image")
 def folders(tmp_path_factory):
     """A tiny DINOv2 with registers, and two classes of thirty images, one of which cannot be read."""
     folder = tmp_path_factory.mktemp("vision")
-    tiny.dino(folder / "model")
+    hosts.dino(folder / "model")
     generator = np.random.default_rng(0)
     for name, low in (("church", 0), ("tench", 128)):
         (folder / "images" / name).mkdir(parents=True)

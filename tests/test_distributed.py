@@ -1,13 +1,11 @@
 """Two processes (DDP with gloo on the CPU) train one model, and measure what one process measures."""
 
-import json
-
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from sae_lightning import SeparabilityDataModule, load_codes, load_module
-from tests.conftest import MEMBERS, fast, run_cli, run_process
+from tests.helpers.runs import MEMBERS, fast, results, run_cli, run_process
 
 pytestmark = pytest.mark.slow
 
@@ -18,16 +16,12 @@ ODD += ["--data.batch_size", BATCH_SIZE]
 PLAIN = ["--figures.on_validation", "false", "--figures.max_saes", 0, "--receptive_fields.max_saes", 0]
 
 
-def results(run_dir):
-    return json.loads((run_dir / "results.json").read_text())
-
-
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     """compare.yaml, fitted and tested by two processes."""
     run_dir = tmp_path_factory.mktemp("distributed") / "two"
     args = [*fast("compare", run_dir), *ODD, *PLAIN, *TWO]
-    save = ["--trainer.callbacks+=tests.callbacks.probes.SaveRanks", "--trainer.callbacks.folder", run_dir / "ranks"]
+    save = ["--trainer.callbacks+=tests.helpers.probes.SaveRanks", "--trainer.callbacks.folder", run_dir / "ranks"]
     run_process("fit", *args, *save)
     run_process("test", *args, "--ckpt_path", run_dir / "checkpoints" / "last.ckpt")
     return run_dir
@@ -115,7 +109,7 @@ def test_ranks_write_codes_of_interleaved_samples(two, one, tmp_path):
 def test_a_nan_on_one_rank_stops_both(tmp_path):
     """Neither hangs: the other rank is ended by the launcher."""
     args = ["--model", "SpaDE", "--model.d_sae", 8, "--model.n_init_samples", 64, "--trainer.max_steps", 30]
-    args += ["--data", "tests.callbacks.probes.DamagedStream", *PLAIN, *TWO]
+    args += ["--data", "tests.helpers.probes.DamagedStream", *PLAIN, *TWO]
     done = run_process("fit", *args, "--run_dir", tmp_path / "run", check=False, timeout=60)
     assert done.returncode != 0
     assert "activations must be finite, but batch 7 of the training stream (rank 1) holds nan at row 2" in done.stderr

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from sae_lightning import load_results
 from sae_lightning.moved import current
 from sae_lightning.run.checkpoint import read_checkpoint
-from tests.conftest import contents, run_cli
 from tests.fixtures import make
+from tests.helpers.runs import contents, run_cli
 
 VERSIONS = sorted(path.name for path in make.FIXTURES.glob("v*"))
 NO_FIGURES = ("--figures.max_saes", 0, "--receptive_fields.max_saes", 0)

@@ -4,7 +4,6 @@ import contextlib
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,18 +20,9 @@ from sae_lightning import TopKSAE
 from sae_lightning.callbacks import GracefulStop
 from sae_lightning.callbacks.checkpoint_files import newest_checkpoint
 from sae_lightning.run.checkpoint import read_checkpoint
-from tests.conftest import CONFIGS, ROOT, process_environment
-from tests.test_resume import (
-    PROCESSES,
-    STEPS,
-    arguments,
-    check_ending,
-    ending,
-    finish,
-    redirect,
-    start,
-    undisturbed,  # noqa: F401  (a fixture)
-)
+from tests.helpers.processes import PROCESSES, as_rank, free_port, is_running, redirect
+from tests.helpers.resuming import STEPS, arguments, check_ending, ending, finish, start
+from tests.helpers.runs import CONFIGS, ROOT, process_environment
 
 TWO = ["--trainer.accelerator", "cpu", "--trainer.devices", 2, "--trainer.strategy", "ddp"]
 SIGTERM_STATUS = 143
@@ -55,20 +45,13 @@ class Pace(pl.Callback):
 def rank(number, port, args, log):
     """One of several processes that train together, as torchrun starts them."""
     redirect(log)
-    os.environ.update(LOCAL_RANK=str(number), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
+    as_rank(number, port)
     from lightning.pytorch.utilities import rank_zero_only
 
     from sae_lightning.cli import main
 
     rank_zero_only.rank = number
     main([str(arg) for arg in args])
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 def start_two(args, log):
@@ -110,7 +93,7 @@ def logs(path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["spade", "side by side", "accumulated"])
-def test_sigterm_saves_the_last_step_and_the_run_goes_on_exactly(name, undisturbed, tmp_path):  # noqa: F811
+def test_sigterm_saves_the_last_step_and_the_run_goes_on_exactly(name, undisturbed, tmp_path):
     expected, _ = undisturbed(name)
     run_dir = tmp_path / "run"
     folder, probe = pace(tmp_path)
@@ -137,13 +120,6 @@ def children(pid):
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def is_running(pid):
-    try:
-        return Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 @contextlib.contextmanager
 def paced(tmp_path, args, step=9, n=1):
     """A run of the command line in a process of its own, from when it has made a step; with its descendants, it ends
@@ -167,7 +143,7 @@ def paced(tmp_path, args, step=9, n=1):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["side by side", "drawn ahead"])
-def test_sigterm_ends_a_run_that_waits_for_a_stopped_process_in_good_order(name, undisturbed, tmp_path):  # noqa: F811
+def test_sigterm_ends_a_run_that_waits_for_a_stopped_process_in_good_order(name, undisturbed, tmp_path):
     """The process that it waits for computes members of a comparison, or draws batches."""
     run_dir = tmp_path / "run"
     with paced(tmp_path, arguments(name, run_dir)) as (process, others, folder):

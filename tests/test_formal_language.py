@@ -1,13 +1,11 @@
 """Formal languages through the command line: the language model first, then SAEs on its activations."""
 
-import json
-
 import pytest
 import torch
 
 from sae_lightning import load_sae
 from sae_lightning.data import FormalLanguageDataModule
-from tests.conftest import CONFIGS, QUIET, run_cli
+from tests.helpers.runs import CONFIGS, QUIET, last, results, run_cli
 
 FOLDER = CONFIGS / "formal_language"
 GRAMMARS = FOLDER / "grammars"
@@ -41,14 +39,6 @@ def trained(tmp_path_factory):
     outcome = language_model(folder)
     assert outcome.code == 0, outcome.err[-3000:]
     return folder
-
-
-def last(folder):
-    return folder / "checkpoints" / "last.ckpt"
-
-
-def results(folder):
-    return json.loads((folder / "results.json").read_text())
 
 
 def test_a_language_model_reports_loss_floor_and_grammar(trained):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sae_lightning import load_sae
-from tests.conftest import CONFIGS, QUIET, run_cli
+from tests.helpers.runs import CONFIGS, QUIET, run_cli
 
 pytestmark = pytest.mark.slow
 

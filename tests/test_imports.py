@@ -1,12 +1,13 @@
 """What imports what: heavy libraries come late, and imports point one way."""
 
 import ast
+import re
 import subprocess
 import sys
 
 import pytest
 
-from tests.conftest import ROOT, process_environment
+from tests.helpers.runs import ROOT, process_environment
 
 PACKAGE = "sae_lightning"
 FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
@@ -112,21 +113,26 @@ def module_name(path):
 MODULES = {module_name(path): path for path in FILES}
 
 
-def imported(name, source, is_package):
-    """Modules of this package that a module imports anywhere, also within functions or for type checkers."""
-    found = set()
+def imports(name, source, is_package):
+    """All that a module imports, also within functions or for type checkers: modules, with a name of each or None."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            yield from ((alias.name, None) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
                 parents = name.split(".")
                 parents = parents[: len(parents) - node.level + is_package]
                 base = ".".join([*parents, *([node.module] if node.module else [])])
-            for alias in node.names:
-                whole = f"{base}.{alias.name}"
-                found.add(whole if whole in MODULES else base)
+            yield from ((base, alias.name) for alias in node.names)
+
+
+def imported(name, source, is_package):
+    """Modules of this package that a module imports."""
+    found = set()
+    for base, member in imports(name, source, is_package):
+        whole = f"{base}.{member}"
+        found.add(whole if whole in MODULES else base)
     return {target for target in found if target.split(".")[0] == PACKAGE}
 
 
@@ -210,6 +216,14 @@ def test_nothing_imports_the_command_line_but_main():
         if f"{PACKAGE}.cli" in imported(name, path.read_text(), path.name == "__init__.py")
     }
     assert importers == {f"{PACKAGE}.__main__"}
+
+
+def test_nothing_imports_a_test_module_or_a_conftest():
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        name = module_name(path)
+        found = {f"{base}.{member}" for base, member in imports(name, path.read_text(), path.name == "__init__.py")}
+        wrong = {target for target in found if re.match(r"tests\.(.*\.)?(test_|conftest\b)", target)}
+        assert not wrong, f"{name} imports {sorted(wrong)}: what several modules need belongs in tests/helpers"
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,7 +12,8 @@ import pytest
 import torch
 
 from sae_lightning import load_sae
-from tests.conftest import QUIET, ROOT, process_environment, run_cli
+from tests.helpers.processes import free_port
+from tests.helpers.runs import QUIET, ROOT, process_environment, run_cli
 
 SMALL = ["--model.d_sae", "16", "--model.n_init_samples", "64", "--data.n_per_concept", "2000"]
 SMALL += [
@@ -49,12 +49,6 @@ def script(word, folder):
     path = folder / "script.sh"
     path.write_text(found)
     return path
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def environment(folder, **variables):

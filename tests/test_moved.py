@@ -17,7 +17,7 @@ from sae_lightning.data.sources import JsonLines
 from sae_lightning.moved import CLASSES, HOMES, MODULES, current, current_path, current_text
 from sae_lightning.nn.parts import Recorded, described_class
 from sae_lightning.subjects import LanguageModel, VisionModel
-from tests.conftest import QUIET, run_cli
+from tests.helpers.runs import QUIET, run_cli
 
 OLD = "sae_lightning"  # the package, apart from what follows: these paths stay as they were
 GRAMMAR = "S -> 'a' [0.5] | 'a' S [0.5]"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.sources.test_tagged import has_brown
+from tests.helpers.language import has_brown
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 

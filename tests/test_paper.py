@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.helpers.runs import ROOT
 
 RESULTS = ROOT / "notebooks" / "results"
 OUTER, INNER = ("C0", "C2", "C4"), ("C1", "C3", "C5")

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from sae_lightning import load_sae
 from sae_lightning.data import HeterogeneityDataModule, SeparabilityDataModule
 from sae_lightning.run.checkpoint import read_checkpoint
-from tests.conftest import CONFIGS, QUIET, run_cli
-from tests.modules.helpers import assert_same
+from tests.helpers.runs import CONFIGS, QUIET, run_cli
+from tests.helpers.tensors import assert_same
 
 pytestmark = pytest.mark.slow
 

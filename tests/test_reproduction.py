@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pytest
 import yaml
 
-from tests.conftest import CONFIGS, QUIET, run_cli
+from tests.helpers.runs import CONFIGS, QUIET, run_cli
 
 OUTER, INNER = ("C0", "C2", "C4"), ("C1", "C3", "C5")
 DIMS = (6, 14, 30, 62, 126)

@@ -9,7 +9,6 @@ import struct
 import sys
 from pathlib import Path
 
-import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
@@ -19,20 +18,16 @@ from sae_lightning import SeparabilityDataModule, SpaDE, load_codes, load_module
 from sae_lightning.callbacks import RunCheckpoint
 from sae_lightning.data import CachedDataModule, TensorDataModule, sources
 from sae_lightning.run.checkpoint import read_checkpoint
-from tests.conftest import QUIET, run_cli
-from tests.data.activations.harvesting import Numbers, forged
-from tests.data.activations.test_harvest import harvest
-from tests.test_resume import arguments
+from tests.helpers.activations import Numbers, forged, harvest
+from tests.helpers.pickles import Payload
+from tests.helpers.resuming import arguments
+from tests.helpers.runs import QUIET, run_cli
+from tests.helpers.trainers import quiet_trainer
 
 
-class Payload:
+def payload(mark):
     """Makes a file when it is unpickled."""
-
-    def __init__(self, mark):
-        self.mark = str(mark)
-
-    def __reduce__(self):
-        return open, (self.mark, "w")
+    return Payload(open, str(mark), "w")
 
 
 @pytest.fixture
@@ -44,7 +39,7 @@ def mark(tmp_path):
 
 
 def test_the_payload_works(tmp_path):
-    pickle.loads(pickle.dumps(Payload(tmp_path / "executed"))).close()
+    pickle.loads(pickle.dumps(payload(tmp_path / "executed"))).close()
     assert (tmp_path / "executed").exists()
 
 
@@ -65,7 +60,7 @@ def plant(whole, path, mark, where):
     target = checkpoint
     for key in where[:-1]:
         target = target[key]
-    target[where[-1]] = Payload(mark)
+    target[where[-1]] = payload(mark)
     torch.save(checkpoint, path)
 
 
@@ -83,15 +78,8 @@ def small():
 
 
 def trained(path, ours=True):
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_steps=20,
-        logger=False,
-        enable_progress_bar=False,
-        enable_checkpointing=ours,
-        default_root_dir=Path(path).parent,
-        callbacks=[RunCheckpoint(str(Path(path).parent / "new"))] if ours else None,
-    )
+    folder = Path(path).parent
+    trainer = quiet_trainer([RunCheckpoint(str(folder / "new"))] if ours else [], max_steps=20, default_root_dir=folder)
     trainer.fit(SpaDE(2, 8, n_init_samples=64), small(), ckpt_path=path)
 
 
@@ -101,9 +89,7 @@ READERS = {
     "load_sae": load_sae,
     "Trainer.fit": trained,
     "Trainer.fit without our callback": lambda path: trained(path, ours=False),
-    "Trainer.test": lambda path: pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False).test(
-        SpaDE(2, 8), small(), ckpt_path=path
-    ),
+    "Trainer.test": lambda path: quiet_trainer().test(SpaDE(2, 8), small(), ckpt_path=path),
 }
 
 
@@ -123,9 +109,9 @@ def test_a_checkpoint_executes_nothing(reader, place, run, mark, tmp_path):
 def test_a_file_that_is_all_pickle_executes_nothing(kind, mark, tmp_path):
     path = tmp_path / "planted.ckpt"
     if kind == "pickle":
-        path.write_bytes(pickle.dumps(Payload(mark)))
+        path.write_bytes(pickle.dumps(payload(mark)))
     else:
-        torch.save({"state_dict": Payload(mark)}, path, _use_new_zipfile_serialization=False)
+        torch.save({"state_dict": payload(mark)}, path, _use_new_zipfile_serialization=False)
     with pytest.raises(ValueError, match="cannot be read"):
         load_sae(path)
 
@@ -312,29 +298,29 @@ def test_optimizer_and_schedule_come_from_the_users_configuration_alone(run, tmp
 
 
 def planted_npy(path, mark):
-    np.save(path, np.array([Payload(mark)], dtype=object), allow_pickle=True)
+    np.save(path, np.array([payload(mark)], dtype=object), allow_pickle=True)
 
 
 def planted_npz(path, mark):
     with path.open("wb") as file:
-        np.savez(file, x=np.array([Payload(mark)], dtype=object))
+        np.savez(file, x=np.array([payload(mark)], dtype=object))
 
 
 def planted_safetensors(path, mark):
     header = json.dumps({"__metadata__": {"pickle": "yes"}}).encode()
-    path.write_bytes(struct.pack("<Q", len(header)) + header + pickle.dumps(Payload(mark)))
+    path.write_bytes(struct.pack("<Q", len(header)) + header + pickle.dumps(payload(mark)))
 
 
 FILES = {
     "x.npy": planted_npy,
     "z.npy": planted_npz,
-    "p.npy": lambda path, mark: path.write_bytes(pickle.dumps(Payload(mark))),
-    "x.pt": lambda path, mark: torch.save(Payload(mark), path),
-    "y.pt": lambda path, mark: torch.save({"x": torch.zeros(3, 3), "y": Payload(mark)}, path),
-    "o.pt": lambda path, mark: torch.save(Payload(mark), path, _use_new_zipfile_serialization=False),
-    "p.pt": lambda path, mark: path.write_bytes(pickle.dumps(Payload(mark))),
+    "p.npy": lambda path, mark: path.write_bytes(pickle.dumps(payload(mark))),
+    "x.pt": lambda path, mark: torch.save(payload(mark), path),
+    "y.pt": lambda path, mark: torch.save({"x": torch.zeros(3, 3), "y": payload(mark)}, path),
+    "o.pt": lambda path, mark: torch.save(payload(mark), path, _use_new_zipfile_serialization=False),
+    "p.pt": lambda path, mark: path.write_bytes(pickle.dumps(payload(mark), protocol=2)),  # the one that torch expects
     "x.safetensors": planted_safetensors,
-    "p.safetensors": lambda path, mark: path.write_bytes(pickle.dumps(Payload(mark))),
+    "p.safetensors": lambda path, mark: path.write_bytes(pickle.dumps(payload(mark))),
 }
 
 
@@ -367,12 +353,12 @@ def cache(tmp_path_factory):
 
 def plant_items(folder, split, mark):
     """Give the chunks of a split items that consist of one pickled object, with the right sizes and checksums."""
-    payload = pickle.dumps(Payload(mark))
+    planted = pickle.dumps(payload(mark))
 
     def change(manifest):
         for chunk in manifest["layers"]["first"]["splits"][split]:
             path, n = folder / chunk["file"], len(chunk["rows"])
-            items = [struct.pack("<I", len(payload)) + payload] * n
+            items = [struct.pack("<I", len(planted)) + planted] * n
             offsets = np.cumsum([4 * (n + 2), *map(len, items)]).astype(np.uint32)
             content = np.uint32(n).tobytes() + offsets.tobytes() + b"".join(items)
             path.write_bytes(content.ljust(chunk["bytes"], b"\0"))

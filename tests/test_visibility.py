@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import CONFIGS, QUIET, ROOT, run_cli
+from tests.helpers.runs import CONFIGS, QUIET, ROOT, run_cli
 
 STORED = sorted((ROOT / "notebooks" / "results").glob("*/visibility-seed*.json"))
 EXPERIMENTS = {"separability", "heterogeneity", "formal_language", "language", "vision"}

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from sae_lightning.data import read_vision_model
-from tests.conftest import CONFIGS, QUIET, run_cli
-from tests.data.sources.images import write_mnist_like
+from tests.helpers.images import write_mnist_like
+from tests.helpers.runs import CONFIGS, QUIET, last, run_cli
 
 SMALL = ["--data.concept_names", "[rows, columns]", "--data.n_val", 16, "--data.batch_size", 16]
 SMALL += ["--model.patch_size", 4, "--model.width", 16, "--model.n_layers", 1, "--model.n_heads", 2]
@@ -25,10 +25,6 @@ def command(name, folder, run_dir, *args):
     outcome = run_cli(name, *given, "--run_dir", run_dir, *args)
     assert outcome.code == 0, outcome.err[-3000:]
     return outcome
-
-
-def last(folder):
-    return folder / "checkpoints" / "last.ckpt"
 
 
 @pytest.fixture(scope="module")

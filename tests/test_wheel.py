@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import CONFIGS, ROOT
+from tests.helpers.runs import CONFIGS, ROOT
 
 SUBSET = [
     "tests/cli/test_cli.py::test_a_run_folder_holds_what_is_documented[topk]",

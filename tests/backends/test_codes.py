@@ -18,7 +18,7 @@ from sae_lightning.backends.sparse.codes import (
     sum_by_latent,
     weight_gradient,
 )
-from tests.nn.helpers import randn
+from tests.helpers.tensors import randn
 
 # (samples, latents, d_in, share of positions); int16 holds latents up to 2^15
 SHAPES = [

@@ -19,25 +19,11 @@ from sae_lightning.nn import (
     SparseAutoencoder,
     search,
 )
-from tests.nn.helpers import (
-    ARCHITECTURES,
-    D_IN,
-    Options,
-    all_options,
-    build,
-    randn,
-    raw_inputs,
-)
+from tests.helpers.backends import Elsewhere, assert_same_as_formulas, training_loss
+from tests.helpers.saes import ARCHITECTURES, D_IN, Options, all_options, build, raw_inputs
+from tests.helpers.tensors import randn
 
-from .helpers import assert_same_as_formulas, training_loss
-from .test_support import Elsewhere
-
-
-@pytest.fixture(autouse=True, params=[16, 0], ids=["narrow", "wide"])
-def narrow(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Run everything through both ways of taking the products; whether it is the one for small d_in."""
-    monkeypatch.setattr("sae_lightning.nn.functional._NARROW", request.param)
-    return bool(request.param)
+pytestmark = pytest.mark.usefixtures("narrow")
 
 
 # -- the sparse way -------------------------------------------------------------------------------------------------
@@ -239,12 +225,6 @@ def test_sparse_gradients_accumulate(architecture: str) -> None:
 
 
 # -- which way ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def any_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small batches are worth the sparse way, too."""
-    monkeypatch.setattr(backend, "_LEAST_WORK", 0)
 
 
 def takes_sparse(sparse: Sparse, x: torch.Tensor) -> bool:

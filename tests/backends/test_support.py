@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from sae_lightning.backends.sparse import Pattern, SparseCodes, support
 from sae_lightning.backends.sparse.codes import sparsemax_on
@@ -13,23 +12,13 @@ from sae_lightning.backends.sparse.support import above, largest, simplex_suppor
 from sae_lightning.nn import search as searching
 from sae_lightning.nn.functional import k_sparse, sparsemax
 from sae_lightning.nn.search import group_maxima, kth_largest, simplex_threshold
-from tests.nn.helpers import deadline, numpy, randn
+from tests.helpers.backends import Elsewhere
+from tests.helpers.processes import deadline
+from tests.helpers.tensors import numpy, randn
 
 # a code is v - tau with a tau that sums numbers within [-1, 0]: a few roundings of 6e-8 or 1e-16
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-14}
 SIZES = [1, 2, 5, 31, 255, 256, 259, 1000, 2999]  # 256: the least whose groups' maxima are asked about the simplex
-
-
-class Elsewhere(TorchFunctionMode):
-    """Tensors of the CPU that say they are on another device, so that its branches run here."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        if func == torch.Tensor.device.__get__:
-            return torch.device("cuda")
-        if "device" in kwargs:
-            kwargs["device"] = "cpu"
-        return func(*args, **kwargs)
 
 
 @pytest.fixture(params=["cpu", "elsewhere"])

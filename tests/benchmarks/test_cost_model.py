@@ -11,7 +11,7 @@ from benchmarks.cost_model import STRATEGIES, exchanged, main, memory, plan
 from benchmarks.overhead import LOG_EVERY, SAVE_EVERY, VALIDATE_EVERY, summarise
 from benchmarks.problem import Shape
 from sae_lightning.modules import TopKSAE
-from tests.conftest import ROOT
+from tests.helpers.runs import ROOT
 
 SHAPE = Shape(d_in=64, d_sae=512, batch=128, k=8)
 DATA = json.loads((ROOT / "docs" / "scale.json").read_text())

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tests.conftest import ROOT, process_environment
+from tests.helpers.runs import ROOT, process_environment
 
 
 def measured(n_samples: int) -> dict[str, float]:

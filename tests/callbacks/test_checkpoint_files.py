@@ -3,7 +3,6 @@
 import random
 import shutil
 
-import lightning.pytorch as pl
 import pytest
 import torch
 
@@ -11,8 +10,9 @@ from sae_lightning import SeparabilityDataModule, SpaDE
 from sae_lightning.callbacks import RunCheckpoint
 from sae_lightning.callbacks.checkpoint_files import newest_checkpoint, read_older, step_of
 from sae_lightning.run.checkpoint import read_checkpoint
-from tests.conftest import contents, run_cli
-from tests.test_resume import arguments
+from tests.helpers.resuming import arguments
+from tests.helpers.runs import contents, run_cli
+from tests.helpers.trainers import make_trainer
 
 CUT, FLIPPED, EMPTY, MISSING = "cut", "flipped", "empty", "missing"
 DAMAGE = (CUT, FLIPPED, EMPTY, MISSING)
@@ -112,19 +112,12 @@ def test_other_weights_are_never_tested_silently(command, copied):
     assert not (copied / "other").exists()
 
 
+@pytest.mark.filterwarnings("ignore:.*Checkpoint directory .* exists and is not empty")  # as it must be here
 def test_a_trainer_in_python_refuses_a_damaged_checkpoint(tmp_path):
     data = SeparabilityDataModule(n_per_concept=100, n_val_per_concept=10, n_test_per_concept=10, batch_size=16, seed=0)
 
     def trainer(steps):
-        return pl.Trainer(
-            accelerator="cpu",
-            max_steps=steps,
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            limit_val_batches=0,
-            callbacks=[RunCheckpoint(str(tmp_path), every_n_steps=2)],
-        )
+        return make_trainer(steps, callbacks=[RunCheckpoint(str(tmp_path), every_n_steps=2)])
 
     trainer(4).fit(SpaDE(2, 8, n_init_samples=64), data)
     damage(tmp_path / "step=4.ckpt", FLIPPED)

@@ -15,8 +15,9 @@ from sae_lightning.callbacks import Divergence, RunCheckpoint
 from sae_lightning.callbacks.checkpoint_files import checkpoints_by_step
 from sae_lightning.modules.run import RunModule
 from sae_lightning.run.checkpoint import read_checkpoint
-from tests.callbacks.probes import DamagedStream
-from tests.conftest import run_cli
+from tests.helpers.probes import DamagedStream
+from tests.helpers.runs import run_cli
+from tests.helpers.trainers import quiet_trainer
 
 BURST = 23  # the first step whose errors are those of ruined weights
 
@@ -51,15 +52,8 @@ def compared(processes=1):
 def fit(module, folder, *callbacks, ckpt_path=None, data=None, **changes):
     """Train, and return the warnings of divergence."""
     options = {"max_steps": 60, "log_every_n_steps": 1, "limit_val_batches": 0, **changes}
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=folder,
-        callbacks=[RunCheckpoint(str(folder / "checkpoints"), every_n_steps=5), *callbacks],
-        **options,
-    )
+    saved = RunCheckpoint(str(folder / "checkpoints"), every_n_steps=5)
+    trainer = quiet_trainer([saved, *callbacks], default_root_dir=folder, **options)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trainer.fit(module, data or DamagedStream(bad_batch=-1), ckpt_path=ckpt_path, weights_only=True)

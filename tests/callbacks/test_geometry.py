@@ -6,7 +6,7 @@ import torch
 from sae_lightning import Comparison, SpaDE, TensorDataModule, TopKSAE
 from sae_lightning.callbacks import ConceptRecovery, GeometryFigures
 from sae_lightning.run.loggers import RunCSVLogger
-from tests.subjects.test_language_model import trainer
+from tests.helpers.trainers import quiet_trainer
 
 
 def run(folder, d_in=4, labelled=True, **arguments):
@@ -19,7 +19,7 @@ def run(folder, d_in=4, labelled=True, **arguments):
     members = {"spade": lambda d: SpaDE(d, 6, lambda_init=1.0), "topk": lambda d: TopKSAE(d, 6, k=2)}
     logger = RunCSVLogger(str(folder / "run"))
     callbacks = [ConceptRecovery(), GeometryFigures(**arguments)]
-    trainer(logger=logger, callbacks=callbacks).test(Comparison(d_in, members), data, verbose=False)
+    quiet_trainer(callbacks, logger=logger).test(Comparison(d_in, members), data, verbose=False)
     figures = folder / "run" / "figures"
     return {str(path.relative_to(figures)) for path in figures.rglob("*.png")}
 

@@ -4,53 +4,17 @@ import json
 from functools import partial
 
 import lightning.pytorch as pl
-import numpy as np
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sae_lightning import Comparison, SpaDE, TensorDataModule, TopKSAE
 from sae_lightning.callbacks import ConceptRecovery, ReportPage, TopActivations
 from sae_lightning.callbacks.meaning import as_markdown, latents_to_show
 from sae_lightning.data.contexts import TextContext
 from sae_lightning.metrics.functional import top_examples
-from sae_lightning.run.loggers import RunTensorBoardLogger
-from tests.callbacks.contexts import ImageData, TextData
-from tests.conftest import run_cli
-from tests.report.test_page import Page
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    """500 samples of three labels, of which 50 are tested."""
-    folder = tmp_path_factory.mktemp("data")
-    rng = np.random.default_rng(0)
-    kind = rng.integers(0, 3, 500)
-    np.save(folder / "x.npy", (rng.standard_normal((500, 4)) + 3 * np.eye(4)[kind]).astype(np.float32))
-    np.save(folder / "y.npy", kind)
-    return folder
-
-
-def make_data(files, kind=TextData, labels=True):
-    y = str(files / "y.npy") if labels else None
-    return kind(str(files / "x.npy"), y, seed=0, eval_batch_size=16, batch_size=32)
-
-
-def make_sae(kind=SpaDE, **arguments):
-    torch.manual_seed(0)
-    return kind(d_in=4, d_sae=12, **arguments)
-
-
-def run(module, data, folder, *callbacks, **arguments):
-    """Train for a few steps, and test with callbacks."""
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    cpu = {"accelerator": "cpu", "devices": 1, **quiet}
-    pl.Trainer(max_steps=20, logger=False, limit_val_batches=0, **cpu).fit(module, datamodule=data)
-    logger = RunTensorBoardLogger(str(folder))
-    trainer = pl.Trainer(logger=logger, callbacks=list(callbacks), **{**cpu, **arguments})
-    trainer.test(module, datamodule=data, verbose=False)
-    logger.finalize("success")
-    return trainer
+from tests.helpers.contexts import ImageData, TextData, make_data, make_sae, run
+from tests.helpers.pages import Page
+from tests.helpers.runs import events, run_cli
 
 
 def expected(module, data, n=8):
@@ -104,12 +68,6 @@ def test_no_more_latents_than_asked_for(files, tmp_path):
     run(make_sae(), make_data(files), tmp_path, ConceptRecovery(), meaning, ReportPage(max_latents=2))
     assert len(meaning.results[""].shown) == 3
     assert len(Page((tmp_path / "report.html").read_text()).data["saes"][0]["latents"]) == 2
-
-
-def events(folder):
-    read = EventAccumulator(str(folder), size_guidance={"tensors": 0, "images": 0})
-    read.Reload()
-    return read
 
 
 def test_texts_go_to_tensorboard(files, tmp_path):

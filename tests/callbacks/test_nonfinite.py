@@ -4,7 +4,6 @@ import math
 from functools import partial
 from types import SimpleNamespace
 
-import lightning.pytorch as pl
 import pytest
 import torch
 from safetensors import safe_open
@@ -15,7 +14,8 @@ from sae_lightning.callbacks import NonfiniteLoss, RunCheckpoint
 from sae_lightning.modules import BaseSAE
 from sae_lightning.modules.run import NonfiniteError
 from sae_lightning.run.checkpoint import read_checkpoint
-from tests.callbacks.probes import DamagedStream
+from tests.helpers.probes import DamagedStream
+from tests.helpers.trainers import make_trainer
 
 BAD = 12  # batches before the one whose loss is not finite
 
@@ -64,13 +64,8 @@ MODELS = {
 
 
 def fit(module, folder, data=None, **changes):
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_steps=30,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
+    trainer = make_trainer(
+        30,
         default_root_dir=folder,
         callbacks=[RunCheckpoint(str(folder / "checkpoints"), every_n_steps=5), NonfiniteLoss()],
         **changes,
@@ -167,13 +162,8 @@ class Device(NonfiniteLoss):
 @pytest.mark.parametrize("bad", [9, 12, 29])
 def test_an_answer_that_comes_a_step_later_still_spares_the_checkpoint(bad, tmp_path):
     """The last batch before a checkpoint is due, another one, and the last of all."""
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_steps=30,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
+    trainer = make_trainer(
+        30,
         default_root_dir=tmp_path,
         callbacks=[RunCheckpoint(str(tmp_path / "checkpoints"), every_n_steps=5), Device()],
     )

@@ -9,7 +9,7 @@ import torch
 from sae_lightning import SeparabilityDataModule, TensorDataModule, load_sae
 from sae_lightning.callbacks import ConceptRecovery
 from sae_lightning.metrics import ConceptDiscovery, functional
-from tests.conftest import QUIET, run_cli
+from tests.helpers.runs import QUIET, run_cli
 
 CONCEPTS = [f"C{i}" for i in range(6)]
 BASE = ["--model.d_sae", 12, "--model.n_init_samples", 64, "--trainer.max_steps", 10, "--trainer.max_epochs", -1]

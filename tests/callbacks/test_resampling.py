@@ -14,8 +14,9 @@ from sae_lightning.callbacks import ResampleDeadLatents
 from sae_lightning.modules import BaseSAE, Comparison, ComposedSAE, JumpReLUSAE, ReLUSAE, SpaDE, TopKSAE
 from sae_lightning.nn import L1, Affine, Jump, KSparse, Orthant, Projection, Simplex, SquaredDistance
 from sae_lightning.nn.firing import fires
-
-from ..modules.helpers import D_IN, D_SAE, PRESETS, Clusters, make, make_trainer, stream
+from tests.helpers.data import D_IN, Clusters, stream
+from tests.helpers.modules import D_SAE, PRESETS, AbsTopK, make
+from tests.helpers.trainers import make_trainer
 
 DEAD = [2, 7, 19]
 ALIVE = [i for i in range(D_SAE) if i not in DEAD]
@@ -83,8 +84,8 @@ def test_affine_latents_point_along_the_residual(name: str, encoder_norm: float)
     core.batches_silent[DEAD[1:]] = 0
     alive = core.batches_silent < 100
     residual = core.standardize(x) - core.autoencode(core.standardize(x)).x_hat
-    direction = (residual / residual.norm(dim=1, keepdim=True))[OUTLIER]
-    seen = core.standardize(x)[OUTLIER] - (core.decoder.bias if core.subtract_decoder_bias else 0)
+    direction = (residual / residual.norm(dim=1, keepdim=True))[OUTLIER].detach()
+    seen = (core.standardize(x)[OUTLIER] - (core.decoder.bias if core.subtract_decoder_bias else 0)).detach()
     overshot = float(direction @ seen) < 0.1 * float(seen.norm())  # a row along that residual would not fire there
     expected = seen / seen.norm() if overshot else direction
     norm = encoder_norm * core.encoder.weight[alive].norm(dim=1).mean()
@@ -245,18 +246,6 @@ def test_a_perfect_reconstruction() -> None:
 
 
 # -- whether it revives ---------------------------------------------------------------------------------------------
-
-
-class AbsTopK(Projection):
-    """The k codes of largest magnitude, with their signs."""
-
-    def __init__(self, d_sae: int, k: int) -> None:
-        super().__init__(d_sae)
-        self.k = k
-
-    def forward(self, pre_codes: Tensor) -> Tensor:
-        chosen = pre_codes.abs().topk(self.k, dim=-1).indices
-        return torch.zeros_like(pre_codes).scatter(-1, chosen, pre_codes.gather(-1, chosen))
 
 
 class BatchTopK(Projection):
@@ -438,7 +427,8 @@ def test_rounds_in_training(grouped: bool) -> None:
 
     saes = {"spade": with_dead_latent("spade"), "relu": with_dead_latent("relu")}
     module = Comparison(D_IN, {n: lambda d_in, n=n: saes[n] for n in saes}) if grouped else saes["spade"]
-    trainer = make_trainer(5, callbacks=[ResampleDeadLatents(every_n_steps=5, dead_after=5)])
+    every_five = ResampleDeadLatents(every_n_steps=5, dead_after=5)
+    trainer = make_trainer(5, callbacks=[every_five], log_every_n_steps=25)  # an epoch
     log = Log()
     trainer.loggers = [log]
     trainer.fit(module, datamodule=Clusters())

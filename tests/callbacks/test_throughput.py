@@ -1,11 +1,13 @@
-import csv
 import time
 
 import lightning.pytorch as pl
 import pytest
 
+from sae_lightning import SeparabilityDataModule, SpaDE
 from sae_lightning.callbacks import Throughput
-from tests.callbacks.test_training import data, sae, trainer
+from sae_lightning.run.loggers import RunCSVLogger
+from tests.helpers.runs import rows
+from tests.helpers.trainers import quiet_trainer
 
 STEP, VALIDATION = 0.02, 0.4
 
@@ -21,23 +23,29 @@ class Slow(pl.Callback):
 
 
 def rates(folder):
-    with (folder / "metrics.csv").open() as file:
-        found = [(int(row["step"]), row.get("train/samples_per_second")) for row in csv.DictReader(file)]
+    found = [(int(row["step"]), row.get("train/samples_per_second")) for row in rows(folder)]
     return {step: float(value) for step, value in found if value}
 
 
 @pytest.mark.parametrize("batches", [1, 2])
 def test_the_rate_counts_samples_and_leaves_validation_out(tmp_path, batches):
     """With validations, which follow every step, it would be below a tenth of the upper bound."""
-    trainer(
-        tmp_path,
-        Slow(),
-        Throughput(),
+    data = SeparabilityDataModule(
+        n_per_concept=300, n_val_per_concept=20, n_test_per_concept=21, batch_size=16, eval_batch_size=50, seed=0
+    )
+    trainer = quiet_trainer(
+        [Slow(), Throughput()],
         max_steps=6,
+        max_epochs=-1,
         val_check_interval=batches,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
         accumulate_grad_batches=batches,
         log_every_n_steps=2,
-    ).fit(sae(), data())
+        logger=RunCSVLogger(str(tmp_path)),
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(SpaDE(d_in=2, d_sae=16, n_init_samples=64), data)
     found = rates(tmp_path)
     assert list(found) == [1, 3, 5]
     for value in found.values():

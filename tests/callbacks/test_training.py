@@ -1,6 +1,5 @@
 """What callbacks do in training: dynamics, progress, checkpoints, results; with a Trainer in Python."""
 
-import csv
 import json
 import math
 import os
@@ -26,6 +25,8 @@ from sae_lightning.callbacks.results import load_results
 from sae_lightning.modules.module import log_key
 from sae_lightning.modules.optimizers import own_optimizer
 from sae_lightning.run.loggers import RunCSVLogger, RunTensorBoardLogger
+from tests.helpers.runs import rows
+from tests.helpers.trainers import quiet_trainer
 
 
 def adam(params):
@@ -49,24 +50,15 @@ def data():
 def trainer(folder, *callbacks, logger=True, **arguments):
     loggers = [RunTensorBoardLogger(str(folder)), RunCSVLogger(str(folder))] if logger else False
     arguments = {"max_steps": 12, "val_check_interval": 12, "log_every_n_steps": 3, **arguments}
-    return pl.Trainer(
+    return quiet_trainer(
+        callbacks,
         logger=loggers,
         default_root_dir=folder,
-        accelerator="cpu",
         max_epochs=-1,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
-        enable_model_summary=False,
-        callbacks=list(callbacks),
-        enable_checkpointing=any(isinstance(callback, RunCheckpoint) for callback in callbacks),
-        enable_progress_bar=any(isinstance(callback, SAEProgressBar) for callback in callbacks),
         **arguments,
     )
-
-
-def rows(folder):
-    with (folder / "metrics.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 class Watch(pl.Callback):

@@ -11,19 +11,14 @@ from sae_lightning.callbacks import ConceptRecovery, ReportPage, TopActivations,
 from sae_lightning.callbacks.visibility import alone
 from sae_lightning.geometry import bounds
 from sae_lightning.metrics.functional import concept_f1, latent_overlap
-from tests.callbacks.test_meaning import (
-    files,  # noqa: F401  (a fixture)
-    make_data,
-    make_sae,
-    run,
-)
-from tests.report.test_page import Page
+from tests.helpers.contexts import make_data, make_sae, run
+from tests.helpers.pages import Page
 
 MEMBERS = {"spade": partial(SpaDE, d_sae=12), "relu": partial(ReLUSAE, d_sae=9), "topk": partial(TopKSAE, d_sae=8, k=2)}
 
 
 @pytest.fixture(scope="module")
-def tested(files, tmp_path_factory):  # noqa: F811
+def tested(files, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     torch.manual_seed(0)
     module, data, report = Comparison(4, MEMBERS), make_data(files), VisibilityReport(min_jaccard=0.7)
@@ -77,7 +72,7 @@ def test_concepts_have_what_was_achieved_and_what_was_possible(tested):
     assert (folder / "figures" / "test" / "visibility.png").is_file()
 
 
-def test_unlabelled_data_have_pairs_only(files, tmp_path):  # noqa: F811
+def test_unlabelled_data_have_pairs_only(files, tmp_path):
     report = VisibilityReport()
     run(Comparison(4, MEMBERS), make_data(files, labels=False), tmp_path, ConceptRecovery(), report)
     written = json.loads((tmp_path / "visibility.json").read_text())
@@ -86,7 +81,7 @@ def test_unlabelled_data_have_pairs_only(files, tmp_path):  # noqa: F811
     assert not (tmp_path / "figures" / "test" / "visibility.png").exists()
 
 
-def test_large_saes_are_left_out_with_a_message(files, tmp_path, caplog):  # noqa: F811
+def test_large_saes_are_left_out_with_a_message(files, tmp_path, caplog):
     report = VisibilityReport(max_latents=10, max_samples=0)
     with caplog.at_level("INFO"):
         run(Comparison(4, MEMBERS), make_data(files), tmp_path, ConceptRecovery(), report)
@@ -95,7 +90,7 @@ def test_large_saes_are_left_out_with_a_message(files, tmp_path, caplog):  # noq
     assert all(not sight.bound.known for seen in report.results.sights.values() for sight in seen)
 
 
-def test_a_single_sae_has_nobody_to_be_compared_with(files, tmp_path):  # noqa: F811
+def test_a_single_sae_has_nobody_to_be_compared_with(files, tmp_path):
     report = VisibilityReport()
     run(make_sae(), make_data(files), tmp_path, ConceptRecovery(), report)
     assert report.results is None

@@ -1,6 +1,5 @@
 """The command line, end to end: what it writes, what it says, and what it refuses."""
 
-import csv
 import functools
 import inspect
 import json
@@ -18,20 +17,27 @@ import yaml
 from safetensors.torch import load_file
 
 import sae_lightning
-from sae_lightning import Comparison, SeparabilityDataModule, callbacks, load_codes, load_module, load_results, load_sae
+from sae_lightning import Comparison, SeparabilityDataModule, callbacks, load_codes, load_module, load_sae
 from sae_lightning.cli import main
 from sae_lightning.cli.parser import DATA, MODELS
 from sae_lightning.run.checkpoint import read_checkpoint
-from tests.conftest import (
+from tests.helpers.runs import (
     BATCH_SIZE,
+    DATA_ARGS,
     EXPERIMENTS,
     MEMBERS,
-    QUIET,
+    MODEL,
     ROOT,
     STEPS,
+    TINY,
+    TRAINER,
     contents,
     fast,
+    last,
     process_environment,
+    refused,
+    results,
+    rows,
     run_cli,
     run_process,
 )
@@ -40,49 +46,13 @@ CLASSES = {"spade": "SpaDE", "relu": "ReLUSAE", "jumprelu": "JumpReLUSAE", "topk
 CONCEPTS = [f"C{i}" for i in range(6)]
 FAST_DATA = {"n_per_concept": 5000, "n_val_per_concept": 100, "n_test_per_concept": 100}  # configs/debug/fast.yaml
 
-MODEL = ["--model", "SpaDE", "--model.d_sae", 8, "--model.n_init_samples", 64]
-DATA_ARGS = ["--data", "SeparabilityDataModule", "--data.n_per_concept", 200, "--data.n_val_per_concept", 20]
-DATA_ARGS += ["--data.n_test_per_concept", 20, "--data.batch_size", 16]
-TRAINER = ["--trainer.max_steps", 10, "--trainer.max_epochs", -1, "--trainer.log_every_n_steps", 5]
-TRAINER += ["--trainer.num_sanity_val_steps", 0, "--figures.on_validation", "false", *QUIET]
-TINY = [*MODEL, *DATA_ARGS, *TRAINER]
-STREAM = ["--data", "tests.callbacks.probes.DamagedStream"]
-
-
-def last(run_dir):
-    return run_dir / "checkpoints" / "last.ckpt"
-
-
-def rows(run_dir):
-    with (run_dir / "metrics.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def results(run_dir):
-    return load_results(run_dir / "results.json")
+STREAM = ["--data", "tests.helpers.probes.DamagedStream"]
 
 
 def fit(run_dir, *args):
     outcome = run_cli("fit", *TINY, "--run_dir", run_dir, *args)
     assert outcome.code == 0, outcome.err[-3000:]
     return outcome
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """A small finished run: read it only, or copy it."""
-    run_dir = tmp_path_factory.mktemp("tiny") / "run"
-    fit(run_dir)
-    return run_dir
-
-
-def refused(outcome, *words):
-    """Check that a command ended as wrong input should end, with status 2 and a message; returns the message."""
-    assert outcome.code == 2
-    for word in words:
-        assert word in outcome.err, outcome.err
-    assert "Traceback" not in outcome.err
-    return outcome.err
 
 
 # ---------------------------------------------------------------------- what a run leaves behind
@@ -371,7 +341,7 @@ def interrupt(tmp_path, model, ends):
     if ends == "at max_steps":
         assert run_cli(*args, "--run_dir", parts, "--trainer.max_steps", 10).code == 0
     else:
-        fail = ["--trainer.callbacks+=tests.callbacks.probes.FailAt", "--trainer.callbacks.step", 13]
+        fail = ["--trainer.callbacks+=tests.helpers.probes.FailAt", "--trainer.callbacks.step", 13]
         with pytest.raises(RuntimeError, match="the power went out"):
             run_cli(*args, "--run_dir", parts, "--trainer.max_steps", 20, *fail)
     assert read_checkpoint(last(parts))["global_step"] == 10

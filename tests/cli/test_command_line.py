@@ -16,8 +16,21 @@ import sae_lightning
 from sae_lightning import load_results, load_sae
 from sae_lightning.cli.resume import data_changes
 from sae_lightning.run.checkpoint import read_checkpoint
-from tests.cli.test_cli import DATA_ARGS, MODEL, TINY, last, refused, rows, tiny  # noqa: F401  (a fixture)
-from tests.conftest import CONFIGS, QUIET, ROOT, contents, fast, process_environment, run_cli
+from tests.helpers.runs import (
+    CONFIGS,
+    DATA_ARGS,
+    MODEL,
+    QUIET,
+    ROOT,
+    TINY,
+    contents,
+    fast,
+    last,
+    process_environment,
+    refused,
+    rows,
+    run_cli,
+)
 
 SHORT = [*MODEL, *DATA_ARGS, *QUIET, "--figures.on_validation", "false", "--trainer.num_sanity_val_steps", 0]
 
@@ -63,7 +76,7 @@ def test_max_time_is_a_limit_too(tmp_path):
 # ---------------------------------------------------------------------- configs
 
 
-def test_a_config_never_overrides_the_command_line(tiny, tmp_path):  # noqa: F811
+def test_a_config_never_overrides_the_command_line(tiny, tmp_path):
     """The config of a run says `ckpt_path: null`, and names its folder."""
     config = tiny / "config.yaml"
     assert yaml.safe_load(config.read_text())["ckpt_path"] is None
@@ -234,7 +247,7 @@ CANNOT_BEGIN = {
 
 
 @pytest.mark.parametrize("case", CANNOT_BEGIN)
-def test_a_run_that_cannot_begin_loses_nothing(case, tiny, tmp_path):  # noqa: F811
+def test_a_run_that_cannot_begin_loses_nothing(case, tiny, tmp_path):
     """Found when training starts, in words, and the run that was to be replaced is as it was."""
     import shutil
 
@@ -319,7 +332,7 @@ def resumed(run_dir, *args, steps=20):
 
 
 @pytest.fixture
-def run(tiny, tmp_path):  # noqa: F811
+def run(tiny, tmp_path):
     import shutil
 
     shutil.copytree(tiny, tmp_path / "run", symlinks=True)
@@ -572,7 +585,7 @@ def test_data_of_another_width_than_a_checkpoints_are_refused(here):
 
 @pytest.mark.parametrize("d_in", [1, 99])
 @pytest.mark.parametrize("command", ["fit", "test"])
-def test_sizes_that_contradict_the_data_are_refused(d_in, command, tiny, tmp_path):  # noqa: F811
+def test_sizes_that_contradict_the_data_are_refused(d_in, command, tiny, tmp_path):
     args = [*TINY, "--model.d_in", d_in, "--run_dir", tmp_path / "run"]
     args += [] if command == "fit" else ["--ckpt_path", last(tiny)]
     refused(run_cli(command, *args), f"--model.d_in must be that of the data, 2, but is {d_in}")

@@ -8,7 +8,7 @@ import yaml
 
 from sae_lightning.data import Grammar
 from sae_lightning.data.formal_language.activations import Concepts
-from tests.conftest import CONFIGS, EXPERIMENTS, ROOT, run_cli
+from tests.helpers.runs import CONFIGS, EXPERIMENTS, ROOT, run_cli
 
 SEPARABILITY = sorted((CONFIGS / "separability").glob("*.yaml"))
 HETEROGENEITY = sorted((CONFIGS / "heterogeneity").glob("*.yaml"))

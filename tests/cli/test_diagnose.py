@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from sae_lightning import Comparison, ComposedSAE, JumpReLUSAE, ReLUSAE, SpaDE, TopKSAE
 from sae_lightning.cli.commands.diagnose import FIT_KEYS, architectures_of, make_parser
 from sae_lightning.nn import Affine, HalfSpace, Simplex
-from tests.conftest import CONFIGS, contents, run_cli
+from tests.helpers.runs import CONFIGS, contents, run_cli
 
 SEPARABILITY = ["--data", "SeparabilityDataModule", "--data.n_val_per_concept", 100, "--data.n_per_concept", 5000]
 SHORT = ["--max_samples", 1200, "--n_resamples", 20, "--num_threads", 1]

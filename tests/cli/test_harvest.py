@@ -14,9 +14,9 @@ import pytest
 import torch
 import yaml
 
-from tests.conftest import CONFIGS, QUIET, ROOT, process_environment, run_cli
-from tests.data.activations.hosts import tiny
-from tests.data.activations.test_harvest import files, stored
+from tests.helpers import hosts
+from tests.helpers.activations import stored
+from tests.helpers.runs import CONFIGS, QUIET, ROOT, contents, process_environment, run_cli
 
 pytest.importorskip("transformers")
 pytest.importorskip("litdata")
@@ -25,7 +25,7 @@ LAYERS = ("encoder.layer.0", "encoder.layer.2")
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return tiny.bert(tmp_path_factory.mktemp("bert"))
+    return hosts.bert(tmp_path_factory.mktemp("bert"))
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,7 @@ def test_a_killed_harvest_goes_on_and_ends_with_the_same_files(cache, model, cor
     assert not json.loads((folder / "manifest.json").read_text())["complete"]
     again = subprocess.run(command, cwd=ROOT, env=process_environment(), capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
-    assert files(folder) == files(cache)
+    assert contents(folder) == contents(cache)
 
 
 @pytest.mark.slow
@@ -159,7 +159,7 @@ def test_two_devices_write_the_same_files(cache, model, corpus, tmp_path):
     command[-1] = "[cpu,cpu]"
     done = subprocess.run(command, cwd=ROOT, env=process_environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert files(tmp_path / "cache") == files(cache)
+    assert contents(tmp_path / "cache") == contents(cache)
 
 
 def test_wrong_arguments_end_with_a_message_alone(cache, model, corpus, tmp_path):

@@ -5,10 +5,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from sae_lightning.callbacks import RunCheckpoint
 from sae_lightning.data import (
@@ -20,10 +18,11 @@ from sae_lightning.data import (
 )
 from sae_lightning.data.streaming import ActivationStream, StreamSteps
 from sae_lightning.data.synthetic.gaussian import GaussianConcepts
-from tests.conftest import QUIET, run_process
-from tests.modules.helpers import Clusters, make
-
-from .probes import SaveAt, SeenBatches
+from tests.helpers.data import Clusters, ranked
+from tests.helpers.probes import SaveAt
+from tests.helpers.runs import QUIET, run_process
+from tests.helpers.tensors import LargestTensor
+from tests.helpers.trainers import train
 
 PER_EPOCH, BATCH = 10, 16
 
@@ -33,22 +32,6 @@ def data(num_workers: int = 0, **changes: Any) -> SeparabilityDataModule:
     sizes: dict[str, Any] = {"n_per_concept": 50, "train_fraction": 0.54, "n_val_per_concept": 9}
     sizes |= {"n_test_per_concept": 9, "batch_size": BATCH, "seed": 3}
     return SeparabilityDataModule(**{**sizes, "num_workers": num_workers, **changes})
-
-
-class Ranked:
-    """As much of a Trainer as a data module asks for."""
-
-    overfit_batches = 0
-    strategy = None
-
-    def __init__(self, rank: int, world_size: int) -> None:
-        self.global_rank = rank
-        self.world_size = world_size
-
-
-def ranked(source: Any, rank: int, world_size: int) -> Any:
-    source.trainer = Ranked(rank, world_size)
-    return source
 
 
 def read(source: StreamingDataModule) -> list[torch.Tensor]:
@@ -146,19 +129,6 @@ def test_workers_may_be_started_in_any_way(source: StreamingDataModule) -> None:
     assert torch.equal(pickle.loads(pickled)[3].activations, stream[3].activations)
 
 
-class LargestTensor(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.numel = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        self.numel = max(
-            [self.numel, *(t.numel() for t in (out if isinstance(out, tuple) else (out,)) if hasattr(t, "numel"))]
-        )
-        return out
-
-
 def test_training_takes_the_memory_of_a_batch() -> None:
     """The paper's 22.4 million points would take 11 GB."""
     with LargestTensor() as largest:
@@ -237,27 +207,6 @@ def test_a_loader_left_half_read_ends_its_workers() -> None:
 # -- in a Trainer ---------------------------------------------------------------------------------------------------
 
 
-def train(steps: int, source: Any, *callbacks: Any, ckpt_path: Path | None = None, **options: Any) -> Any:
-    """Train a SpaDE that is initialised from 50 samples; return what it saw, the module and the trainer."""
-    watch = SeenBatches()
-    trainer = pl.Trainer(
-        max_steps=steps,
-        max_epochs=-1,
-        accelerator="cpu",
-        limit_val_batches=0,
-        logger=False,
-        enable_checkpointing=any(isinstance(callback, RunCheckpoint) for callback in callbacks),
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[watch, *callbacks],
-        **options,
-    )
-    module = make("spade", d_in=source.d_in, d_sae=8, n_init_samples=50)
-    trainer.fit(module, datamodule=source, ckpt_path=ckpt_path, weights_only=True)
-    assert trainer.global_step == steps
-    return watch.seen, module, trainer
-
-
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_training_begins_with_the_samples_that_initialise(num_workers: int) -> None:
     seen, module, trainer = train(25, data(num_workers))
@@ -329,7 +278,7 @@ def test_two_processes_share_no_sample(tmp_path: Path) -> None:
     args += ["--data.n_val_per_concept", 9, "--data.n_test_per_concept", 9, "--data.batch_size", BATCH]
     args += ["--data.seed", 3, "--data.num_workers", 1, "--trainer.limit_val_batches", 0, *QUIET]
     args += ["--trainer.accelerator", "cpu", "--trainer.devices", 2, "--trainer.strategy", "ddp"]
-    args += ["--trainer.callbacks+=tests.data.probes.SeenBatches", "--trainer.callbacks.folder", tmp_path]
+    args += ["--trainer.callbacks+=tests.helpers.probes.SeenBatches", "--trainer.callbacks.folder", tmp_path]
     run_process("fit", *args, "--run_dir", tmp_path / "run")
     saved = [torch.load(tmp_path / f"batches-{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert [(rank["sampler"], rank["steps"]) for rank in saved] == [("StreamSteps", 10)] * 2

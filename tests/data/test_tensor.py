@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from sae_lightning.data import TensorDataModule, read_tensor
+from tests.helpers.pickles import Payload
 
 N, D_IN = 50, 3
 X = torch.randn(N, D_IN, generator=torch.Generator().manual_seed(0))
@@ -37,16 +38,6 @@ def save(tmp_path: Path) -> Callable[..., str]:
 
 def contents(data: TensorDataModule) -> torch.Tensor:
     return torch.cat([data.split(split).activations for split in SPLITS])
-
-
-class Payload:
-    """Runs a command where it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.command = f"touch {path}"
-
-    def __reduce__(self) -> Any:
-        return os.system, (self.command,)
 
 
 # -- reading --------------------------------------------------------------------------------------------------------
@@ -140,7 +131,7 @@ def test_random_bytes(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["x.npy", "x.pt"])
 def test_code_in_a_file_is_not_run(save: Any, tmp_path: Path, name: str) -> None:
-    payload = Payload(tmp_path / "executed")
+    payload = Payload(os.system, f"touch {tmp_path / 'executed'}")
     value = np.array([payload], dtype=object) if name.endswith("npy") else {"x": X, "payload": payload}
     with pytest.raises(ValueError, match=f"{name}' cannot be read as a tensor"):
         TensorDataModule(save(value, name))

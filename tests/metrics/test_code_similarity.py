@@ -4,7 +4,7 @@ import torch
 from scipy.linalg import svdvals
 
 from sae_lightning.metrics.functional import code_similarity
-from tests.metrics.metric_cases import N_CONCEPTS, make_samples
+from tests.helpers.metrics import N_CONCEPTS, make_samples
 
 
 @pytest.mark.parametrize("overlapping", [False, True])

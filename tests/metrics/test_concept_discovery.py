@@ -10,7 +10,7 @@ from sklearn.metrics.pairwise import cosine_similarity
 
 from sae_lightning.metrics import ConceptDiscovery
 from sae_lightning.metrics.functional import concept_discovery
-from tests.metrics.metric_cases import N_CONCEPTS, make_samples
+from tests.helpers.metrics import N_CONCEPTS, make_samples
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ from sklearn.metrics import f1_score, precision_score, recall_score
 
 from sae_lightning.metrics import ConceptF1
 from sae_lightning.metrics.functional import concept_f1
-from tests.metrics.metric_cases import D_SAE, N_CONCEPTS, make_samples
+from tests.helpers.metrics import D_SAE, N_CONCEPTS, make_samples
 
 
 @pytest.mark.parametrize("overlapping", [False, True])

@@ -8,7 +8,7 @@ import torch
 from torchmetrics import MetricCollection
 
 from sae_lightning import metrics
-from tests.metrics.metric_cases import CASES, D_IN, D_SAE, N_CONCEPTS, Case, Samples, assert_same, feed, make_samples
+from tests.helpers.metrics import CASES, D_IN, D_SAE, N_CONCEPTS, Case, Samples, assert_same, feed, make_samples
 
 UNEVEN = [1, 100, 0, 39, 7, 93]
 

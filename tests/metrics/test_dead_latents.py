@@ -2,7 +2,7 @@ import torch
 
 from sae_lightning.metrics import DeadLatents
 from sae_lightning.metrics.functional import dead_latents
-from tests.metrics.metric_cases import D_SAE, make_samples
+from tests.helpers.metrics import D_SAE, make_samples
 
 
 def test_latents_that_never_exceed_the_threshold():

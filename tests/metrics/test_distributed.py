@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from tests.metrics.metric_cases import CASES, assert_same, feed, make_samples
+from tests.helpers.metrics import CASES, assert_same, feed, make_samples
 
 SHARDS = (slice(0, 83), slice(83, None))
 SIZES = ([80, 3], [1, 100, 56])

@@ -4,7 +4,7 @@ import torch
 
 from sae_lightning.metrics.functional import l0
 from sae_lightning.nn.firing import FIRING_THRESHOLD
-from tests.metrics.metric_cases import N_CONCEPTS, make_samples
+from tests.helpers.metrics import N_CONCEPTS, make_samples
 
 
 @pytest.mark.parametrize("overlapping", [False, True])

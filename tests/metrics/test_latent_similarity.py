@@ -4,7 +4,7 @@ import torch
 from scipy.linalg import svdvals
 
 from sae_lightning.metrics.functional import latent_similarity
-from tests.metrics.metric_cases import D_SAE, N_CONCEPTS, make_samples
+from tests.helpers.metrics import D_SAE, N_CONCEPTS, make_samples
 
 
 @pytest.mark.parametrize("overlapping", [False, True])

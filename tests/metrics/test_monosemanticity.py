@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from sae_lightning.metrics.functional import monosemanticity
-from tests.metrics.metric_cases import D_SAE, N_CONCEPTS, make_samples
+from tests.helpers.metrics import D_SAE, N_CONCEPTS, make_samples
 
 
 def brute_force(codes, inside, within=1e-6, at_all=1e-6):

@@ -4,7 +4,7 @@ import torch
 
 from sae_lightning.metrics import NormalizedMSE
 from sae_lightning.metrics.functional import normalized_mse
-from tests.metrics.metric_cases import D_IN, N_CONCEPTS, make_samples
+from tests.helpers.metrics import D_IN, N_CONCEPTS, make_samples
 
 
 def reference(x, x_hat):

@@ -9,7 +9,7 @@ import torch.multiprocessing as mp
 
 from sae_lightning.metrics import TopExamples
 from sae_lightning.metrics.functional import top_examples
-from tests.metrics.metric_cases import assert_same
+from tests.helpers.metrics import assert_same
 
 
 def make_codes(n=500, d_sae=20, seed=0, levels=None):

@@ -13,9 +13,10 @@ from torch.optim import Adam
 
 from sae_lightning.modules import BaseSAE, ComposedSAE, ReLUSAE, load_sae
 from sae_lightning.nn import L1, Affine, Orthant
-from tests.conftest import CONFIGS, QUIET, run_process
-
-from .helpers import D_IN, PRESETS, fit, make
+from tests.helpers.data import D_IN
+from tests.helpers.modules import PRESETS, make
+from tests.helpers.runs import CONFIGS, QUIET, run_process
+from tests.helpers.trainers import fit
 
 
 class Twice(Orthant):

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from sae_lightning.modules import Comparison, SpaDE
-
-from .helpers import BATCH, D_IN, PRESETS, Batches, Clusters, assert_same, fit, is_plain, make, make_trainer, stream
+from tests.helpers.data import BATCH, D_IN, Batches, Clusters, stream
+from tests.helpers.modules import PRESETS, is_plain, make
+from tests.helpers.tensors import assert_same
+from tests.helpers.trainers import fit, make_trainer
 
 STEPS = 60
 CLIP = {"gradient_clip_val": 0.5}
@@ -102,8 +104,10 @@ def test_accumulated_gradients(name: str) -> None:
 def test_accumulated_gradients_are_those_of_the_whole_batch() -> None:
     x = stream(Clusters(), 6 * BATCH)
     comparison, alone = compare(["relu", "spade"]), make("relu")
-    make_trainer(3, accumulate_grad_batches=2).fit(comparison, train_dataloaders=Batches(x.split(BATCH)))
-    make_trainer(3).fit(alone, train_dataloaders=Batches(x.split(2 * BATCH)))
+    make_trainer(3, accumulate_grad_batches=2).fit(
+        comparison, train_dataloaders=Batches(x.split(BATCH)), val_dataloaders=[]
+    )
+    make_trainer(3).fit(alone, train_dataloaders=Batches(x.split(2 * BATCH)), val_dataloaders=[])
     for p, q in zip(comparison.saes()["relu"].parameters(), alone.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
 

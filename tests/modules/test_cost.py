@@ -3,29 +3,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from .helpers import PRESETS, make
+from tests.helpers.modules import PRESETS, make
+from tests.helpers.tensors import LargestTensor
 
 BATCH, D_IN, D_SAE = 64, 24, 96
-
-
-class LargestTensor(TorchDispatchMode):
-    """Remembers the largest result of any operation, forward and backward."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.numel = 0
-        self.operations: set[str] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor):
-                self.numel = max(self.numel, leaf.numel() if leaf.layout == torch.strided else leaf._nnz())
-        self.operations.add(str(func))
-        return result
 
 
 def step(sae: Any, x: torch.Tensor) -> LargestTensor:

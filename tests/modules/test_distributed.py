@@ -1,20 +1,20 @@
 """A hundred steps of two processes (DDP, gloo) with half a batch each are those of one process with the whole batch."""
 
-import os
-import socket
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, distributed, multiprocessing
+from torch import Tensor
 from torch.optim import Adam
 
 from sae_lightning.callbacks import ResampleDeadLatents
 from sae_lightning.modules import Comparison, SAEModule
-
-from .helpers import BATCH, D_IN, PRESETS, Clusters, fit, make
+from tests.helpers.data import BATCH, D_IN, Clusters
+from tests.helpers.modules import PRESETS, make
+from tests.helpers.processes import on_ranks
+from tests.helpers.trainers import fit
 
 pytestmark = pytest.mark.slow
 
@@ -49,22 +49,16 @@ def train(name: str, precision: str, processes: int) -> dict[str, Tensor]:
     return {**module.state_dict(), "samples_seen": torch.tensor(module.samples_seen)}
 
 
-def rank(number: int, port: int, folder: str) -> None:
-    os.environ.update(LOCAL_RANK=str(number), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
+def rank(number: int, folder: Path) -> None:
     found = {run: train(*run, 2) for run in RUNS}
-    torch.save(found, Path(folder, f"{number}.pt"))
-    distributed.destroy_process_group()
+    torch.save(found, folder / f"{number}.pt")
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[tuple[str, str], dict[str, Tensor]]]:
     """What both processes hold after each run."""
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(rank, args=(port, str(folder)), nprocs=2)
+    on_ranks(2, rank, folder)
     return [torch.load(folder / f"{number}.pt", weights_only=True) for number in (0, 1)]
 
 

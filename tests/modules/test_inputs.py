@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from sae_lightning.modules import Comparison
-
-from .helpers import BATCH, D_IN, D_SAE, PRESETS, Batches, Clusters, fit, make, make_trainer, stream
+from tests.helpers.data import BATCH, D_IN, Batches, Clusters, stream
+from tests.helpers.modules import D_SAE, PRESETS, make
+from tests.helpers.trainers import fit, make_trainer
 
 FIRST = 3 * BATCH  # what standardisation is fitted to in these tests
 
@@ -22,7 +23,7 @@ def batches(bad: int | None = None, value: float = math.nan, n: int = 6) -> list
 
 
 def run(trainer: pl.Trainer, stage: str) -> Any:
-    return {"fit": trainer.fit, "validate": trainer.validate}[stage]
+    return {"fit": lambda module, loader: trainer.fit(module, loader, []), "validate": trainer.validate}[stage]
 
 
 @pytest.fixture(params=["alone", "comparison"])
@@ -39,7 +40,7 @@ def test_a_bad_training_batch(module: Any, value: float, sized: bool) -> None:
     message = f"must be finite, but batch 4 of the training stream holds {value} at row 5, feature 2"
     trainer = make_trainer(6)
     with pytest.raises(ValueError, match=message):
-        trainer.fit(module, train_dataloaders=loader)
+        trainer.fit(module, train_dataloaders=loader, val_dataloaders=[])
     assert trainer.global_step == 4
     assert all(bool(p.isfinite().all()) for p in module.parameters())
 
@@ -48,17 +49,19 @@ def test_two_infinities_do_not_cancel(module: Any) -> None:
     made = batches(4, math.inf)
     made[4][6, 1] = -math.inf
     with pytest.raises(ValueError, match="batch 4 of the training stream holds inf at row 5, feature 2"):
-        make_trainer(6).fit(module, train_dataloaders=Batches(made))
+        make_trainer(6).fit(module, train_dataloaders=Batches(made), val_dataloaders=[])
 
 
 def test_large_finite_values_pass(module: Any) -> None:
-    make_trainer(2).fit(module, train_dataloaders=Batches([*batches(n=1), torch.full((3, D_IN), 3e38)]))
+    make_trainer(2).fit(
+        module, train_dataloaders=Batches([*batches(n=1), torch.full((3, D_IN), 3e38)]), val_dataloaders=[]
+    )
 
 
 @pytest.mark.parametrize("bad", [0, 2])
 def test_a_bad_initial_sample(module: Any, bad: int) -> None:
     with pytest.raises(ValueError, match=f"batch {bad} of the training stream holds nan at row 5, feature 2"):
-        make_trainer(6).fit(module, train_dataloaders=Batches(batches(bad)))
+        make_trainer(6).fit(module, train_dataloaders=Batches(batches(bad)), val_dataloaders=[])
     assert not any(sae.initialized for sae in module.saes().values())
 
 
@@ -106,12 +109,12 @@ def test_batches_of_another_type(module: Any, batch: Any, initialized: bool) -> 
     for sae in module.saes().values():
         sae.initialized.fill_(initialized)
     with pytest.raises(TypeError, match=f"a batch must be an ActivationBatch.*, but is {type(batch).__name__}"):
-        make_trainer(1).fit(module, train_dataloaders=Batches([batch] * 3))
+        make_trainer(1).fit(module, train_dataloaders=Batches([batch] * 3), val_dataloaders=[])
 
 
 def test_no_training_data(module: Any) -> None:
     with pytest.raises(ValueError, match="the training data must hold at least one batch, but it is empty"):
-        make_trainer(1).fit(module, train_dataloaders=Batches([], sized=False))
+        make_trainer(1).fit(module, train_dataloaders=Batches([], sized=False), val_dataloaders=[])
 
 
 @pytest.mark.parametrize(
@@ -123,7 +126,7 @@ def test_no_training_data(module: Any) -> None:
 )
 def test_training_data_without_a_scale(x: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        make_trainer(1).fit(make("relu"), train_dataloaders=Batches([x]))
+        make_trainer(1).fit(make("relu"), train_dataloaders=Batches([x]), val_dataloaders=[])
 
 
 @pytest.mark.parametrize("name", PRESETS)

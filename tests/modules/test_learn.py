@@ -14,21 +14,18 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam
 
-from sae_lightning.backends.sparse import SparseCodes, SparseOutput, backend
+from sae_lightning.backends.sparse import SparseCodes, SparseOutput
 from sae_lightning.modules import BaseSAE, ComposedSAE, JumpReLUSAE, ReLUSAE, SpaDE, TopKSAE
 from sae_lightning.nn import L1, Affine, KSparse, Orthant, Regularizer
+from tests.helpers.data import BATCH, D_IN, Clusters, stream
+from tests.helpers.modules import PRESETS, make
+from tests.helpers.trainers import fit
 
-from .helpers import BATCH, D_IN, PRESETS, Clusters, fit, make, stream
+pytestmark = pytest.mark.usefixtures("any_work")
 
 D_SAE = 64
 EVERY_PRESET = pytest.mark.parametrize("name", PRESETS)
 DENSE, SPARSE = {"dense_above": 1}, {"dense_above": D_SAE}
-
-
-@pytest.fixture(autouse=True)
-def any_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small batches are worth the sparse way, too."""
-    monkeypatch.setattr(backend, "_LEAST_WORK", 0)
 
 
 def trained(name: str, steps: int, optimizer: Callable[..., Any], **options: Any) -> BaseSAE:

@@ -16,8 +16,11 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from sae_lightning import load_module, load_sae
 from sae_lightning.modules import BaseSAE, Comparison, ReLUSAE, SpaDE
 from sae_lightning.nn import L1, Decoder, KSparse, SquaredDistance
-
-from .helpers import D_IN, D_SAE, PRESETS, Clusters, assert_same, fit, is_plain, make
+from tests.helpers.data import D_IN, Clusters
+from tests.helpers.modules import D_SAE, PRESETS, is_plain, make
+from tests.helpers.pickles import Payload
+from tests.helpers.tensors import assert_same
+from tests.helpers.trainers import fit, make_trainer
 
 X = 10 + 4 * torch.randn(64, D_IN, generator=torch.Generator().manual_seed(5))
 MEMBERS = ("topk", "composed", "spade")
@@ -137,7 +140,7 @@ def test_what_was_loaded_can_be_trained_on_and_saved(trained: Any, tmp_path: Pat
     assert not any(parameter.requires_grad for parameter in sae.parameters())
     with pytest.raises(ValueError, match=r"all of them are frozen, .* call requires_grad_\(True\) on it"):
         fit(sae, 2)
-    sae.requires_grad_(True)
+    sae.requires_grad_(True).train()
     mean = sae.sae.standardizer.input_mean.clone()
     fit(sae, 2, Clusters(seed=3)).save_checkpoint(tmp_path / "again.ckpt")
     assert torch.equal(load_sae(tmp_path / "again.ckpt").sae.standardizer.input_mean, mean)
@@ -217,7 +220,9 @@ class Plain(pl.LightningModule):
 
 
 def test_the_checkpoint_of_another_project(tmp_path: Path) -> None:
-    fit(Plain(), 1).save_checkpoint(tmp_path / "plain.ckpt")  # type: ignore[arg-type]
+    trainer = make_trainer(1)
+    trainer.fit(Plain(), train_dataloaders=Clusters().train_dataloader())
+    trainer.save_checkpoint(tmp_path / "plain.ckpt")
     with pytest.raises(ValueError, match=r"plain\.ckpt' was not made by sae_lightning"):
         load_sae(tmp_path / "plain.ckpt")
 
@@ -287,17 +292,9 @@ def test_a_part_that_is_no_member(trained: Any, folder: Path, tmp_path: Path, cl
         load_module(tmp_path / "crafted.ckpt")
 
 
-class Payload:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> Any:
-        return Path.touch, (self.path,)
-
-
 def test_code_in_a_checkpoint_is_not_run(trained: Any, tmp_path: Path) -> None:
     checkpoint = torch.load(trained["spade"][0], weights_only=True)
-    checkpoint["payload"] = Payload(tmp_path / "executed")
+    checkpoint["payload"] = Payload(Path.touch, tmp_path / "executed")
     torch.save(checkpoint, tmp_path / "bad.ckpt")
     with pytest.raises(ValueError, match=r"bad\.ckpt' cannot be read") as caught:
         load_sae(tmp_path / "bad.ckpt")

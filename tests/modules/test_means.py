@@ -5,16 +5,12 @@ An odd number of samples leaves the processes with different shares; fewer sampl
 
 import json
 import math
-import os
-import socket
 from functools import partial
 from pathlib import Path
 
-import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
-from torch import distributed, multiprocessing
 
 from sae_lightning.callbacks import ConceptRecovery, FeatureReport, GrammarReport, TopActivations
 from sae_lightning.data import ImageDataModule, SentenceDataModule
@@ -22,9 +18,11 @@ from sae_lightning.data.loading import ActivationDataset
 from sae_lightning.modules import Comparison, ReLUSAE, SpaDE, TopKSAE
 from sae_lightning.modules.means import SampleMean
 from sae_lightning.subjects import LanguageModel, VisionModel
-from tests.data.formal_language.test_sentences import ENGLISH
-from tests.data.sources.images import write_mnist_like
-from tests.modules.helpers import Clusters
+from tests.helpers.data import Clusters
+from tests.helpers.images import write_mnist_like
+from tests.helpers.language import ENGLISH
+from tests.helpers.processes import on_ranks
+from tests.helpers.trainers import quiet_trainer
 
 COUNTS = (1, 2, 121, 123)
 PROCESSES = (1, 2, 3)
@@ -81,15 +79,11 @@ def measure(folder: Path, processes: int) -> dict:
     for name, make in MAKERS.items():
         for n in COUNTS:
             module, data, callbacks = make(n, folder / "mnist")
-            trainer = pl.Trainer(
-                accelerator="cpu",
+            trainer = quiet_trainer(
+                callbacks,
                 devices=processes,
                 strategy="ddp" if processes > 1 else "auto",
-                logger=CSVLogger(str(folder), version=""),
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                enable_checkpointing=False,
-                callbacks=callbacks,
+                logger=CSVLogger(str(folder), version=f"{name}-{n}-{processes}"),
             )
             for stage in ("validate", "test"):
                 getattr(trainer, stage)(module, data, verbose=False)
@@ -98,12 +92,9 @@ def measure(folder: Path, processes: int) -> dict:
     return found
 
 
-def rank(number: int, port: int, folder: str, processes: int) -> None:
-    os.environ.update(LOCAL_RANK=str(number), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    found = measure(Path(folder), processes)
-    Path(folder, f"{processes}-{number}.json").write_text(json.dumps(found))
-    distributed.destroy_process_group()
+def rank(number: int, folder: Path, processes: int) -> None:
+    found = measure(folder, processes)
+    (folder / f"{processes}-{number}.json").write_text(json.dumps(found))
 
 
 @pytest.fixture(scope="module")
@@ -122,10 +113,7 @@ def alone(folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", PROCESSES[1:])
 def test_every_logged_value_is_that_of_one_process(processes, folder, alone):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(rank, args=(port, str(folder), processes), nprocs=processes)
+    on_ranks(processes, rank, folder, processes)
     assert {key.split()[0] for key in alone} == set(MAKERS)
     assert sum("relu/" in key for key in alone) > 2 * len(COUNTS) * 20
     for number in range(processes):

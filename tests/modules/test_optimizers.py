@@ -23,8 +23,8 @@ from sae_lightning.modules.optimizers import (
     change_arguments,
     make_scheduler,
 )
-
-from .helpers import assert_same, make
+from tests.helpers.modules import make
+from tests.helpers.tensors import assert_same
 
 MAKERS: dict[str, Any] = {"a": partial(Adam, lr=0.1), "b": partial(SGD, lr=0.2, momentum=0.9), "c": AdamW}
 

@@ -14,8 +14,10 @@ from sae_lightning import load_sae
 from sae_lightning.backends.sparse import SparseCodes
 from sae_lightning.data.loading import ActivationDataset
 from sae_lightning.modules import Comparison, ReLUSAE, SpaDE
-
-from .helpers import PRESETS, Clusters, assert_same, fit, make, make_trainer
+from tests.helpers.data import Clusters
+from tests.helpers.modules import PRESETS, make
+from tests.helpers.tensors import assert_same
+from tests.helpers.trainers import fit, make_trainer
 
 D_IN = 32  # products with less than 17 features never run in half precision
 NAMES = list(PRESETS)
@@ -187,6 +189,8 @@ def _made(make_sae: Any, d_in: int) -> Any:
 # -- float16 ----------------------------------------------------------------------------------------------------------
 
 
+# schedules go on where the scaler skips a step
+@pytest.mark.filterwarnings("ignore:.*`lr_scheduler.step.*` before `optimizer.step.*`")
 @pytest.mark.parametrize("name", NAMES)
 def test_the_scaler_finds_its_scale_and_training_goes_on(name: str) -> None:
     # gradients of the dense products overflow at first: the scaler skips such steps, and loss and weights stay finite

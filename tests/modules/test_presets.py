@@ -12,21 +12,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from sae_lightning.data import ActivationBatch
 from sae_lightning.modules import Comparison, ComposedSAE, JumpReLUSAE, ReLUSAE, SpaDE, TopKSAE
 from sae_lightning.nn import FIRING_THRESHOLD, Affine, Orthant, Standardizer
-
-from .helpers import (
-    BATCH,
-    D_IN,
-    D_SAE,
-    PRESETS,
-    Batches,
-    Clusters,
-    assert_same,
-    fit,
-    is_plain,
-    make,
-    make_trainer,
-    stream,
-)
+from tests.helpers.data import BATCH, D_IN, Batches, Clusters, stream
+from tests.helpers.modules import D_SAE, PRESETS, is_plain, make
+from tests.helpers.tensors import assert_same
+from tests.helpers.trainers import fit, make_trainer
 
 EVERY_PRESET = pytest.mark.parametrize("name", PRESETS)
 
@@ -191,7 +180,7 @@ def test_works_with_any_data_loader(name: str) -> None:
     ]
     for i, loader in enumerate(loaders):
         trainer = make_trainer(3)
-        trainer.fit(sae, train_dataloaders=loader)
+        trainer.fit(sae, train_dataloaders=loader, val_dataloaders=[])
         assert trainer.global_step == 3, i
     assert all(p.dtype == torch.float32 and bool(p.isfinite().all()) for p in sae.parameters())
 

@@ -19,8 +19,11 @@ from sae_lightning.data.batch import as_batch
 from sae_lightning.modules import Comparison, ComposedSAE, ReLUSAE
 from sae_lightning.modules.processes import MemberProcesses
 from sae_lightning.nn import Affine, Orthant, Regularizer
-
-from .helpers import BATCH, D_IN, PRESETS, Clusters, assert_same, fit, make, stream
+from tests.helpers.data import BATCH, D_IN, Clusters, stream
+from tests.helpers.modules import PRESETS, make
+from tests.helpers.processes import is_running
+from tests.helpers.tensors import assert_same
+from tests.helpers.trainers import fit
 
 STEPS = 40
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -278,7 +281,7 @@ def test_a_slow_step_within_the_limit_is_waited_for() -> None:
 MAKE = """
 import multiprocessing, os, signal, sys
 from sae_lightning.modules.processes import MemberProcesses
-from tests.modules.helpers import make
+from tests.helpers.modules import make
 processes = MemberProcesses({name: make("relu") for name in "abcd"}, 4, 60.0)
 pids = [process.pid for process in multiprocessing.active_children()]
 print(*pids, flush=True)
@@ -309,10 +312,3 @@ def test_processes_end_with_the_first_one(end: str, stopped: bool) -> None:
     while any(map(is_running, pids)):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-
-
-def is_running(pid: str) -> bool:
-    try:
-        return Path("/proc", pid, "stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False

@@ -12,8 +12,10 @@ from safetensors.torch import load_file
 
 from sae_lightning import ComposedSAE, JumpReLUSAE, ReLUSAE, SpaDE, TopKSAE, load_sae
 from sae_lightning.nn import Affine, KSparse, Orthant, Simplex, SquaredDistance
-from tests.conftest import ROOT
-from tests.modules.helpers import D_IN, PRESETS, Clusters, fit, make
+from tests.helpers.data import D_IN, Clusters
+from tests.helpers.modules import PRESETS, make
+from tests.helpers.runs import ROOT
+from tests.helpers.trainers import fit
 
 
 def by_relu(v, sae):

@@ -1,7 +1,5 @@
 """Latents sharded over two processes (gloo) train as on one process, and each process holds half of them."""
 
-import os
-import socket
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,14 +8,16 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch import Tensor, distributed, multiprocessing
+from torch import Tensor
 from torch.optim import Adam
 
 from sae_lightning.callbacks import ResampleDeadLatents
 from sae_lightning.modules import Comparison, SAEModule, load_sae
 from sae_lightning.nn.rows import full_tensor, local
-
-from .helpers import BATCH, D_IN, PRESETS, Clusters, fit, make
+from tests.helpers.data import BATCH, D_IN, Clusters
+from tests.helpers.modules import PRESETS, make
+from tests.helpers.processes import on_ranks
+from tests.helpers.trainers import fit
 
 pytestmark = pytest.mark.slow
 
@@ -73,25 +73,19 @@ def train(name: str, way: str | None, folder: Path | None = None) -> dict[str, A
     return {"state": state, "grads": watch.grads, "held": held, "moments": moments, "seen": module.samples_seen}
 
 
-def rank(number: int, port: int, folder: str) -> None:
-    os.environ.update(LOCAL_RANK=str(number), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
+def rank(number: int, folder: Path) -> None:
     found = {}
     for way in WAYS:
-        Path(folder, way).mkdir(exist_ok=True)
-        found |= {(name, way): train(name, way, Path(folder, way)) for name in RUNS}
-    torch.save(found, Path(folder, f"{number}.pt"))
-    distributed.destroy_process_group()
+        (folder / way).mkdir(exist_ok=True)
+        found |= {(name, way): train(name, way, folder / way) for name in RUNS}
+    torch.save(found, folder / f"{number}.pt")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What both processes hold after each run, and its checkpoints."""
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(rank, args=(port, str(folder)), nprocs=2)
+    on_ranks(2, rank, folder)
     return folder
 
 

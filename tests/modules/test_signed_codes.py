@@ -3,10 +3,8 @@
 import json
 from functools import partial
 
-import lightning.pytorch as pl
 import pytest
 import torch
-from torch import Tensor
 
 from sae_lightning import ComposedSAE, load_codes
 from sae_lightning.callbacks import (
@@ -19,43 +17,29 @@ from sae_lightning.callbacks import (
     TrainingDynamics,
 )
 from sae_lightning.metrics.functional import latent_similarity, top_examples
-from sae_lightning.nn import L1, Affine, Projection
+from sae_lightning.nn import L1, Affine
 from sae_lightning.run.loggers import RunCSVLogger
-from tests.modules.helpers import Clusters
+from tests.helpers.data import Clusters
+from tests.helpers.modules import AbsTopK
+from tests.helpers.trainers import quiet_trainer
 
 K, D_SAE = 12, 24
 
 
-class AbsTopK(Projection):
-    """The k codes of largest magnitude, with their signs."""
-
-    def __init__(self, d_sae: int, k: int = K) -> None:
-        super().__init__(d_sae)
-        self.k = k
-
-    def forward(self, pre_codes: Tensor) -> Tensor:
-        chosen = pre_codes.abs().topk(self.k, dim=-1).indices
-        return torch.zeros_like(pre_codes).scatter(-1, chosen, pre_codes.gather(-1, chosen))
-
-
 def sae(**changes):
     torch.manual_seed(0)
-    parts = {"encoder": Affine, "projection": AbsTopK, "regularizer": L1}
+    parts = {"encoder": Affine, "projection": partial(AbsTopK, k=K), "regularizer": L1}
     return ComposedSAE(6, D_SAE, **{**parts, "gamma": 1e-3, **changes})
 
 
 def test_every_count_of_a_run_is_the_number_of_codes_kept(tmp_path, capsys):
     module, data = sae(), Clusters()
     callbacks = [ConceptRecovery(), TrainingDynamics(silent_after=1), RecoveryTable(), TopActivations(), ReportPage()]
-    trainer = pl.Trainer(
+    trainer = quiet_trainer(
+        [*callbacks, CodesWriter(), ResultsWriter()],
         max_steps=10,
         log_every_n_steps=5,
-        accelerator="cpu",
         logger=RunCSVLogger(str(tmp_path)),
-        enable_progress_bar=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        callbacks=[*callbacks, CodesWriter(), ResultsWriter()],
     )
     trainer.fit(module, data)
     assert trainer.callback_metrics["train/l0"] == K
@@ -120,5 +104,5 @@ def test_codes_that_are_all_negative_count():
     """All pre-codes of distances without an offset are negative: k of them are kept."""
     from sae_lightning.nn import SquaredDistance
 
-    module = sae(encoder=partial(SquaredDistance, offset_init=0.0), projection=AbsTopK, regularizer=None)
+    module = sae(encoder=partial(SquaredDistance, offset_init=0.0), projection=partial(AbsTopK, k=K), regularizer=None)
     assert module.evaluate(torch.randn(10, 6)).l0() == K

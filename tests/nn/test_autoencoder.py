@@ -21,21 +21,21 @@ from sae_lightning.nn import (
     SparseAutoencoder,
     SquaredDistance,
 )
-
-from .helpers import (
+from tests.helpers.saes import (
     ARCHITECTURES,
     BANDWIDTH,
     D_IN,
     D_SAE,
-    LEADING_SHAPES,
     Options,
     all_options,
     assert_same_as_reference,
     build,
-    randn,
     raw_inputs,
     training_loss,
 )
+from tests.helpers.tensors import LEADING_SHAPES, randn
+
+pytestmark = pytest.mark.usefixtures("narrow")
 
 ROUNDING = 2.0**-8  # unit roundoff of bfloat16: half the distance between 1 and the next number
 
@@ -49,13 +49,6 @@ def k_sparse(d_sae: int) -> KSparse:
 
 
 # -- values and gradients -------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(autouse=True, params=[16, 0], ids=["narrow", "wide"])
-def narrow(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Run everything through both ways of taking the products; whether it is the one for small d_in."""
-    monkeypatch.setattr("sae_lightning.nn.functional._NARROW", request.param)
-    return bool(request.param)
 
 
 @pytest.mark.parametrize("options", all_options(), ids=str)

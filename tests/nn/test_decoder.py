@@ -4,8 +4,7 @@ import torch
 from torch.autograd import gradcheck
 
 from sae_lightning.nn import Decoder
-
-from .helpers import LEADING_SHAPES, numpy, randn
+from tests.helpers.tensors import LEADING_SHAPES, numpy, randn
 
 
 def decoder(bias: bool = True, unit_norm: bool = False) -> Decoder:

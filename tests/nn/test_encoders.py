@@ -6,8 +6,7 @@ import torch
 from scipy.spatial.distance import cdist
 
 from sae_lightning.nn import Affine, Simplex, SquaredDistance
-
-from .helpers import LEADING_SHAPES, numpy, randn
+from tests.helpers.tensors import LEADING_SHAPES, numpy, randn
 
 
 def affine(bias: bool = True, scale: float = 1.0) -> Affine:

@@ -16,9 +16,9 @@ from sae_lightning.nn.functional import (
     sparsemax,
     step,
 )
-
-from . import reference
-from .helpers import LEADING_SHAPES, deadline, numpy, randn
+from tests.helpers import reference
+from tests.helpers.processes import deadline
+from tests.helpers.tensors import LEADING_SHAPES, numpy, randn
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 # a code is v - tau with a tau that sums at most a few dozen numbers within [-1, 0]: a few roundings of 6e-8 or 1e-16

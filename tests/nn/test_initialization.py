@@ -22,8 +22,8 @@ from sae_lightning.nn.initialization import (
     initialize_weights,
     new_generator,
 )
-
-from .helpers import deadline, randn
+from tests.helpers.processes import deadline
+from tests.helpers.tensors import randn
 
 D_IN, D_SAE = 8, 64
 
@@ -48,12 +48,6 @@ def generator(seed: int = 0) -> torch.Generator:
 def assert_distinct(rows: torch.Tensor) -> None:
     distances = torch.cdist(rows.double(), rows.double()).fill_diagonal_(1.0)
     assert distances.min() > 0
-
-
-@pytest.fixture
-def global_rng():
-    with torch.random.fork_rng(devices=[]):
-        yield
 
 
 # -- the generator --------------------------------------------------------------------------------------------------

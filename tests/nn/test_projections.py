@@ -6,9 +6,8 @@ import torch
 from scipy.optimize import minimize, nnls
 
 from sae_lightning.nn import Jump, KSparse, Orthant, Simplex
-
-from . import reference
-from .helpers import LEADING_SHAPES, numpy, randn
+from tests.helpers import reference
+from tests.helpers.tensors import LEADING_SHAPES, numpy, randn
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -22,8 +22,7 @@ from sae_lightning.nn import (
     SquaredDistance,
 )
 from sae_lightning.nn.receptive_fields import Landmarks, Parameters, Points
-
-from .helpers import randn
+from tests.helpers.tensors import randn
 
 FIELDS = [HalfSpace(), Ball(), Cone(), Cone(shared_apex=True), ConvexCell()]
 EVERY_FIELD = pytest.mark.parametrize("field", FIELDS, ids=repr)

@@ -19,9 +19,8 @@ from sae_lightning.nn import (
     SparseAutoencoder,
     SquaredDistance,
 )
-
-from . import reference
-from .helpers import (
+from tests.helpers import reference
+from tests.helpers.saes import (
     ARCHITECTURES,
     D_IN,
     D_SAE,
@@ -30,12 +29,11 @@ from .helpers import (
     Options,
     assert_same_as_reference,
     build,
-    numpy,
-    randn,
     raw_inputs,
     to_reference,
     training_loss,
 )
+from tests.helpers.tensors import numpy, randn
 
 ALL = [L1, L0, DistanceWeightedL1, AuxK]
 

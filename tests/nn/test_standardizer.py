@@ -3,8 +3,7 @@ import pytest
 import torch
 
 from sae_lightning.nn import Standardizer
-
-from .helpers import LEADING_SHAPES, numpy, randn
+from tests.helpers.tensors import LEADING_SHAPES, numpy, randn
 
 
 def samples(n: int = 40, d_in: int = 5) -> torch.Tensor:

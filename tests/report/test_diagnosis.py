@@ -15,7 +15,7 @@ from sae_lightning.geometry import (
     Verdict,
 )
 from sae_lightning.report import Figure, diagnosis_text, render_diagnosis
-from tests.report.test_page import HOSTILE, Page
+from tests.helpers.pages import HOSTILE, Page
 
 NAN = Estimate(math.nan, math.nan, math.nan)
 KNOWN = Dimension(900, Estimate(6.04, 5.9, 6.2), Estimate(6, 6, 6), Estimate(7, 6, 7), Estimate(5.5, 5.1, 5.9))

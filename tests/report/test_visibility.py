@@ -3,7 +3,7 @@
 from sae_lightning.geometry import Sight
 from sae_lightning.geometry.estimate import UNKNOWN, Estimate
 from sae_lightning.report import Overlap, render
-from tests.report.test_page import HOSTILE, Page, make_report, make_sae
+from tests.helpers.pages import HOSTILE, Page, make_report, make_sae
 
 SEEN = [Sight(0.99, Estimate(1.0, 0.98, 1.0), "found"), Sight(0.5, Estimate(0.61, 0.58, 0.64), "out of reach")]
 

@@ -20,8 +20,8 @@ from sae_lightning.cli.commands.diagnose import claimed
 from sae_lightning.modules.loading import read_checkpoint
 from sae_lightning.run.files import prepare_folder, remove_leftovers, replacing, temporary_of
 from sae_lightning.run.folder import LOCK
-from tests.conftest import ROOT, fast, process_environment, run_cli
-from tests.test_resume import PROCESSES, redirect
+from tests.helpers.processes import PROCESSES, redirect
+from tests.helpers.runs import ROOT, fast, process_environment, run_cli
 
 PACKAGE = ROOT / "sae_lightning"
 

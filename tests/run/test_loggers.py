@@ -6,11 +6,10 @@ import time
 
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from sae_lightning.run.loggers import RunCSVLogger, RunTensorBoardLogger, split_member
-from tests.conftest import MEMBERS
+from tests.helpers.runs import MEMBERS, events
 
 CONCEPTS = [f"C{i}" for i in range(6)]
 TRAIN = {"train/loss", "train/mse", "train/l0", "train/silent_latents"}
@@ -19,12 +18,6 @@ EVALUATED |= {"stable_rank_codes", "stable_rank_latents", "cross_concept_cosine"
 EVALUATED |= {f"{key}/{concept}" for key in ("f1", "f1_std", "best_f1", "l0", "nmse") for concept in CONCEPTS}
 DISCOVERED = {"discovery_rand", "discovery_clusters"}
 DYNAMICS = {"spade": "train/lambda", "jumprelu": "train/threshold"}
-
-
-def events(folder):
-    accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0, "tensors": 0})
-    accumulator.Reload()
-    return accumulator
 
 
 def hparams(accumulator):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+import shutil
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from safetensors.torch import load_file, save
 
 from sae_lightning import load_codes, load_results
 from sae_lightning.run.seal import KEY, UNSEALED, check_seal, seal_json, unseal_json, write_sealed
-from tests.cli.test_cli import tiny  # noqa: F401  (a fixture: a small finished run)
+from tests.helpers.runs import TINY, last, run_cli
 
 READERS = {"codes.safetensors": load_codes, "results.json": load_results}
 
@@ -141,11 +142,7 @@ def test_codes_of_an_earlier_version_are_refused_in_words(folder, tmp_path):
         load_codes(tmp_path / "codes.safetensors")
 
 
-def test_damaged_results_are_kept_aside(tiny, tmp_path):  # noqa: F811
-    import shutil
-
-    from tests.cli.test_cli import TINY, last, run_cli
-
+def test_damaged_results_are_kept_aside(tiny, tmp_path):
     run_dir = tmp_path / "run"
     shutil.copytree(tiny, run_dir, symlinks=True)
     damaged = (run_dir / "results.json").read_text().replace('"seed": 0', '"seed": 1')

@@ -9,9 +9,10 @@ from sae_lightning.callbacks import GrammarReport
 from sae_lightning.data import Grammar
 from sae_lightning.data.formal_language.grammar import END
 from sae_lightning.data.formal_language.inside import Inside
+from sae_lightning.subjects import LanguageModel
 from sae_lightning.subjects.grammar_report import entropy_floor, share_grammatical
-from tests.data.formal_language.test_grammar import FOLDER
-from tests.subjects.test_language_model import TEXT, TINY, LanguageModel, data, trainer
+from tests.helpers.language import FOLDER, TEXT, TINY, sentence_data
+from tests.helpers.trainers import quiet_trainer
 
 
 def test_the_floor_is_what_knowing_the_grammar_costs():
@@ -35,8 +36,8 @@ def test_sentences_must_end_and_be_grammatical():
 
 def test_validation_and_test_log_floor_excess_and_share():
     torch.manual_seed(0)
-    model, source = LanguageModel(TEXT, **TINY), data()
-    run = trainer(callbacks=[GrammarReport(n_samples=20)])
+    model, source = LanguageModel(TEXT, **TINY), sentence_data()
+    run = quiet_trainer([GrammarReport(n_samples=20)])
     for stage, found in (("val", run.validate(model, source)[0]), ("test", run.test(model, source)[0])):
         assert set(found) == {f"{stage}/{key}" for key in ("loss", "entropy_floor", "excess_loss", "grammatical")}
         assert found[f"{stage}/excess_loss"] == pytest.approx(

@@ -2,30 +2,15 @@
 
 import math
 
-import lightning.pytorch as pl
 import pytest
 import torch
 
 from sae_lightning import load_module, load_sae
-from sae_lightning.data import SentenceDataModule
 from sae_lightning.data.formal_language.grammar import BEGIN, END
 from sae_lightning.data.formal_language.sentences import SentenceDataset
 from sae_lightning.subjects import LanguageModel
-from tests.data.formal_language.test_grammar import FOLDER
-from tests.data.formal_language.test_sentences import ENGLISH, sentences
-
-TINY = {"width": 8, "n_layers": 1, "n_heads": 2, "n_positions": 32}
-TEXT = (FOLDER / "english.pcfg").read_text()
-
-
-def trainer(**changes):
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    return pl.Trainer(**{**quiet, "max_epochs": 1, "enable_checkpointing": False, **changes})
-
-
-def data(**changes):
-    sizes = {"n_train": 640, "n_val": 30, "n_test": 20, "batch_size": 64, "eval_batch_size": 8, "seed": 1}
-    return SentenceDataModule(ENGLISH, **{"max_length": 20, **sizes, **changes})
+from tests.helpers.language import TEXT, TINY, sentence_data, sentences
+from tests.helpers.trainers import quiet_trainer
 
 
 def test_the_loss_is_the_mean_over_words_and_ends():
@@ -46,8 +31,8 @@ def test_the_loss_is_the_mean_over_words_and_ends():
 
 def test_training_lowers_the_loss_and_counts_tokens():
     torch.manual_seed(0)
-    model, source = LanguageModel(TEXT, **TINY), data(n_train=12_800)
-    run = trainer(gradient_clip_val=1.0)
+    model, source = LanguageModel(TEXT, **TINY), sentence_data(n_train=12_800)
+    run = quiet_trainer(max_epochs=1, gradient_clip_val=1.0)
     before = run.validate(model, source, verbose=False)[0]["val/loss"]
     assert before == pytest.approx(math.log(63), abs=0.2)
     run.fit(model, source)
@@ -56,8 +41,8 @@ def test_training_lowers_the_loss_and_counts_tokens():
 
 
 def test_a_checkpoint_is_loaded_back(tmp_path):
-    model, source = LanguageModel(TEXT, **TINY), data()
-    run = trainer()
+    model, source = LanguageModel(TEXT, **TINY), sentence_data()
+    run = quiet_trainer(max_epochs=1)
     run.fit(model, source)
     run.save_checkpoint(tmp_path / "lm.ckpt")
     loaded = load_module(tmp_path / "lm.ckpt")
@@ -79,7 +64,7 @@ def test_a_checkpoint_is_loaded_back(tmp_path):
 def test_data_that_do_not_fit_are_refused(model, source, message):
     module = LanguageModel(**{"grammar_text": TEXT, **TINY, **model})
     with pytest.raises(ValueError, match=message):
-        trainer().fit(module, data(**source))
+        quiet_trainer(max_epochs=1).fit(module, sentence_data(**source))
 
 
 def test_bad_sizes_are_refused():
@@ -90,6 +75,8 @@ def test_bad_sizes_are_refused():
 def test_gradients_are_clipped_under_mixed_precision():
     model = LanguageModel(TEXT, **TINY)
     before = [parameter.detach().clone() for parameter in model.parameters()]
-    trainer(precision="bf16-mixed", gradient_clip_val=1.0, max_steps=2).fit(model, datamodule=data())
+    quiet_trainer(max_epochs=1, precision="bf16-mixed", gradient_clip_val=1.0, max_steps=2).fit(
+        model, datamodule=sentence_data()
+    )
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
     assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))

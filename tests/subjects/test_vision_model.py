@@ -1,6 +1,5 @@
 """The vision model: its loss, its checkpoints, what it refuses, and what is read out of its features."""
 
-import lightning.pytorch as pl
 import pytest
 import torch
 
@@ -10,7 +9,8 @@ from sae_lightning.data.images.views import ViewBatch
 from sae_lightning.subjects import VisionModel
 from sae_lightning.subjects.contrastive import contrastive_loss
 from sae_lightning.subjects.feature_report import FeatureReport, knn_accuracy, linear_accuracy
-from tests.data.sources.images import write_mnist_like
+from tests.helpers.images import write_mnist_like
+from tests.helpers.trainers import quiet_trainer
 
 TINY = {"image_size": 8, "patch_size": 4, "width": 16, "n_layers": 1, "n_heads": 2, "hidden": 16, "projected": 8}
 
@@ -22,11 +22,6 @@ def folder(tmp_path_factory):
 
 def data(folder, **changes):
     return ImageDataModule(str(folder), **{"n_val": 32, "batch_size": 32, "seed": 1, **changes})
-
-
-def trainer(**changes):
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    return pl.Trainer(**{**quiet, "max_epochs": 1, "enable_checkpointing": False, **changes})
 
 
 def test_the_loss_compares_projected_class_tokens_and_decodes_them():
@@ -66,7 +61,7 @@ def test_a_batch_says_which_patches_are_read():
 def test_training_lowers_the_loss_and_counts_images(folder):
     torch.manual_seed(0)
     model, source = VisionModel(**TINY, keep=1.0), data(folder)
-    run = trainer(max_epochs=12, gradient_clip_val=1.0, callbacks=[FeatureReport(n_labelled=64, k=5)])
+    run = quiet_trainer(max_epochs=12, gradient_clip_val=1.0, callbacks=[FeatureReport(n_labelled=64, k=5)])
     before = run.validate(model, source, verbose=False)[0]
     run.fit(model, source)
     after = run.validate(model, source, verbose=False)[0]
@@ -78,7 +73,7 @@ def test_training_lowers_the_loss_and_counts_images(folder):
 
 def test_a_checkpoint_is_loaded_back(folder, tmp_path):
     model, source = VisionModel(**TINY), data(folder)
-    run = trainer()
+    run = quiet_trainer(max_epochs=1)
     run.fit(model, source)
     run.save_checkpoint(tmp_path / "vit.ckpt")
     loaded = load_module(tmp_path / "vit.ckpt")
@@ -90,7 +85,7 @@ def test_a_checkpoint_is_loaded_back(folder, tmp_path):
     assert not transformer.training
     assert not any(parameter.requires_grad for parameter in transformer.parameters())
     assert torch.equal(transformer(images)[:, 0], model(images))
-    predicted = torch.cat(trainer().predict(model, source))
+    predicted = torch.cat(quiet_trainer(max_epochs=1).predict(model, source))
     torch.testing.assert_close(predicted, model(images))
     with pytest.raises(ValueError, match="must be one of an SAE, but is one of a VisionModel"):
         load_sae(tmp_path / "vit.ckpt")
@@ -112,7 +107,7 @@ def test_what_is_no_vision_model_is_refused(tmp_path):
 def test_images_of_another_size_are_refused(folder):
     model = VisionModel(**{**TINY, "image_size": 12})
     with pytest.raises(ValueError, match=r"model.image_size must equal data.image_size, but they are 12 and 8"):
-        trainer().fit(model, data(folder))
+        quiet_trainer(max_epochs=1).fit(model, data(folder))
 
 
 @pytest.mark.parametrize(
@@ -163,6 +158,6 @@ def test_the_reports_arguments_are_checked(name):
 def test_gradients_are_clipped_under_mixed_precision(folder):
     model = VisionModel(**TINY, keep=1.0)
     before = [parameter.detach().clone() for parameter in model.parameters()]
-    trainer(precision="bf16-mixed", gradient_clip_val=1.0, max_steps=2).fit(model, data(folder))
+    quiet_trainer(max_epochs=1, precision="bf16-mixed", gradient_clip_val=1.0, max_steps=2).fit(model, data(folder))
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
     assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))

@@ -7,28 +7,10 @@ import pytest
 import torch
 
 from sae_lightning.data.activations import blocks
-from sae_lightning.data.activations.blocks import Block, chunk_bytes, index_bytes, write_chunk
-from sae_lightning.data.activations.cache_files import checksum
+from sae_lightning.data.activations.blocks import chunk_bytes, index_bytes, write_chunk
+from tests.helpers.activations import block, chunk_of
 
 pytest.importorskip("litdata")
-
-
-def block(n, d_in=4, dtype=torch.float32, n_concepts=3):
-    generator = torch.Generator().manual_seed(n)
-    x = torch.randn(n, d_in, generator=generator).to(dtype)
-    concepts = torch.randint(-1, n_concepts, (n,), generator=generator)
-    numbers = torch.arange(n)
-    return Block(x, concepts, numbers, numbers.int(), numbers.int() + 1)
-
-
-def chunk_of(path, digests, rows):
-    return {
-        "file": f"x/train/{path.name}",
-        "rows": rows,
-        "bytes": path.stat().st_size,
-        "sha256": checksum(path),
-        "blocks": digests,
-    }
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -12,8 +12,8 @@ from sae_lightning.data.activations.cache import delete_cache
 from sae_lightning.data.activations.harvest import Harvest
 from sae_lightning.data.activations.manifest import read_manifest
 from sae_lightning.data.activations.reading import WindowReader
-from tests.data.activations.harvesting import Numbers, WordHost, forged
-from tests.data.activations.test_harvest import files, harvest
+from tests.helpers.activations import Numbers, WordHost, forged, harvest
+from tests.helpers.runs import contents
 
 pytest.importorskip("litdata")
 
@@ -67,7 +67,7 @@ def test_doing_what_the_message_says_mends_the_cache(file, damage, folder, cache
     for name in (file, told and told[1]):
         (folder / (name or file)).unlink(missing_ok=True)
     small(folder)
-    assert files(folder) == files(cache)
+    assert contents(folder) == contents(cache)
     reading(folder)
 
 
@@ -78,12 +78,12 @@ def test_damage_between_two_harvests_is_named_by_the_second(file, damage, state,
     state(folder)
     whole = (folder / file).read_bytes()
     damage(folder / file)
-    before = files(folder)
+    before = contents(folder)
     with pytest.raises(ValueError, match=rf"is damaged: {re.escape(file)} .*Delete it"):
         small(folder)
-    assert files(folder) == before
+    assert contents(folder) == before
     (folder / file).write_bytes(whole)
-    assert files(small(folder)) == files(cache)
+    assert contents(small(folder)) == contents(cache)
 
 
 def test_a_missing_chunk_is_named(folder):
@@ -96,7 +96,7 @@ def test_damaged_indices_are_written_again(folder, cache):
     flip(folder / "first/train/index.json")
     (folder / "first/val/index.json").write_bytes(b"")
     (folder / "second/val/index.json").unlink()
-    assert files(small(folder)) == files(cache)
+    assert contents(small(folder)) == contents(cache)
 
 
 def test_what_a_killed_harvest_left_is_removed(folder, cache):
@@ -108,7 +108,7 @@ def test_what_a_killed_harvest_left_is_removed(folder, cache):
     (folder / "first/train/chunk-000004.bin").write_bytes(b"x")
     for name in (".manifest.json.tmp", "shards/.000088.json.tmp", "first/train/.index.json.tmp"):
         (folder / name).write_bytes(b"x")
-    assert files(small(folder)) == files(cache)
+    assert contents(small(folder)) == contents(cache)
 
 
 def part(record, split="train"):
@@ -223,7 +223,7 @@ def test_hidden_files_are_left_alone(folder, cache):
     (folder / ".git").mkdir()
     for name in (".DS_Store", ".git/config", ".git/.x.tmp"):
         (folder / name).write_text("precious")
-    assert files(small(folder)).items() > files(cache).items()
+    assert contents(small(folder)).items() > contents(cache).items()
     assert (folder / ".DS_Store").read_text() == (folder / ".git/config").read_text() == "precious"
     with pytest.raises(ValueError, match=r"holds more than a cache, such as '\.DS_Store', so it is not deleted"):
         delete_cache(folder)
@@ -248,14 +248,14 @@ def test_links_are_not_written_through(name, folder, cache, tmp_path):
     else:
         outside.write_text("precious")
     (folder / name).symlink_to(outside)
-    before = files(outside) if outside.is_dir() else outside.read_bytes()
+    before = contents(outside) if outside.is_dir() else outside.read_bytes()
     if name in ("first/train/index.json", ".manifest.json.tmp", "shards/.000001.json.tmp"):  # written by every harvest
-        assert files(small(folder)) == files(cache)
+        assert contents(small(folder)) == contents(cache)
         assert not any(path.is_symlink() for path in folder.rglob("*"))
     else:
         with pytest.raises(ValueError, match=re.escape(name)):
             small(folder)
-    assert (files(outside) if outside.is_dir() else outside.read_bytes()) == before
+    assert (contents(outside) if outside.is_dir() else outside.read_bytes()) == before
 
 
 @pytest.mark.parametrize(
@@ -288,7 +288,7 @@ def test_labels_without_a_concept_and_concepts_of_one_name_are_refused(tmp_path)
 def test_a_killed_removal_of_what_lies_behind_ends_well(tmp_path, monkeypatch):
     """Two devices may write more shards than are needed; the others are removed, which may be interrupted too."""
     limited = small(tmp_path / "cache", max_samples=60)
-    expected = files(limited)
+    expected = contents(limited)
     whole = small(tmp_path / "whole")
     unlink = os.unlink
     for n in range(1, 6):
@@ -311,8 +311,8 @@ def test_a_killed_removal_of_what_lies_behind_ends_well(tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             small(limited, max_samples=60)
         monkeypatch.undo()
-        assert files(small(limited, max_samples=60)) == expected
-    assert len(files(whole)) > len(expected)
+        assert contents(small(limited, max_samples=60)) == expected
+    assert len(contents(whole)) > len(expected)
 
 
 def test_the_first_manifest_of_a_harvest_is_valid(tmp_path):

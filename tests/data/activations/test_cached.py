@@ -13,8 +13,8 @@ import torch
 
 from sae_lightning.data import CachedDataModule
 from sae_lightning.data.activations.cached import BlockOrder
-from tests.data.activations.harvesting import N_WORDS, Numbers, NumberStream, expected, forged, in_order
-from tests.data.activations.test_harvest import files, harvest
+from tests.helpers.activations import N_WORDS, Numbers, NumberStream, expected, forged, harvest, in_order
+from tests.helpers.runs import contents
 
 pytest.importorskip("litdata")
 N = 3000
@@ -202,7 +202,7 @@ def flips(folder, n, among=""):
 
 
 def test_one_bit_changed_anywhere_is_refused_with_the_files_name(folder):
-    before = files(folder)
+    before = contents(folder)
     assert {path.suffix for path, _ in flips(folder, 400)} == {".json", ".bin"}
     for path, bit in flips(folder, 400):
         name = str(path.relative_to(folder))
@@ -211,12 +211,12 @@ def test_one_bit_changed_anywhere_is_refused_with_the_files_name(folder):
                 read(folder)
             if path.name == "index.json":  # written again
                 harvest(folder, Numbers(60, 20))
-                assert files(folder) == before
+                assert contents(folder) == before
             else:
                 with pytest.raises(ValueError, match=re.escape(name)):
                     harvest(folder, Numbers(60, 20))
     read(folder)
-    assert files(folder) == before
+    assert contents(folder) == before
 
 
 def test_one_bit_changed_in_a_small_file_is_refused_also_where_activations_are_not_verified(folder):

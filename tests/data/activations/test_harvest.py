@@ -1,7 +1,6 @@
 """A harvest's files: whole, the same whatever happened on the way, and readable by litdata alone."""
 
 import errno
-import hashlib
 import itertools
 import json
 import os
@@ -13,43 +12,17 @@ import pytest
 import torch
 
 from sae_lightning.data.activations.cache_files import checksum
-from sae_lightning.data.activations.harvest import Harvest
 from sae_lightning.data.activations.manifest import read_manifest
-from sae_lightning.data.activations.reading import WindowReader
 from sae_lightning.run.files import WriteError
-from tests.data.activations.harvesting import Numbers, NumberStream, WordHost, expected, in_order
+from tests.helpers.activations import Numbers, NumberStream, expected, harvest, in_order, stored
+from tests.helpers.runs import contents
 
 litdata = pytest.importorskip("litdata")
-
-
-def harvest(folder, source=None, layers=("first", "second"), max_samples=None, devices=None, delay=0.0, **changes):
-    reader = WindowReader(WordHost(delay), source or Numbers(), list(layers), **{"window_size": 12, **changes})
-    reader.host.init_args["delay"] = 0.0  # no part of what the cache is made of
-    Harvest(reader, folder, max_samples, devices).run()
-    return folder
-
-
-def files(folder):
-    """Checksum of every file."""
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     return harvest(tmp_path_factory.mktemp("cache") / "cache")
-
-
-def stored(folder, layer="first", dtype=None):
-    parts = []
-    for split in ("train", "val", "test"):
-        dataset = litdata.StreamingDataset(str(folder / layer / split))
-        parts += [dataset[i] for i in range(len(dataset))]
-    blocks = [part[0] if dtype is None else part[0].view(dtype) for part in parts]
-    return torch.cat(blocks), *(torch.cat(values) for values in list(zip(*parts, strict=True))[1:])
 
 
 def test_litdata_alone_reads_every_activation_with_its_labels(undisturbed):
@@ -83,15 +56,15 @@ def test_the_manifest_says_what_the_cache_holds(undisturbed):
 
 
 def test_another_harvest_writes_the_same_bytes(undisturbed, tmp_path):
-    assert files(harvest(tmp_path / "cache")) == files(undisturbed)
-    before = files(undisturbed)
+    assert contents(harvest(tmp_path / "cache")) == contents(undisturbed)
+    before = contents(undisturbed)
     harvest(undisturbed)  # nothing is left to do
-    assert files(undisturbed) == before
+    assert contents(undisturbed) == before
 
 
 @pytest.mark.slow
 def test_a_harvest_in_two_processes_writes_the_same_bytes(undisturbed, tmp_path):
-    assert files(harvest(tmp_path / "cache", devices=["cpu", "cpu"])) == files(undisturbed)
+    assert contents(harvest(tmp_path / "cache", devices=["cpu", "cpu"])) == contents(undisturbed)
 
 
 def test_shards_that_are_missing_are_written_anew(undisturbed, tmp_path):
@@ -101,7 +74,7 @@ def test_shards_that_are_missing_are_written_anew(undisturbed, tmp_path):
         (folder / "shards" / f"{shard}.json").unlink()
         for chunk in folder.rglob(f"chunk-{shard}.bin"):
             chunk.unlink()
-    assert files(harvest(folder)) == files(undisturbed)
+    assert contents(harvest(folder)) == contents(undisturbed)
 
 
 def killed(folder, touch):
@@ -130,7 +103,7 @@ def test_killed_at_each_touch_of_the_disk_it_goes_on_and_ends_with_the_same_byte
             break
         assert code == -signal.SIGKILL
         assert not (folder / "manifest.json").is_file() or not read_manifest(folder)["complete"]
-        assert files(harvest(folder)) == files(undisturbed)
+        assert contents(harvest(folder)) == contents(undisturbed)
     assert touch > 45
 
 
@@ -140,7 +113,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(undisturbed, tmp_pat
         codes.append(killed(tmp_path / "cache", 11))  # a shard has 7 files at most
         assert len(codes) < 30
     assert codes.count(-signal.SIGKILL) >= 5
-    assert files(tmp_path / "cache") == files(undisturbed)
+    assert contents(tmp_path / "cache") == contents(undisturbed)
 
 
 @pytest.mark.parametrize("touch", range(6))
@@ -166,7 +139,7 @@ def test_a_failure_at_any_touch_of_the_disk_leaves_a_valid_cache_that_goes_on(
         for chunks in layer["splits"].values():
             for chunk in chunks:
                 assert checksum(folder / chunk["file"]) == chunk["sha256"]
-    assert files(harvest(folder)) == files(undisturbed)
+    assert contents(harvest(folder)) == contents(undisturbed)
 
 
 @pytest.mark.slow
@@ -174,7 +147,7 @@ def test_a_stream_is_harvested_to_its_end(tmp_path):
     folder = harvest(tmp_path / "cache", NumberStream(50))
     assert torch.equal(in_order(stored(folder)[0]), expected(50))
     two = harvest(tmp_path / "two", NumberStream(50), devices=["cpu", "cpu"])
-    assert files(two) == files(folder)
+    assert contents(two) == contents(folder)
 
 
 @pytest.mark.slow
@@ -184,7 +157,7 @@ def test_it_stops_with_the_shard_that_brings_enough(tmp_path):
     sizes = [json.loads(path.read_text())["tokens"] for path in sorted(folder.glob("shards/*.json"))]
     assert sum(sizes[:-1]) < 100 <= sum(sizes) == sum(manifest["samples"].values())
     two = harvest(tmp_path / "two", max_samples=100, devices=["cpu", "cpu"])
-    assert files(two) == files(folder)
+    assert contents(two) == contents(folder)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

@@ -8,9 +8,10 @@ import torch
 from sae_lightning.data import LiveDataModule
 from sae_lightning.data.activations.live import WindowBatches, WindowSteps
 from sae_lightning.data.activations.reading import WindowReader
-from tests.data.activations.harvesting import Numbers, NumberStream, WordHost
-from tests.data.probes import SaveAt
-from tests.data.test_streaming import ranked, train
+from tests.helpers.activations import Numbers, NumberStream, WordHost
+from tests.helpers.data import ranked
+from tests.helpers.probes import SaveAt
+from tests.helpers.trainers import train
 
 
 def data(source=None, **changes):

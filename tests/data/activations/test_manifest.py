@@ -8,8 +8,7 @@ import pytest
 
 from sae_lightning.data.activations.manifest import read_manifest
 from sae_lightning.run.seal import seal_json
-from tests.data.activations.harvesting import Numbers, forged
-from tests.data.activations.test_harvest import harvest
+from tests.helpers.activations import Numbers, forged, harvest
 
 pytest.importorskip("litdata")
 

@@ -5,7 +5,7 @@ import torch
 
 from sae_lightning.data.activations.reading import WindowReader
 from sae_lightning.data.sources import UnreadableError
-from tests.data.activations.harvesting import Numbers, NumberStream, WordHost, expected, in_order
+from tests.helpers.activations import Numbers, NumberStream, WordHost, expected, in_order
 
 
 def reader(source=None, layers=("first",), **changes):

@@ -8,7 +8,7 @@ import torch
 
 from sae_lightning.data.activations.blocks import Block, index_bytes, write_chunk
 from sae_lightning.data.activations.stored import CachedActivations
-from tests.data.activations.test_blocks import block, chunk_of
+from tests.helpers.activations import block, chunk_of
 
 pytest.importorskip("litdata")
 

@@ -12,8 +12,8 @@ from sae_lightning.data.formal_language.grammar import BEGIN, N_SPECIAL
 from sae_lightning.data.formal_language.inside import Inside
 from sae_lightning.modules import SpaDE
 from sae_lightning.subjects import LanguageModel
-from tests.conftest import ROOT
-from tests.data.formal_language.test_grammar import FOLDER, SHIPPED
+from tests.helpers.language import FOLDER, SHIPPED
+from tests.helpers.runs import ROOT
 
 TINY = {"width": 8, "n_layers": 2, "n_heads": 2, "n_positions": 32}
 PARTS = {"noun": ["N", "Pro"], "verb": ["V"], "adverb": ["Adv"], "adjective": ["Adj"], "conjunction": ["Conj"]}

@@ -11,7 +11,7 @@ from sae_lightning.data import Grammar
 from sae_lightning.data.formal_language.derivations import SentenceSampler
 from sae_lightning.data.formal_language.grammar import N_SPECIAL
 from sae_lightning.data.formal_language.inside import Inside
-from tests.data.formal_language.test_grammar import FOLDER, SHIPPED
+from tests.helpers.language import FOLDER, SHIPPED
 
 
 def generator(seed=0):

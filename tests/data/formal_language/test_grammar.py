@@ -14,10 +14,8 @@ import torch
 
 from sae_lightning.data import Grammar
 from sae_lightning.data.formal_language.grammar import BEGIN, END, N_SPECIAL, PAD
-from tests.conftest import CONFIGS, ROOT
-
-FOLDER = CONFIGS / "formal_language" / "grammars"
-SHIPPED = sorted(FOLDER.glob("*.pcfg"))
+from tests.helpers.language import FOLDER, SHIPPED
+from tests.helpers.runs import ROOT
 
 LIST = "S -> A S [0.25] | A [0.75]\nA -> 'a' [0.5] | 'b' [0.5]"
 

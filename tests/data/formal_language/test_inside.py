@@ -10,7 +10,7 @@ from sae_lightning.data import Grammar
 from sae_lightning.data.formal_language.derivations import SentenceSampler
 from sae_lightning.data.formal_language.grammar import BEGIN, END, N_SPECIAL, PAD
 from sae_lightning.data.formal_language.inside import Inside
-from tests.data.formal_language.test_grammar import FOLDER, SHIPPED
+from tests.helpers.language import FOLDER, SHIPPED
 
 AMBIGUOUS = "S -> S S [0.3] | A [0.4] | 'x' [0.3]\nA -> 'x' [0.5] | 'y' S 'y' [0.2] | S [0.3]"
 

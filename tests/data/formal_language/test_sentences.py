@@ -3,17 +3,10 @@
 import pytest
 import torch
 
-from sae_lightning.data import Grammar, SentenceDataModule
-from sae_lightning.data.formal_language.derivations import SentenceSampler
+from sae_lightning.data import SentenceDataModule
 from sae_lightning.data.formal_language.grammar import BEGIN, END, PAD
 from sae_lightning.data.formal_language.sentences import pack
-from tests.data.formal_language.test_grammar import FOLDER
-
-ENGLISH = str(FOLDER / "english.pcfg")
-
-
-def sentences(n=40, max_length=20, seed=0):
-    return SentenceSampler(Grammar.from_file(ENGLISH), max_length).draw(n, torch.Generator().manual_seed(seed))
+from tests.helpers.language import ENGLISH, sentences
 
 
 def unpacked(batch):

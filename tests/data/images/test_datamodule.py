@@ -9,7 +9,7 @@ from sae_lightning.data import ImageDataModule
 from sae_lightning.data.images.datamodule import ViewStream
 from sae_lightning.data.images.views import RandomViews, ViewBatch
 from sae_lightning.data.sources import IdxImages, ImageFolder
-from tests.data.sources.images import stripes, write_idx, write_mnist_like
+from tests.helpers.images import stripes, write_idx, write_mnist_like
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from sae_lightning.data.sources import HuggingFaceImages, IdxImages, ImageFolder, UnreadableError
-from tests.data.sources.images import idx_bytes, stripes, write_idx
+from tests.helpers.images import idx_bytes, stripes, write_idx
 
 PIXELS = torch.arange(24).view(3, 2, 4) * 10
 LABELS = torch.tensor([2, 0, 1])

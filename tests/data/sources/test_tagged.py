@@ -11,15 +11,7 @@ import pytest
 
 from sae_lightning.data.sources import TaggedCorpus
 from sae_lightning.data.sources.tags import UNIVERSAL, universal_tag
-
-
-def has_brown() -> bool:
-    try:
-        nltk.data.find("corpora/brown")
-    except LookupError:
-        return False
-    return True
-
+from tests.helpers.language import has_brown
 
 needs_brown = pytest.mark.skipif(not has_brown(), reason="needs the Brown corpus in a folder of NLTK_DATA")
 

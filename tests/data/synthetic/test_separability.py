@@ -1,5 +1,4 @@
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import lightning.pytorch as pl
@@ -9,13 +8,9 @@ import torch
 from sae_lightning.data import ActivationBatch, SeparabilityDataModule
 from sae_lightning.nn import Standardizer
 
+pytestmark = pytest.mark.usefixtures("global_rng")
+
 SMALL: dict[str, Any] = {"n_per_concept": 200, "n_val_per_concept": 30, "n_test_per_concept": 20, "batch_size": 64}
-
-
-@pytest.fixture(autouse=True)
-def global_rng() -> Iterator[None]:
-    with torch.random.fork_rng(devices=[]):
-        yield
 
 
 def points(data: SeparabilityDataModule, split: Any = "val") -> torch.Tensor:

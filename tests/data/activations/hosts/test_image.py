@@ -8,7 +8,7 @@ from torch import nn
 from sae_lightning.data.activations.hosts import ImageHost, ModuleHost
 from sae_lightning.data.activations.places import contexts_of
 from sae_lightning.data.sources import ImageExample, Source
-from tests.data.activations.hosts import tiny
+from tests.helpers import hosts
 
 Image = pytest.importorskip("PIL.Image")
 PREFIX = 5  # class token and four registers
@@ -29,7 +29,7 @@ def read(host, examples, layers):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     pytest.importorskip("transformers")
-    return tiny.dino(tmp_path_factory.mktemp("dino"))
+    return hosts.dino(tmp_path_factory.mktemp("dino"))
 
 
 @pytest.fixture(scope="module")

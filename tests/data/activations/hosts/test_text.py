@@ -8,7 +8,7 @@ import torch
 
 from sae_lightning.data.activations.hosts import TextHost
 from sae_lightning.data.sources import TextExample
-from tests.data.activations.hosts import tiny
+from tests.helpers import hosts
 
 transformers = pytest.importorskip("transformers")
 
@@ -28,12 +28,12 @@ EXAMPLES = [labelled(words) for words in SENTENCES]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return tiny.bert(tmp_path_factory.mktemp("bert"))
+    return hosts.bert(tmp_path_factory.mktemp("bert"))
 
 
 @pytest.fixture(scope="module")
 def causal(tmp_path_factory):
-    return tiny.neox(tmp_path_factory.mktemp("neox"))
+    return hosts.neox(tmp_path_factory.mktemp("neox"))
 
 
 def hidden_states(folder, words, layer):
@@ -160,7 +160,7 @@ def test_a_folder_without_weights_is_refused(folder, tmp_path):
 def test_weights_of_another_model_are_refused(folder, tmp_path):
     from safetensors.torch import load_file, save_file
 
-    tiny.bert(tmp_path)
+    hosts.bert(tmp_path)
     state = load_file(tmp_path / "model.safetensors")
     save_file(
         {name: value for name, value in state.items() if "embeddings" in name},
@@ -182,7 +182,7 @@ def test_a_folder_that_does_not_exist_and_a_package_that_is_not_installed(tmp_pa
 
 
 def test_code_that_comes_with_a_model_does_not_run_unasked(folder, tmp_path):
-    tiny.bert(tmp_path / "model")
+    hosts.bert(tmp_path / "model")
     witness = tmp_path / "witness"
     path = tmp_path / "model" / "config.json"
     config = json.loads(path.read_text())
@@ -274,8 +274,8 @@ def places_in_text(pieces):
 @pytest.fixture(scope="module", params=[(a, b) for a in (False, True) for b in (False, True)], ids=str)
 def foreign_folder(request, tmp_path_factory):
     prefix, trim = request.param
-    tokenizer = tiny.byte_level(TAUGHT, 290, add_prefix_space=prefix, trim_offsets=trim)
-    return tiny.neox(tmp_path_factory.mktemp("foreign"), tokenizer)
+    tokenizer = hosts.byte_level(TAUGHT, 290, add_prefix_space=prefix, trim_offsets=trim)
+    return hosts.neox(tmp_path_factory.mktemp("foreign"), tokenizer)
 
 
 @pytest.mark.parametrize("piece", ["first", "last"])
@@ -320,7 +320,7 @@ def test_every_token_has_the_concept_of_the_last_word_of_which_it_holds_a_byte(f
 @pytest.mark.parametrize("piece", ["first", "last"])
 def test_bytes_of_unknown_characters_and_marks_of_spaces(piece, tmp_path):
     """Against the words that transformers is given one by one; the mark in front of one is not yet the word."""
-    host = TextHost(tiny.neox(tmp_path, tiny.byte_fallback()), piece=piece)
+    host = TextHost(hosts.neox(tmp_path, hosts.byte_fallback()), piece=piece)
     words = ["日本", "cat", "café", "👩\u200d👧", "mat", "e\u0301"]
     found = host.tokenizer([words], is_split_into_words=True)
     tokens, owners = found.tokens(0), found.word_ids(0)
@@ -334,11 +334,11 @@ def test_bytes_of_unknown_characters_and_marks_of_spaces(piece, tmp_path):
 def test_a_space_in_front_is_not_the_word_where_a_piece_ends_behind_it(tmp_path):
     """Each word has a mark of its own here."""
     tokenizers = pytest.importorskip("tokenizers")
-    made = tiny.byte_fallback()
+    made = hosts.byte_fallback()
     split = [tokenizers.pre_tokenizers.WhitespaceSplit(), tokenizers.pre_tokenizers.Metaspace()]
     made.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(split)
     made.post_processor = tokenizers.processors.TemplateProcessing("<unk> $A <unk>", special_tokens=[("<unk>", 0)])
-    host = TextHost(tiny.neox(tmp_path, made), piece="first", max_length=4)
+    host = TextHost(hosts.neox(tmp_path, made), piece="first", max_length=4)
     pieces = host.pieces([labelled(["cat", "日"])])
     tokens = [host.tokenizer.convert_ids_to_tokens(piece.inputs["input_ids"])[1:-1] for piece in pieces]
     assert tokens == [["▁cat", "▁"], ["<0xE6>", "<0x97>"], ["<0xA5>"]]
@@ -351,7 +351,7 @@ def test_a_character_that_is_rewritten_as_several_has_a_first_and_a_last_token(t
     letters = tokenizers.Tokenizer(tokenizers.models.WordPiece({"[UNK]": 0, "f": 1, "##i": 2, "cat": 3}))
     letters.normalizer = tokenizers.normalizers.NFKC()
     letters.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    path = tiny.neox(tmp_path, letters)
+    path = hosts.neox(tmp_path, letters)
     for piece, token in (("first", 1), ("last", 2)):
         (found,) = TextHost(path, piece=piece).pieces([labelled(["cat", "ﬁ", "cat"])])
         assert found.inputs["input_ids"][found.rows.places].tolist() == [3, token, 3]
@@ -375,7 +375,7 @@ def test_words_that_begin_or_end_where_no_token_does_are_read_at_the_tokens_that
 
 
 def test_long_texts_lose_their_end_whatever_side_the_tokenizer_would_cut(folder, tmp_path):
-    tiny.bert(tmp_path)
+    hosts.bert(tmp_path)
     path = tmp_path / "tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "truncation_side": "left"}))
     example = labelled(["cat", "sat", "dog", "mat"] * 5)

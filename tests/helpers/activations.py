@@ -1,4 +1,4 @@
-"""A host and sources made of plain tensors: what is read is known in advance."""
+"""A host and sources made of plain tensors, whose activations are known in advance, and caches of them."""
 
 import json
 import time
@@ -6,7 +6,11 @@ import time
 import torch
 from torch import nn
 
+from sae_lightning.data.activations.blocks import Block
+from sae_lightning.data.activations.cache_files import checksum
+from sae_lightning.data.activations.harvest import Harvest
 from sae_lightning.data.activations.hosts.base import Host, Piece, Rows, stack
+from sae_lightning.data.activations.reading import WindowReader
 from sae_lightning.data.sources import Source, StreamedSource, TextExample, UnreadableError
 from sae_lightning.run.seal import KEY, seal_json
 
@@ -109,3 +113,43 @@ def forged(path, change):
     content = json.loads(path.read_text())
     del content[KEY]
     path.write_bytes(seal_json(change(content) or content))
+
+
+def block(n, d_in=4, dtype=torch.float32, n_concepts=3):
+    """A block of random activations, labeled at random."""
+    generator = torch.Generator().manual_seed(n)
+    x = torch.randn(n, d_in, generator=generator).to(dtype)
+    concepts = torch.randint(-1, n_concepts, (n,), generator=generator)
+    numbers = torch.arange(n)
+    return Block(x, concepts, numbers, numbers.int(), numbers.int() + 1)
+
+
+def chunk_of(path, digests, rows):
+    """What a manifest says of a chunk."""
+    return {
+        "file": f"x/train/{path.name}",
+        "rows": rows,
+        "bytes": path.stat().st_size,
+        "sha256": checksum(path),
+        "blocks": digests,
+    }
+
+
+def harvest(folder, source=None, layers=("first", "second"), max_samples=None, devices=None, delay=0.0, **changes):
+    """Harvest a source, by default Numbers, into a folder; returns the folder."""
+    reader = WindowReader(WordHost(delay), source or Numbers(), list(layers), **{"window_size": 12, **changes})
+    reader.host.init_args["delay"] = 0.0  # no part of what the cache is made of
+    Harvest(reader, folder, max_samples, devices).run()
+    return folder
+
+
+def stored(folder, layer="first", dtype=None):
+    """All that a cache holds of a layer, as litdata alone reads it."""
+    import litdata
+
+    parts = []
+    for split in ("train", "val", "test"):
+        dataset = litdata.StreamingDataset(str(folder / layer / split))
+        parts += [dataset[i] for i in range(len(dataset))]
+    blocks = [part[0] if dtype is None else part[0].view(dtype) for part in parts]
+    return torch.cat(blocks), *(torch.cat(values) for values in list(zip(*parts, strict=True))[1:])

@@ -1,17 +1,20 @@
-"""What backends are compared with: the formulas, differentiated by autograd."""
+"""What backends are compared with: the formulas differentiated by autograd, and tensors of another device."""
+
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from sae_lightning.backends import Dense
 from sae_lightning.backends.sparse import Sparse, SparseOutput
 from sae_lightning.nn import Regularizer, SparseAutoencoder
-from tests.nn import helpers
-from tests.nn.helpers import GAMMA
+from tests.helpers import saes
+from tests.helpers.saes import GAMMA
 
 
 def loss_of(backend: Dense, out: object, gamma: float, x: Tensor) -> Tensor:
-    """What training minimises, of standardised inputs and what a backend made of them."""
+    """What training minimizes, of standardized inputs and what a backend made of them."""
     loss = (x - out.x_hat).square().sum(-1).mean()
     return loss if backend.regularizer is None else loss + gamma * backend.regularize(x, out).mean()
 
@@ -24,9 +27,9 @@ def training_loss(
     sparsely: bool = False,
     chunk_size: int | None = None,
 ) -> Tensor:
-    """What training minimises, in standardised units, by the sparse backend or the formulas."""
+    """What training minimizes, in standardized units, by the sparse backend or the formulas."""
     if not sparsely:
-        return helpers.training_loss(sae, regularizer, gamma, x_raw)
+        return saes.training_loss(sae, regularizer, gamma, x_raw)
     backend = Sparse(sae, regularizer, chunk_size)
     x = sae.standardize(x_raw)
     return loss_of(backend, backend.autoencode_sparsely(x), gamma, x)
@@ -43,7 +46,7 @@ def assert_same_as_formulas(
     leaves = {"inputs": x_raw.clone().requires_grad_(), **dict(sae.named_parameters())}
     x = sae.standardize(leaves["inputs"])
     formulas = sae.autoencode(x)
-    loss = helpers.training_loss(sae, regularizer, GAMMA, leaves["inputs"])
+    loss = saes.training_loss(sae, regularizer, GAMMA, leaves["inputs"])
     gradients = torch.autograd.grad(loss, list(leaves.values()))
     sparse = Sparse(sae, regularizer, chunk_size)
     found = sparse.autoencode_sparsely(x)
@@ -66,3 +69,15 @@ def assert_same_as_formulas(
             error = (actual - wanted).abs().max().item() if wanted.numel() else 0.0
             largest = wanted.abs().max().item() if wanted.numel() else 0.0
             assert error <= tolerance * max(1.0, largest), f"{backend.name}: {name} is off by {error}"
+
+
+class Elsewhere(TorchFunctionMode):
+    """Tensors of the CPU that say they are on another device, so that its branches run here."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func == torch.Tensor.device.__get__:
+            return torch.device("cuda")
+        if "device" in kwargs:
+            kwargs["device"] = "cpu"
+        return func(*args, **kwargs)

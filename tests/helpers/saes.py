@@ -1,8 +1,5 @@
-"""Small SAEs for the tests, and their translation to the plain values of `reference.Model`."""
+"""Small SAEs of all architectures and options, held to the formulas that `reference` writes out."""
 
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from itertools import product
 from typing import Any
@@ -26,28 +23,11 @@ from sae_lightning.nn import (
     SparseAutoencoder,
     SquaredDistance,
 )
-
-from . import reference
+from tests.helpers import reference
+from tests.helpers.tensors import numpy, randn
 
 ARCHITECTURES = ("relu", "jumprelu", "topk", "spade", "ball")  # the last one: distances with offsets, orthant
-LEADING_SHAPES = ((), (1,), (6,), (2, 3), (2, 1, 3), (0,))
 D_IN, D_SAE, K, GAMMA, BANDWIDTH = 5, 9, 3, 0.37, 0.8
-
-
-@contextmanager
-def deadline(seconds: float = 3.0) -> Iterator[None]:
-    """Fail instead of hanging: raise a TimeoutError in whatever Python code runs after `seconds`."""
-
-    def expire(*_: object) -> None:
-        raise TimeoutError(f"still running after {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, expire)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 @dataclass(frozen=True)
@@ -79,13 +59,8 @@ def all_options() -> list[Options]:
     return options
 
 
-def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Standard normals from a generator of their own."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
-
-
 def build(o: Options, dtype: torch.dtype = torch.float64, seed: int = 0) -> tuple[SparseAutoencoder, Regularizer]:
-    """An SAE and its regularizer with random values in all parameters (and in the standardiser, where it is on)."""
+    """An SAE and its regularizer with random values in all parameters (and in the standardizer, where it is on)."""
     encoder = (
         SquaredDistance(D_IN, D_SAE, offset_init=0.0 if o.architecture == "ball" else None)
         if o.architecture in ("spade", "ball")
@@ -122,14 +97,9 @@ def build(o: Options, dtype: torch.dtype = torch.float64, seed: int = 0) -> tupl
 
 
 def raw_inputs(n: int, o: Options, seed: int = 1) -> Tensor:
-    """Samples far from standardised where the SAE standardises."""
+    """Samples far from standardized where the SAE standardizes."""
     x = randn(n, D_IN, seed=seed)
     return 3.0 + 2.5 * x if o.standardize else x
-
-
-def numpy(x: Tensor) -> Any:
-    """A float64 array."""
-    return x.detach().double().numpy()
 
 
 def to_reference(sae: SparseAutoencoder, regularizer: Regularizer | None, gamma: float) -> reference.Model:
@@ -165,7 +135,7 @@ def to_reference(sae: SparseAutoencoder, regularizer: Regularizer | None, gamma:
 
 
 def training_loss(sae: SparseAutoencoder, regularizer: Regularizer | None, gamma: float, x_raw: Tensor) -> Tensor:
-    """What training minimises, in standardised units."""
+    """What training minimizes, in standardized units."""
     x = sae.standardize(x_raw)
     out = sae.autoencode(x)
     loss = (x - out.x_hat).square().sum(-1).mean()
