@@ -12,6 +12,8 @@ import torch
 
 from tests.helpers.runs import TINY, fast, run_cli, unchanged_process
 
+torch.set_warn_always(True)  # what torch would say once in a process, to whichever test is first
+
 
 @pytest.fixture(autouse=True)
 def _unchanged_process() -> Iterator[None]:

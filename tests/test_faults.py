@@ -136,6 +136,7 @@ def paced(tmp_path, args, step=9, n=1):
         yield process, found, folder
     finally:
         process.kill()
+        process.wait()
         for pid in found:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

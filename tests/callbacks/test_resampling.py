@@ -97,7 +97,7 @@ def test_affine_latents_point_along_the_residual(name: str, encoder_norm: float)
     codes[dead] = 0
     missing = core.standardize(x)[OUTLIER] - core.decoder(codes)
     torch.testing.assert_close(atom / atom.norm(), missing / missing.norm(), rtol=0, atol=1e-3)
-    rounds = math.log(float(row.norm() / norm)) / math.log(1.25)
+    rounds = math.log((row.norm() / norm).item()) / math.log(1.25)
     assert rounds == pytest.approx(round(rounds), abs=1e-3)
     assert rounds >= -1e-3
 

@@ -176,15 +176,17 @@ def start(*args):
 def living(tmp_path):
     """A run that goes on until it is ended."""
     run_dir = tmp_path / "run"
-    process = start("fit", *TINY, "--trainer.max_steps", 10**7, "--checkpoint.every_n_steps", 5, "--run_dir", run_dir)
-    deadline = time.monotonic() + 90
-    while not last(run_dir).exists():
-        assert process.poll() is None, process.communicate()[1][-3000:]
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    yield process, run_dir
-    process.kill()
-    process.wait()
+    endless = [*TINY, "--trainer.max_steps", 10**7, "--checkpoint.every_n_steps", 5]
+    with start("fit", *endless, "--run_dir", run_dir) as process:
+        deadline = time.monotonic() + 90
+        try:
+            while not last(run_dir).exists():
+                assert process.poll() is None, process.communicate()[1][-3000:]
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            yield process, run_dir
+        finally:
+            process.kill()
 
 
 def test_a_living_run_keeps_its_folder_and_a_dead_one_does_not(living):

@@ -266,13 +266,17 @@ def test_a_process_that_is_stopped_is_told_and_ended_in_time(batch_size: int) ->
 
 
 def test_a_slow_step_within_the_limit_is_waited_for() -> None:
+    waking = []
+
     class Continue(Stop):
         def on_train_batch_end(self, *_: Any) -> None:
             super().on_train_batch_end()
-            subprocess.Popen(["sh", "-c", f"sleep 1; kill -CONT {self.pids[0]}"])
+            waking.append(subprocess.Popen(["sh", "-c", f"sleep 1; kill -CONT {self.pids[0]}"]))
 
     module = compare(2, ["relu", "topk"])
     fit(module, 3, callbacks=[Continue()])
+    for process in waking:
+        process.wait()
     expected = compare(1, ["relu", "topk"])
     fit(expected, 3)
     assert_same(dict(module.state_dict()), dict(expected.state_dict()))

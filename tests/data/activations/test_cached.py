@@ -140,7 +140,7 @@ def test_contexts_come_from_the_source(cache):
         assert whole == " ".join(str(int(x)) for x in (number, *range(1 + int(number) % N_WORDS)))
     streamed = data(cache, source=NumberStream(N, 300))
     assert streamed.contexts("test", [17, 0, 17]) == [contexts[1], contexts[0], contexts[1]]
-    with pytest.raises(ValueError, match=r"to show examples of tests\.data.*, which is not one of this package's"):
+    with pytest.raises(ValueError, match=r"to show examples of tests\.helpers.*, which is not one of this package's"):
         data(cache).contexts("test", [0])
 
 
