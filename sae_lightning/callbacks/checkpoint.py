@@ -12,16 +12,17 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
+from sae_lightning.callbacks.base import RunCallback
 from sae_lightning.callbacks.checkpoint_files import WHAT, AtomicCheckpointIO, checkpoints_by_step, step_of
 from sae_lightning.callbacks.generators import generator_states, restore_generators
-from sae_lightning.callbacks.stopping import stops
+from sae_lightning.callbacks.stop import stops
 from sae_lightning.data.loading import ActivationLoader, batches_done
 from sae_lightning.run.files import WriteError, prepare_folder, replace_link
 
 _KEY = "sae_lightning_run"
 
 
-class RunCheckpoint(ModelCheckpoint):
+class RunCheckpoint(RunCallback, ModelCheckpoint):
     """Keeps the newest checkpoints of a run as `step=N.ckpt`, with `last.ckpt` pointing to the last of them.
 
     One is written every `every_n_steps` steps and one at the end of training; the oldest is removed when the newest
@@ -43,6 +44,8 @@ class RunCheckpoint(ModelCheckpoint):
         ValueError: If `every_n_steps` or `keep` is below 1.
         WriteError: At the start of training, if the folder cannot be written; during it, if a checkpoint cannot.
     """
+
+    key = "checkpoint"
 
     def __init__(self, dirpath: str | None = None, every_n_steps: int = 1000, keep: int = 2) -> None:
         for name, value in {"every_n_steps": every_n_steps, "keep": keep}.items():

@@ -4,6 +4,7 @@ import lightning.pytorch as pl
 import torch
 from torch import nn
 
+from sae_lightning.callbacks.base import RunCallback
 from sae_lightning.data.activations.hosts.spliced import HostBatch, SplicedHost
 from sae_lightning.data.ranks import data_ranks
 from sae_lightning.metrics import Fidelity
@@ -11,7 +12,7 @@ from sae_lightning.metrics.functional import FidelityResult
 from sae_lightning.modules.module import SAEModule, log_key
 
 
-class DownstreamFidelity(pl.Callback):
+class DownstreamFidelity(RunCallback):
     """Puts each SAE's reconstructions into the model that its activations come from, and measures the model's loss.
 
     In test, where the data offer such a model (their method `host`), it logs as `test/...` the cross-entropy with the
@@ -23,12 +24,16 @@ class DownstreamFidelity(pl.Callback):
         enabled: Whether to measure it.
     """
 
+    key = "fidelity"
+    serves = SAEModule
+
     def __init__(self, enabled: bool = True) -> None:
         self.enabled = enabled
         self.results: dict[str, FidelityResult] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Hang the metrics into the module, before it moves to its device."""
+        super().setup(trainer, pl_module, stage)
         assert isinstance(pl_module, SAEModule)
         self._on = self.enabled and stage == "test" and hasattr(trainer.datamodule, "host")  # type: ignore[attr-defined]
         if self._on:

@@ -2,13 +2,14 @@
 
 import lightning.pytorch as pl
 
-from sae_lightning.callbacks.figures import publish
+from sae_lightning.callbacks.base import RunCallback
+from sae_lightning.callbacks.publish import publish
 from sae_lightning.data.datamodule import ActivationDataModule
 from sae_lightning.modules.module import SAEModule, log_key
 from sae_lightning.plotting import principal_components, singular_values
 
 
-class GeometryFigures(pl.Callback):
+class GeometryFigures(RunCallback):
     """Draws, in test, labelled activations of three dimensions or more, with the prototypes or directions of each SAE.
 
     Besides the principal components there are the singular values of each concept, which say of what dimension it is.
@@ -17,6 +18,9 @@ class GeometryFigures(pl.Callback):
         max_saes: Above this number of SAEs, only the singular values are drawn.
         max_marks: Prototypes or directions that are drawn of an SAE at most.
     """
+
+    key = "geometry"
+    serves = SAEModule
 
     def __init__(self, max_saes: int = 8, max_marks: int = 256) -> None:
         self.max_saes = max_saes

@@ -10,7 +10,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
-from sae_lightning.callbacks.recovery import find_recovery
+from sae_lightning.callbacks.base import RunCallback, find
+from sae_lightning.callbacks.recovery import ConceptRecovery
 from sae_lightning.data.batch import ActivationBatch
 from sae_lightning.data.contexts import HasContexts, ImageContext, TextContext
 from sae_lightning.data.ranks import data_ranks
@@ -53,7 +54,7 @@ def latents_to_show(fired: Tensor, f1: Tensor | None, max_latents: int) -> list[
     return list(dict.fromkeys(latent for latent in chosen if fired[latent] > 0))[:max_latents]
 
 
-class TopActivations(pl.Callback):
+class LatentMeaning(RunCallback):
     """Collects in test, for every latent, the samples on which its code is largest, its frequency and its mean code.
 
     `results` holds the outcome of each SAE by name. Where the data know where their activations come from (a method
@@ -73,6 +74,10 @@ class TopActivations(pl.Callback):
         ValueError: If an argument is out of range.
     """
 
+    key = "meaning"
+    serves = SAEModule
+    uses = (ConceptRecovery,)
+
     def __init__(
         self, enabled: bool = True, n_examples: int = 8, max_latents: int = 200, tensorboard_latents: int = 20
     ) -> None:
@@ -90,6 +95,7 @@ class TopActivations(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Hang the metrics into the module, before it moves to its device."""
+        super().setup(trainer, pl_module, stage)
         assert isinstance(pl_module, SAEModule)
         self.results = {}
         # without the data's batch size nobody knows which sample a row of a batch is
@@ -137,7 +143,7 @@ class TopActivations(pl.Callback):
         """Combine all processes, choose the latents to show, and write to TensorBoard on rank zero."""
         if not self._on:
             return
-        recovery = find_recovery(trainer)
+        recovery = find(trainer, ConceptRecovery)
         for name, metric in self._metrics(pl_module).items():
             top = TopExamplesResult(*(field.cpu() for field in metric.compute()))
             measured = recovery.results.get(name) if recovery is not None else None
@@ -198,11 +204,6 @@ def knows_contexts(data: Any) -> TypeGuard[HasContexts]:
         rank_zero_warn(f"no examples of latents are shown: {error}")
         return False
     return True
-
-
-def find_meaning(trainer: pl.Trainer) -> TopActivations | None:
-    """The trainer's TopActivations, from which the page is made."""
-    return next((c for c in trainer.callbacks if isinstance(c, TopActivations)), None)  # type: ignore[attr-defined]
 
 
 def _data(trainer: pl.Trainer) -> Any:

@@ -10,10 +10,11 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from sae_lightning.callbacks.meaning import PER_CONCEPT, Meaning, find_meaning, knows_contexts
-from sae_lightning.callbacks.recovery import Recovery, find_recovery
-from sae_lightning.callbacks.table import found_above
-from sae_lightning.callbacks.visibility import Visibility, alone, find_visibility
+from sae_lightning.callbacks.base import RunCallback, find, found
+from sae_lightning.callbacks.meaning import PER_CONCEPT, LatentMeaning, Meaning, knows_contexts
+from sae_lightning.callbacks.recovery import ConceptRecovery, Recovery
+from sae_lightning.callbacks.table import RecoveryTable, found_above
+from sae_lightning.callbacks.visibility import Visibility, VisibilityReport, alone
 from sae_lightning.data.datamodule import ActivationDataModule
 from sae_lightning.modules.module import SAEModule
 from sae_lightning.plotting import family_styles, palette
@@ -36,22 +37,27 @@ from sae_lightning.run.files import replacing
 from sae_lightning.run.loggers import run_folder
 
 
-class ReportPage(pl.Callback):
+class ReportPage(RunCallback):
     """Writes `report.html` to the run's folder: one file that opens in any browser, offline.
 
     It holds the table of the SAEs with what each one finds and hides, and the best latents of each concept, as the last
-    validation or test measured them; after a test also the latents that TopActivations chose, with the samples on which
-    they fire most. Needs ConceptRecovery.
+    validation or test measured them; after a test also the latents that LatentMeaning chose, with the samples on which
+    they fire most.
 
     Args:
         enabled: Whether to write it.
-        max_latents: Latents of each SAE on the page, at least 0; TopActivations may choose fewer.
+        max_latents: Latents of each SAE on the page, at least 0; LatentMeaning may choose fewer.
         max_megabytes: Room for texts and images of examples, of which each latent keeps its largest ones where there
             is too little, and then for figures; the numbers come on top of it.
 
     Raises:
         ValueError: If an argument is negative.
     """
+
+    key = "page"
+    serves = SAEModule
+    needs = (ConceptRecovery,)
+    uses = (RecoveryTable, LatentMeaning, VisibilityReport)
 
     def __init__(self, enabled: bool = True, max_latents: int = 200, max_megabytes: float = 8.0) -> None:
         for name, value in {"max_latents": max_latents, "max_megabytes": max_megabytes}.items():
@@ -77,10 +83,8 @@ class ReportPage(pl.Callback):
         self._print(trainer)
 
     def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        folder, recovery = run_folder(trainer), find_recovery(trainer)
-        if not self.enabled or not trainer.is_global_zero or folder is None or recovery is None:
-            return
-        if not recovery.results:
+        folder, recovery = run_folder(trainer), found(trainer, ConceptRecovery)
+        if not self.enabled or not trainer.is_global_zero or folder is None or not recovery.results:
             return
         assert isinstance(pl_module, SAEModule)
         page = render(self._gather(trainer, pl_module, folder, stage))
@@ -94,8 +98,7 @@ class ReportPage(pl.Callback):
             print(f"Page:        {folder / 'report.html'}\n")
 
     def _gather(self, trainer: pl.Trainer, module: SAEModule, folder: Path, stage: str) -> Report:
-        recovery, collected = find_recovery(trainer), find_meaning(trainer)
-        assert recovery is not None
+        recovery, collected = found(trainer, ConceptRecovery), find(trainer, LatentMeaning)
         data, concepts = trainer.datamodule, recovery.concept_names  # type: ignore[attr-defined]
         meanings = collected.results if collected is not None else {}
         families = {name: type(sae).__name__ for name, sae in module.saes().items()}
@@ -112,7 +115,7 @@ class ReportPage(pl.Callback):
             )
             for name, measured in recovery.results.items()
         ]
-        looked = find_visibility(trainer)
+        looked = find(trainer, VisibilityReport)
         if looked is not None and looked.results is not None:
             saes = [with_visibility(sae, looked.results, looked.min_jaccard) for sae in saes]
         room = 1e6 * self.max_megabytes
@@ -133,7 +136,7 @@ class ReportPage(pl.Callback):
         }
         folders = {"": folder / "figures" / stage}
         folders |= {name: folder / "figures" / name / stage for name in recovery.results if name}
-        found = [Figure(caption, uri) for caption, uri in read_figures(folders, room)]
+        figures = [Figure(caption, uri) for caption, uri in read_figures(folders, room)]
         return Report(
             title=_title(folder),
             facts=_facts(trainer, module, saes, meanings, stage),
@@ -141,7 +144,7 @@ class ReportPage(pl.Callback):
             found_above=found_above(trainer),
             saes=saes,
             samples=samples,
-            figures=found,
+            figures=figures,
             notes=notes,
             min_jaccard=looked.min_jaccard if looked is not None else 0.5,
         )

@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
+from sae_lightning.callbacks.base import RunCallback
 from sae_lightning.data.batch import ActivationBatch
 from sae_lightning.metrics import (
     L0,
@@ -149,7 +150,7 @@ class RecoveryMetrics(nn.Module):
         )
 
 
-class ConceptRecovery(pl.Callback):
+class ConceptRecovery(RunCallback):
     """Measures in validation and test what each SAE recovers, and logs it as `val/...` and `test/...`.
 
     L0, normalised MSE, dead latents and stable ranks always; F1, monosemanticity and values per concept where the
@@ -165,6 +166,9 @@ class ConceptRecovery(pl.Callback):
         ValueError: If an argument is out of range.
     """
 
+    key = "recovery"
+    serves = SAEModule
+
     def __init__(self, top_n: int = 5, similarity_max_latents: int = 1024, discovery_samples: int = 1024) -> None:
         for name, value, least in (("top_n", top_n, 1), ("discovery_samples", discovery_samples, 2)):
             if value < least:
@@ -178,6 +182,7 @@ class ConceptRecovery(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Hang the metrics into the module, before it moves to its device."""
+        super().setup(trainer, pl_module, stage)
         assert isinstance(pl_module, SAEModule)
         self.concept_names = list(getattr(trainer.datamodule, "concept_names", []))  # type: ignore[attr-defined]
         large = {name or "the SAE" for name, sae in pl_module.saes().items() if sae.d_sae > self.similarity_max_latents}
@@ -270,8 +275,3 @@ class ConceptRecovery(pl.Callback):
 
 def _has_labels(concepts: Tensor) -> bool:
     return bool(concepts.any()) if concepts.dtype == torch.bool else bool((concepts >= 0).any())
-
-
-def find_recovery(trainer: pl.Trainer) -> ConceptRecovery | None:
-    """The trainer's ConceptRecovery, from which figures and tables are made."""
-    return next((c for c in trainer.callbacks if isinstance(c, ConceptRecovery)), None)  # type: ignore[attr-defined]

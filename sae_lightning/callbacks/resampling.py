@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 
+from sae_lightning.callbacks.base import RunCallback
 from sae_lightning.modules.base import BaseSAE
 from sae_lightning.modules.module import SAEModule, log_key
 from sae_lightning.modules.optimizers import own_optimizer
@@ -16,7 +17,7 @@ from sae_lightning.nn.resampling import require_resamplable, resample
 from sae_lightning.nn.rows import set_rows
 
 
-class ResampleDeadLatents(pl.Callback):
+class ResampleDeadLatents(RunCallback):
     r"""Puts dead latents at samples that the SAE explains badly, so that they fire.
 
     Every `every_n_steps` steps, each latent that has not fired for `dead_after` batches takes a sample of the current
@@ -46,6 +47,8 @@ class ResampleDeadLatents(pl.Callback):
     Source: after Bricken et al. (2023), Towards Monosemanticity.
     """
 
+    serves = SAEModule
+
     def __init__(
         self, every_n_steps: int = 500, dead_after: int = 100, until_step: int | None = None, encoder_norm: float = 0.2
     ) -> None:
@@ -66,6 +69,7 @@ class ResampleDeadLatents(pl.Callback):
         Raises:
             ValueError: If a part of an SAE does not say how its latents are resampled, or with FSDPStrategy.
         """
+        super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
         assert isinstance(pl_module, SAEModule)

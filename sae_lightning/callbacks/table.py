@@ -2,7 +2,8 @@
 
 import lightning.pytorch as pl
 
-from sae_lightning.callbacks.recovery import Recovery, find_recovery
+from sae_lightning.callbacks.base import RunCallback, find, found
+from sae_lightning.callbacks.recovery import ConceptRecovery, Recovery
 from sae_lightning.modules.module import SAEModule
 from sae_lightning.run.files import replacing
 from sae_lightning.run.loggers import run_folder
@@ -42,7 +43,7 @@ def recovery_table(results: dict[str, Recovery], concept_names: list[str], found
     return lines
 
 
-class RecoveryTable(pl.Callback):
+class RecoveryTable(RunCallback):
     """Writes which concepts each SAE finds and hides, after each validation and test, and prints it at the end.
 
     The table goes to `results.md` in the run's folder; a concept counts as found where the best latent's F1 reaches
@@ -54,6 +55,10 @@ class RecoveryTable(pl.Callback):
     Raises:
         ValueError: If `found_above` lies outside 0 and 1.
     """
+
+    key = "table"
+    serves = SAEModule
+    needs = (ConceptRecovery,)
 
     def __init__(self, found_above: float = FOUND_ABOVE) -> None:
         if not 0 <= found_above <= 1:
@@ -81,8 +86,8 @@ class RecoveryTable(pl.Callback):
 
     def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule, heading: str) -> list[str]:
         """Write `results.md` on rank zero, and return its lines; none where nothing was measured."""
-        recovery = find_recovery(trainer)
-        if recovery is None or not recovery.results or not trainer.is_global_zero:
+        recovery = found(trainer, ConceptRecovery)
+        if not recovery.results or not trainer.is_global_zero:
             return []
         assert isinstance(pl_module, SAEModule)
         names = recovery.concept_names
@@ -111,5 +116,5 @@ class RecoveryTable(pl.Callback):
 
 def found_above(trainer: pl.Trainer) -> float:
     """The best F1 from which a concept counts as found, as the trainer's table says."""
-    tables = (c for c in trainer.callbacks if isinstance(c, RecoveryTable))  # type: ignore[attr-defined]
-    return next((table.found_above for table in tables), FOUND_ABOVE)
+    table = find(trainer, RecoveryTable)
+    return FOUND_ABOVE if table is None else table.found_above

@@ -6,10 +6,11 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from sae_lightning.callbacks.base import RunCallback
 from sae_lightning.modules.run import RunModule
 
 
-class Throughput(pl.Callback):
+class Throughput(RunCallback):
     """Logs `train/samples_per_second` and, on GPUs, `train/memory_gb` whenever the trainer logs.
 
     The rate counts the samples of all processes since the last such step, and the time of everything that happened

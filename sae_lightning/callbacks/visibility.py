@@ -10,10 +10,11 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from sae_lightning.callbacks.figures import publish
-from sae_lightning.callbacks.meaning import Meaning, find_meaning
-from sae_lightning.callbacks.recovery import ConceptRecovery, Recovery, find_recovery
-from sae_lightning.callbacks.table import found_above
+from sae_lightning.callbacks.base import RunCallback, find
+from sae_lightning.callbacks.meaning import LatentMeaning, Meaning
+from sae_lightning.callbacks.publish import publish
+from sae_lightning.callbacks.recovery import ConceptRecovery, Recovery
+from sae_lightning.callbacks.table import RecoveryTable, found_above
 from sae_lightning.data.batch import ActivationBatch
 from sae_lightning.data.collecting import first_samples, random_samples
 from sae_lightning.geometry import Bound, Sight, bounds, sights
@@ -38,7 +39,7 @@ class Visibility(NamedTuple):
     """For pairs of SAEs, which latents of the first have a counterpart in the second; on the CPU."""
 
 
-class VisibilityReport(pl.Callback):
+class VisibilityReport(RunCallback):
     """Says after the test of a Comparison which SAE sees which concept, and which latents one of them alone has.
 
     * **Concepts and SAEs**: the best latent's F1 beside its bound, the best F1 that any latent of the architecture
@@ -61,6 +62,10 @@ class VisibilityReport(pl.Callback):
     Raises:
         ValueError: If an argument is out of range.
     """
+
+    key = "visibility"
+    serves = SAEModule
+    uses = (ConceptRecovery, RecoveryTable, LatentMeaning)
 
     def __init__(
         self,
@@ -89,6 +94,7 @@ class VisibilityReport(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Hang the metrics into the module, before it moves to its device."""
+        super().setup(trainer, pl_module, stage)
         self.results = None
         self._on = self.enabled and stage == "test" and isinstance(pl_module, Comparison)
         if not self._on:
@@ -140,7 +146,7 @@ class VisibilityReport(pl.Callback):
             for pair, metric in self._metrics(pl_module).items()
         }
         fields = {name: sae.sae.receptive_field() for name, sae in pl_module.saes().items()}
-        recovery, seen = find_recovery(trainer), {}
+        recovery, seen = find(trainer, ConceptRecovery), {}
         if recovery is not None and recovery.concept_names:
             limits = self._bounds(trainer, list(dict.fromkeys(f for f in fields.values() if f is not None)))
             for name, measured in recovery.results.items():
@@ -164,7 +170,7 @@ class VisibilityReport(pl.Callback):
         with torch.inference_mode(False), torch.enable_grad():  # the search is by gradients
             train, test = self._samples(trainer)
             if trainer.is_global_zero:
-                recovery = find_recovery(trainer)
+                recovery = find(trainer, ConceptRecovery)
                 assert recovery is not None
                 found = bounds(
                     *train, len(recovery.concept_names), families, (test[0], test[1]), self.seed, self.n_resamples
@@ -197,7 +203,7 @@ class VisibilityReport(pl.Callback):
         folder = run_folder(trainer)
         if self.results is None or folder is None or not trainer.is_global_zero:
             return
-        recovery, meaning = find_recovery(trainer), find_meaning(trainer)
+        recovery, meaning = find(trainer, ConceptRecovery), find(trainer, LatentMeaning)
         meanings = meaning.results if meaning is not None else {}
         plain = as_plain(self.results, self.min_jaccard, recovery, meanings)
         plain = {"min_jaccard": self.min_jaccard, "found_above": found_above(trainer), **plain}
@@ -282,8 +288,3 @@ def _latents(
 def _number(value: float | Tensor) -> float | None:
     number = float(value)
     return float(f"{number:.6g}") if math.isfinite(number) else None
-
-
-def find_visibility(trainer: pl.Trainer) -> VisibilityReport | None:
-    """The trainer's VisibilityReport, from which the page is made."""
-    return next((c for c in trainer.callbacks if isinstance(c, VisibilityReport)), None)  # type: ignore[attr-defined]

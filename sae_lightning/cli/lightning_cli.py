@@ -22,6 +22,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from sae_lightning import callbacks
+from sae_lightning.callbacks.base import RunCallback, in_order
 from sae_lightning.callbacks.checkpoint_files import described, instead_of, newest_checkpoint, read_older
 from sae_lightning.cli.config_files import configs_first
 from sae_lightning.cli.parser import SAEParser, fail, innermost
@@ -37,33 +38,13 @@ from sae_lightning.cli.resume import (
 )
 from sae_lightning.data.plain import activation_size
 from sae_lightning.modules.loading import module_of, trust_modules
-from sae_lightning.modules.module import SAEModule
 from sae_lightning.modules.run import NonfiniteError, RunModule
 from sae_lightning.moved import current
 from sae_lightning.run.checkpoint import CHECKPOINT_KEY, read_checkpoint
 from sae_lightning.run.files import prepare_folder, remove_leftovers, replacing
 from sae_lightning.run.folder import Replacement, RunFolder, RunLock, is_unused, may_replace
 from sae_lightning.run.loggers import MEMBERS, RunCSVLogger, RunTensorBoardLogger
-from sae_lightning.subjects.language_model import LanguageModel
-from sae_lightning.subjects.vision_model import VisionModel
 
-_SAE_CALLBACKS = (  # what a model of language or images has no use for
-    callbacks.ConceptRecovery,
-    callbacks.RecoveryFigures,
-    callbacks.ReceptiveFields,
-    callbacks.GeometryFigures,
-    callbacks.RecoveryTable,
-    callbacks.TrainingDynamics,
-    callbacks.CodesWriter,
-    callbacks.DownstreamFidelity,
-    callbacks.TopActivations,
-    callbacks.VisibilityReport,
-    callbacks.ReportPage,
-)
-_REPORTS: dict[type[Callback], type[RunModule]] = {  # what only one kind of model has a use for
-    callbacks.GrammarReport: LanguageModel,
-    callbacks.FeatureReport: VisionModel,
-}
 _SIZES = ("d_in", "image_size", "channels")  # which a checkpoint and its data must share
 _LINKED = (*_SIZES, "grammar_text")  # arguments of models that come from the data
 # what starts processes that cannot tell each other anything, and the variable that says how many
@@ -195,24 +176,8 @@ class SAECLI(LightningCLI):
             help="Modules to import whose classes the checkpoint of --ckpt_path may name, such as [my_sae]. Classes of "
             "this package, and those that the command line names, are known without it.",
         )
-        parser.add_lightning_class_args(callbacks.RunCheckpoint, "checkpoint")
-        parser.add_lightning_class_args(callbacks.GracefulStop, "stop")
-        parser.add_lightning_class_args(callbacks.NonfiniteLoss, "nonfinite")
-        parser.add_lightning_class_args(callbacks.Divergence, "divergence")
-        parser.add_lightning_class_args(callbacks.ConceptRecovery, "recovery")
-        parser.add_lightning_class_args(callbacks.RecoveryFigures, "figures")
-        parser.add_lightning_class_args(callbacks.ReceptiveFields, "receptive_fields")
-        parser.add_lightning_class_args(callbacks.GeometryFigures, "geometry")
-        parser.add_lightning_class_args(callbacks.RecoveryTable, "table")
-        parser.add_lightning_class_args(callbacks.TrainingDynamics, "dynamics")
-        parser.add_lightning_class_args(callbacks.CodesWriter, "codes")
-        parser.add_lightning_class_args(callbacks.SAEProgressBar, "progress")
-        parser.add_lightning_class_args(callbacks.DownstreamFidelity, "fidelity")
-        parser.add_lightning_class_args(callbacks.TopActivations, "meaning")
-        parser.add_lightning_class_args(callbacks.VisibilityReport, "visibility")
-        parser.add_lightning_class_args(callbacks.ReportPage, "page")
-        parser.add_lightning_class_args(callbacks.GrammarReport, "grammar")
-        parser.add_lightning_class_args(callbacks.FeatureReport, "features")
+        for default in callbacks.DEFAULT:
+            parser.add_lightning_class_args(default, default.key)
         # a link concerns the models that have its target
         for name in _LINKED:
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
@@ -513,10 +478,8 @@ class SAECLI(LightningCLI):
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks_: list[Callback]) -> Trainer:
         """Leave out default callbacks that the user switched off, and store the config with the results."""
-        off: tuple[type[Callback], ...] = () if isinstance(self.model, SAEModule) else _SAE_CALLBACKS
-        for report, model in _REPORTS.items():
-            if not isinstance(self.model, model):
-                off += (report,)
+        callbacks_ = [c for c in callbacks_ if not isinstance(c, RunCallback) or isinstance(self.model, c.serves)]
+        off: tuple[type[Callback], ...] = ()
         if config.get("enable_model_summary") is None:  # Lightning's has a row for our metrics, and columns of zeros
             config["enable_model_summary"] = False
             callbacks_ = [callbacks.ModelOverview(), *callbacks_]
@@ -541,7 +504,9 @@ class SAECLI(LightningCLI):
             kept.append(_ConfigWriter(plain, run_dir / name))
         if self.config.subcommand == "fit" and not config.get("fast_dev_run"):
             kept.append(_NextCommand(run_dir))
-        return super()._instantiate_trainer(config, kept)
+        given = config.get("callbacks") or []
+        config["callbacks"] = []
+        return super()._instantiate_trainer(config, in_order([*(given if isinstance(given, list) else [given]), *kept]))
 
 
 def run(args: list[str]) -> None:

@@ -10,7 +10,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sae_lightning import Comparison, SpaDE, TensorDataModule, TopKSAE
-from sae_lightning.callbacks import ConceptRecovery, ReportPage, TopActivations
+from sae_lightning.callbacks import ConceptRecovery, LatentMeaning, ReportPage
 from sae_lightning.callbacks.meaning import as_markdown, latents_to_show
 from sae_lightning.data.contexts import TextContext
 from sae_lightning.metrics.functional import top_examples
@@ -61,7 +61,7 @@ def expected(module, data, n=8):
 
 
 def test_examples_are_those_of_the_whole_split(files, tmp_path):
-    module, data, meaning = make_sae(), make_data(files), TopActivations(n_examples=3)
+    module, data, meaning = make_sae(), make_data(files), LatentMeaning(n_examples=3)
     run(module, data, tmp_path, ConceptRecovery(), meaning)
     top, shown = meaning.results[""]
     reference = expected(module, data, 3)
@@ -76,7 +76,7 @@ def test_examples_are_those_of_the_whole_split(files, tmp_path):
 @pytest.mark.parametrize("rank", [0, 1])
 def test_positions_of_two_processes_interleave(files, monkeypatch, rank):
     """What each of two ranks takes in is what BatchIndices deals to it."""
-    data, module, meaning, seen = make_data(files), make_sae(), TopActivations(), []
+    data, module, meaning, seen = make_data(files), make_sae(), LatentMeaning(), []
     trainer = pl.Trainer(accelerator="cpu", logger=False, barebones=True)
     trainer.datamodule = data
     meaning.setup(trainer, module, "test")
@@ -100,7 +100,7 @@ def test_which_latents_are_shown():
 
 
 def test_no_more_latents_than_asked_for(files, tmp_path):
-    meaning = TopActivations(max_latents=3)
+    meaning = LatentMeaning(max_latents=3)
     run(make_sae(), make_data(files), tmp_path, ConceptRecovery(), meaning, ReportPage(max_latents=2))
     assert len(meaning.results[""].shown) == 3
     assert len(Page((tmp_path / "report.html").read_text()).data["saes"][0]["latents"]) == 2
@@ -113,7 +113,7 @@ def events(folder):
 
 
 def test_texts_go_to_tensorboard(files, tmp_path):
-    meaning = TopActivations(tensorboard_latents=2)
+    meaning = LatentMeaning(tensorboard_latents=2)
     run(make_sae(), make_data(files), tmp_path, ConceptRecovery(), meaning)
     read = events(tmp_path)
     shown = meaning.results[""].shown[:2]
@@ -125,7 +125,7 @@ def test_texts_go_to_tensorboard(files, tmp_path):
 
 
 def test_images_go_to_tensorboard(files, tmp_path):
-    meaning = TopActivations(tensorboard_latents=2)
+    meaning = LatentMeaning(tensorboard_latents=2)
     run(make_sae(), make_data(files, ImageData), tmp_path, ConceptRecovery(), meaning)
     assert sorted(events(tmp_path).Tags()["images"]) == sorted(f"latents/{i}" for i in meaning.results[""].shown[:2])
 
@@ -141,7 +141,7 @@ def test_markdown_has_no_other_mark_than_the_token():
 @pytest.mark.parametrize("kind", [TextData, ImageData])
 def test_page_shows_examples_with_their_contexts(files, tmp_path, kind):
     module = Comparison(4, {"spade": partial(SpaDE, d_sae=12), "topk": partial(TopKSAE, d_sae=12, k=4)})
-    data, meaning = make_data(files, kind), TopActivations()
+    data, meaning = make_data(files, kind), LatentMeaning()
     run(module, data, tmp_path, ConceptRecovery(), meaning, ReportPage())
     shown = Page((tmp_path / "report.html").read_text()).data
     assert [sae["name"] for sae in shown["saes"]] == ["spade", "topk"]
@@ -164,7 +164,7 @@ def test_page_shows_examples_with_their_contexts(files, tmp_path, kind):
 
 def test_examples_make_room(files, tmp_path):
     """Where there is room for a few texts only, they are the largest code of each latent."""
-    run(make_sae(), make_data(files), tmp_path, ConceptRecovery(), TopActivations(), ReportPage(max_megabytes=0.0005))
+    run(make_sae(), make_data(files), tmp_path, ConceptRecovery(), LatentMeaning(), ReportPage(max_megabytes=0.0005))
     page = Page((tmp_path / "report.html").read_text())
     assert 0 < len(page.data["samples"]) < 30
     assert "samples are left out, to keep the page below 0.0005 MB" in page.text
@@ -173,7 +173,7 @@ def test_examples_make_room(files, tmp_path):
 
 def test_page_without_labels_or_contexts(files, tmp_path):
     data = make_data(files, TensorDataModule, labels=False)
-    run(make_sae(), data, tmp_path, ConceptRecovery(), TopActivations(), ReportPage())
+    run(make_sae(), data, tmp_path, ConceptRecovery(), LatentMeaning(), ReportPage())
     shown = Page((tmp_path / "report.html").read_text()).data
     assert shown["concepts"] == []
     assert all(sample[1:] == [[]] for sample in shown["samples"])
@@ -182,7 +182,7 @@ def test_page_without_labels_or_contexts(files, tmp_path):
 
 
 def test_switched_off(files, tmp_path):
-    module, meaning = make_sae(), TopActivations(enabled=False)
+    module, meaning = make_sae(), LatentMeaning(enabled=False)
     run(module, make_data(files), tmp_path, ConceptRecovery(), meaning, ReportPage(enabled=False))
     assert meaning.results == {}
     assert not hasattr(module, "meaning_metrics")
@@ -190,7 +190,7 @@ def test_switched_off(files, tmp_path):
 
 
 def test_page_without_examples(files, tmp_path):
-    run(make_sae(), make_data(files), tmp_path, ConceptRecovery(), TopActivations(enabled=False), ReportPage())
+    run(make_sae(), make_data(files), tmp_path, ConceptRecovery(), LatentMeaning(enabled=False), ReportPage())
     (sae,) = Page((tmp_path / "report.html").read_text()).data["saes"]
     assert sae["latents"] == []
     assert len(sae["detectors"]) == 3
@@ -198,9 +198,9 @@ def test_page_without_examples(files, tmp_path):
 
 @pytest.mark.parametrize(("argument", "least"), [("n_examples", 1), ("max_latents", 1), ("tensorboard_latents", 0)])
 def test_arguments_are_checked(argument, least):
-    TopActivations(**{argument: least})
+    LatentMeaning(**{argument: least})
     with pytest.raises(ValueError, match=f"{argument} must be at least {least}, but is {least - 1}"):
-        TopActivations(**{argument: least - 1})
+        LatentMeaning(**{argument: least - 1})
 
 
 @pytest.mark.parametrize("argument", ["max_latents", "max_megabytes"])

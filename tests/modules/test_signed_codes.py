@@ -12,10 +12,10 @@ from sae_lightning import ComposedSAE, load_codes
 from sae_lightning.callbacks import (
     CodesWriter,
     ConceptRecovery,
+    LatentMeaning,
     RecoveryTable,
     ReportPage,
     ResultsWriter,
-    TopActivations,
     TrainingDynamics,
 )
 from sae_lightning.metrics.functional import latent_similarity, top_examples
@@ -46,7 +46,7 @@ def sae(**changes):
 
 def test_every_count_of_a_run_is_the_number_of_codes_kept(tmp_path, capsys):
     module, data = sae(), Clusters()
-    callbacks = [ConceptRecovery(), TrainingDynamics(silent_after=1), RecoveryTable(), TopActivations(), ReportPage()]
+    callbacks = [ConceptRecovery(), TrainingDynamics(silent_after=1), RecoveryTable(), LatentMeaning(), ReportPage()]
     trainer = pl.Trainer(
         max_steps=10,
         log_every_n_steps=5,

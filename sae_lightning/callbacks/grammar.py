@@ -5,6 +5,7 @@ import math
 import lightning.pytorch as pl
 import torch
 
+from sae_lightning.callbacks.base import RunCallback
 from sae_lightning.data.formal_language.grammar import BEGIN, END
 from sae_lightning.data.formal_language.inside import Inside
 from sae_lightning.data.formal_language.sentences import SentenceDataModule
@@ -12,7 +13,7 @@ from sae_lightning.data.seeding import seeded_generator
 from sae_lightning.subjects.language_model import LanguageModel
 
 
-class GrammarReport(pl.Callback):
+class GrammarReport(RunCallback):
     """Compares a language model's loss with its floor, and counts the sentences it makes that are grammatical.
 
     In validation and test it logs, beside the loss in nats per token,
@@ -28,6 +29,9 @@ class GrammarReport(pl.Callback):
     Raises:
         ValueError: If `n_samples` is below 1.
     """
+
+    key = "grammar"
+    serves = LanguageModel
 
     def __init__(self, n_samples: int = 500) -> None:
         if n_samples < 1:

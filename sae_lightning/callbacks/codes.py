@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from sae_lightning.callbacks.base import RunCallback
 from sae_lightning.data.ranks import data_ranks, is_first_reader
 from sae_lightning.modules.module import Predictions, SAEModule
 from sae_lightning.nn.firing import fires
@@ -85,7 +86,7 @@ class _Rows(NamedTuple):
     counts: Tensor
 
 
-class CodesWriter(pl.Callback):
+class CodesWriter(RunCallback):
     """Writes the codes of `predict` to `codes.safetensors` in the run's folder, as sparse rows, in stored order.
 
     Only codes that fire (|code| > 1e-6) are written, so that their number is the L0 that is told elsewhere.
@@ -96,6 +97,9 @@ class CodesWriter(pl.Callback):
     Args:
         output_dir: Where to write; None takes the run's folder.
     """
+
+    key = "codes"
+    serves = SAEModule
 
     def __init__(self, output_dir: str | None = None) -> None:
         self.output_dir = output_dir

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from sae_lightning.callbacks import GrammarReport
+from sae_lightning.callbacks.grammar import entropy_floor, share_grammatical
 from sae_lightning.data import Grammar
 from sae_lightning.data.formal_language.grammar import END
 from sae_lightning.data.formal_language.inside import Inside
-from sae_lightning.subjects.grammar_report import entropy_floor, share_grammatical
 from tests.data.formal_language.test_grammar import FOLDER
 from tests.subjects.test_language_model import TEXT, TINY, LanguageModel, data, trainer
 

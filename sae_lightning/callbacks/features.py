@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  (the usual name)
 
+from sae_lightning.callbacks.base import RunCallback
 from sae_lightning.data.images.datamodule import ImageDataModule, ImageDataset
 from sae_lightning.data.seeding import seeded_generator
 from sae_lightning.subjects.vision_model import VisionModel
@@ -13,7 +14,7 @@ _IMAGES_PER_PASS = 1_000
 _SHARPNESS = 10.0  # how much more a nearer neighbour counts
 
 
-class FeatureReport(pl.Callback):
+class FeaturesReport(RunCallback):
     """Tells classes by a vision model's features: the class token after the last norm.
 
     In validation and test of labelled images it logs the share of held-out images that are told right
@@ -30,6 +31,9 @@ class FeatureReport(pl.Callback):
     Raises:
         ValueError: If an argument is out of range.
     """
+
+    key = "features"
+    serves = VisionModel
 
     def __init__(self, n_labelled: int = 10_000, k: int = 20) -> None:
         for name, value in {"n_labelled": n_labelled, "k": k}.items():

@@ -16,11 +16,12 @@ from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from sae_lightning.callbacks.base import RunCallback
 from sae_lightning.modules.run import SIGTERM_STATUS, RunModule
 from sae_lightning.nn.parts import require_finite_positive
 
 
-class GracefulStop(pl.Callback):
+class GracefulStop(RunCallback):
     """Ends training after the step at hand when SIGTERM comes to any rank, as it does before a machine is taken away.
 
     The checkpoint of that step is `RunCheckpoint`'s to write; then SIGTERMException, which is a SystemExit, ends the
@@ -45,6 +46,8 @@ class GracefulStop(pl.Callback):
         stopping: Whether the step at hand is the last one; the same on all ranks.
     """
 
+    key = "stop"
+
     def __init__(self, rank_timeout: float = 600.0) -> None:
         require_finite_positive("rank_timeout", rank_timeout)
         self.rank_timeout = rank_timeout
@@ -58,6 +61,7 @@ class GracefulStop(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Take the place of Lightning's functions, which are registered after this."""
+        super().setup(trainer, pl_module, stage)
         self.stopping = self._told = self._signalled = False
         self._answer = None
         process = os.getpid()
