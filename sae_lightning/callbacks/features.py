@@ -6,7 +6,8 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  (the usual name)
 
 from sae_lightning.callbacks.base import RunCallback
-from sae_lightning.data.images.datamodule import ImageDataModule, ImageDataset
+from sae_lightning.callbacks.data import HasImages, data_of
+from sae_lightning.data.images.datamodule import ImageDataset
 from sae_lightning.data.seeding import seeded_generator
 from sae_lightning.subjects.vision_model import VisionModel
 
@@ -52,8 +53,8 @@ class FeaturesReport(RunCallback):
 
     def _report(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         assert isinstance(pl_module, VisionModel)
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(data, ImageDataModule) or not data.concept_names:
+        data = data_of(trainer)
+        if not isinstance(data, HasImages) or not data.concept_names:
             return
         train = data.split("train")
         # the same images every time, and at every rank

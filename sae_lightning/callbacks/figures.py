@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from sae_lightning.callbacks.base import RunCallback, found
+from sae_lightning.callbacks.data import HasDimensions, data_of
 from sae_lightning.callbacks.publish import publish
 from sae_lightning.callbacks.recovery import ConceptRecovery, Recovery
 from sae_lightning.modules.base import BaseSAE
@@ -101,7 +102,8 @@ class RecoveryFigures(RunCallback):
             if names:
                 publish(trainer, f1_against_l0(points, names), f"{stage}/f1_against_l0")
                 publish(trainer, nmse_against_l0(points, names), f"{stage}/nmse_against_l0")
-                dims = getattr(trainer.datamodule, "dims", None)  # type: ignore[attr-defined]
+                data = data_of(trainer)
+                dims = data.dims if isinstance(data, HasDimensions) else None
                 if dims is not None and len(dims) == len(names):
                     publish(trainer, l0_against_dimension(points, dims), f"{stage}/l0_against_dimension")
 

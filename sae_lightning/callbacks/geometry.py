@@ -3,8 +3,8 @@
 import lightning.pytorch as pl
 
 from sae_lightning.callbacks.base import RunCallback
+from sae_lightning.callbacks.data import HasSamples, data_of
 from sae_lightning.callbacks.publish import publish
-from sae_lightning.data.datamodule import ActivationDataModule
 from sae_lightning.modules.module import SAEModule, log_key
 from sae_lightning.plotting import principal_components, singular_values
 
@@ -28,8 +28,8 @@ class GeometryFigures(RunCallback):
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw on rank zero."""
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        if not trainer.loggers or not isinstance(data, ActivationDataModule):
+        data = data_of(trainer)
+        if not trainer.loggers or not isinstance(data, HasSamples):
             return
         assert isinstance(pl_module, SAEModule)
         sample = data.split("test")

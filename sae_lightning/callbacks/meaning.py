@@ -5,16 +5,15 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeGuard
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from sae_lightning.callbacks.base import RunCallback, find
+from sae_lightning.callbacks.data import HasContexts, data_of
 from sae_lightning.callbacks.recovery import ConceptRecovery
 from sae_lightning.data.batch import ActivationBatch
-from sae_lightning.data.contexts import HasContexts, ImageContext, TextContext
-from sae_lightning.data.ranks import data_ranks
+from sae_lightning.data.contexts import ImageContext, TextContext
 from sae_lightning.metrics import TopExamples
 from sae_lightning.metrics.functional import TopExamplesResult
 from sae_lightning.modules.module import SAEModule
@@ -28,7 +27,7 @@ class Meaning(NamedTuple):
     """What one SAE's latents fire on."""
 
     top: TopExamplesResult
-    """Of every latent, on the CPU; indices are positions in the test data."""
+    """Of every latent, on the CPU; indices are positions in the stored order of the test split."""
     shown: list[int]
     """The latents to show, the most important first."""
 
@@ -57,9 +56,12 @@ def latents_to_show(fired: Tensor, f1: Tensor | None, max_latents: int) -> list[
 class LatentMeaning(RunCallback):
     """Collects in test, for every latent, the samples on which its code is largest, its frequency and its mean code.
 
-    `results` holds the outcome of each SAE by name. Where the data know where their activations come from (a method
-    `contexts`), the first few latents go to TensorBoard under `latents/<number>`: texts with the token in bold, or
-    images with the patch in a rectangle. The page of the run shows more of them.
+    `results` holds the outcome of each SAE by name. Samples are known by the `positions` of their batches; where
+    these have none, as those of a plain loader, nothing is collected, and a message says so.
+
+    Where the data know where their activations come from (a method `contexts`), the first few latents go to TensorBoard
+    under `latents/<number>`: texts with the token in bold, or images with the patch in a rectangle. The page of the run
+    shows more of them.
 
     Which latents are shown: each concept's five best ones by F1 first, those of all concepts in turn, then the ones
     that fire most often. Unlabelled data: the ones that fire most often.
@@ -98,13 +100,7 @@ class LatentMeaning(RunCallback):
         super().setup(trainer, pl_module, stage)
         assert isinstance(pl_module, SAEModule)
         self.results = {}
-        # without the data's batch size nobody knows which sample a row of a batch is
-        self._on = self.enabled and stage == "test" and hasattr(_data(trainer), "eval_batch_size")
-        if self.enabled and stage == "test" and not self._on:
-            rank_zero_info(
-                f"No examples of latents are collected: {type(_data(trainer)).__name__} has no `eval_batch_size`, by "
-                "which a sample is known by its position."
-            )
+        self._on = self.enabled and stage == "test"
         if self._on:
             pl_module.meaning_metrics = nn.ModuleList(
                 TopExamples(sae.d_sae, self.n_examples) for sae in pl_module.saes().values()
@@ -130,14 +126,19 @@ class LatentMeaning(RunCallback):
         dataloader_idx: int = 0,
     ) -> None:
         """Take in the codes of a batch."""
-        n = len(batch.activations)
-        if not self._on or n == 0:  # a rank's share of the last batch may be empty
+        if not self._on:
             return
-        rank, world = data_ranks(trainer)
-        first = batch_idx * _data(trainer).eval_batch_size * world + rank  # as BatchIndices deals them
-        positions = first + world * torch.arange(n, device=pl_module.device)
+        if batch.positions is None:
+            self._on = False
+            rank_zero_info(
+                "No examples of latents are collected: the batches of the test do not say which samples they hold "
+                "(ActivationBatch.positions)."
+            )
+            return
+        if len(batch.activations) == 0:  # a rank's share of the last batch may be empty
+            return
         for name, metric in self._metrics(pl_module).items():
-            metric.update(outputs[name].out.codes, positions)
+            metric.update(outputs[name].out.codes, batch.positions)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Combine all processes, choose the latents to show, and write to TensorBoard on rank zero."""
@@ -153,7 +154,7 @@ class LatentMeaning(RunCallback):
             self._write(trainer)
 
     def _write(self, trainer: pl.Trainer) -> None:
-        data = _data(trainer)
+        data = data_of(trainer)
         loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         if not loggers or not knows_contexts(data):
             return
@@ -194,7 +195,7 @@ def _plain(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]()#+\-.!|~])", r"\\\1", text)
 
 
-def knows_contexts(data: Any) -> TypeGuard[HasContexts]:
+def knows_contexts(data: object) -> TypeGuard[HasContexts]:
     """Whether data can tell where their activations come from, which is tried; a warning says why not."""
     if not isinstance(data, HasContexts):
         return False
@@ -204,7 +205,3 @@ def knows_contexts(data: Any) -> TypeGuard[HasContexts]:
         rank_zero_warn(f"no examples of latents are shown: {error}")
         return False
     return True
-
-
-def _data(trainer: pl.Trainer) -> Any:
-    return trainer.datamodule  # type: ignore[attr-defined]

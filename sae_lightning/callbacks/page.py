@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from sae_lightning.callbacks.base import RunCallback, find, found
+from sae_lightning.callbacks.data import HasSamples, data_of
 from sae_lightning.callbacks.meaning import PER_CONCEPT, LatentMeaning, Meaning, knows_contexts
 from sae_lightning.callbacks.recovery import ConceptRecovery, Recovery
 from sae_lightning.callbacks.table import RecoveryTable, found_above
 from sae_lightning.callbacks.visibility import Visibility, VisibilityReport, alone
-from sae_lightning.data.datamodule import ActivationDataModule
 from sae_lightning.modules.module import SAEModule
 from sae_lightning.plotting import family_styles, palette
 from sae_lightning.report import (
@@ -99,7 +99,7 @@ class ReportPage(RunCallback):
 
     def _gather(self, trainer: pl.Trainer, module: SAEModule, folder: Path, stage: str) -> Report:
         recovery, collected = found(trainer, ConceptRecovery), find(trainer, LatentMeaning)
-        data, concepts = trainer.datamodule, recovery.concept_names  # type: ignore[attr-defined]
+        data, concepts = data_of(trainer), recovery.concept_names
         meanings = collected.results if collected is not None else {}
         families = {name: type(sae).__name__ for name, sae in module.saes().items()}
         styles = family_styles(families.values())
@@ -230,7 +230,7 @@ def _with_examples_in(sae: SAEReport, kept: dict[int, Any]) -> SAEReport:
 
 def _memberships(data: object, positions: list[int]) -> list[list[int]]:
     """The concepts of samples of the test data; none where the data do not hold them."""
-    if not isinstance(data, ActivationDataModule) or not data.concept_names or not positions:
+    if not isinstance(data, HasSamples) or not data.concept_names or not positions:
         return [[] for _ in positions]
     concepts = data.split("test").concepts[torch.tensor(positions)]
     if concepts.ndim == 2:
@@ -241,7 +241,7 @@ def _memberships(data: object, positions: list[int]) -> list[list[int]]:
 def _facts(
     trainer: pl.Trainer, module: SAEModule, saes: list[SAEReport], meanings: dict[str, Meaning], stage: str
 ) -> list[tuple[str, str]]:
-    data = trainer.datamodule  # type: ignore[attr-defined]
+    data = data_of(trainer)
     several = "" if len(saes) == 1 else f" of {len(saes)} SAEs"
     facts = [("Data", type(data).__name__)] if data is not None else []
     facts.append(("Model", f"{type(module).__name__}{several}, d_in {module.d_in}"))

@@ -4,9 +4,9 @@ import lightning.pytorch as pl
 import torch
 
 from sae_lightning.callbacks.base import RunCallback, found
+from sae_lightning.callbacks.data import HasSamples, data_of
 from sae_lightning.callbacks.publish import publish
 from sae_lightning.callbacks.recovery import ConceptRecovery
-from sae_lightning.data.datamodule import ActivationDataModule
 from sae_lightning.modules.base import BaseSAE
 from sae_lightning.modules.module import SAEModule, log_key
 from sae_lightning.modules.sharding import with_full_parameters
@@ -38,12 +38,12 @@ class ReceptiveFields(RunCallback):
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw on rank zero."""
-        data = trainer.datamodule  # type: ignore[attr-defined]
+        data = data_of(trainer)
         recovery = found(trainer, ConceptRecovery)
         if not trainer.loggers or not recovery.concept_names:
             return
         assert isinstance(pl_module, SAEModule)
-        if pl_module.d_in != 2 or len(pl_module.saes()) > self.max_saes or not isinstance(data, ActivationDataModule):
+        if pl_module.d_in != 2 or len(pl_module.saes()) > self.max_saes or not isinstance(data, HasSamples):
             return
         samples = data.split("test")
         points = samples.activations.float()

@@ -8,6 +8,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from sae_lightning.callbacks.base import RunCallback
+from sae_lightning.callbacks.data import HasConcepts, data_of
 from sae_lightning.data.batch import ActivationBatch
 from sae_lightning.metrics import (
     L0,
@@ -184,7 +185,8 @@ class ConceptRecovery(RunCallback):
         """Hang the metrics into the module, before it moves to its device."""
         super().setup(trainer, pl_module, stage)
         assert isinstance(pl_module, SAEModule)
-        self.concept_names = list(getattr(trainer.datamodule, "concept_names", []))  # type: ignore[attr-defined]
+        data = data_of(trainer)
+        self.concept_names = list(data.concept_names) if isinstance(data, HasConcepts) else []
         large = {name or "the SAE" for name, sae in pl_module.saes().items() if sae.d_sae > self.similarity_max_latents}
         if large:
             rank_zero_info(
@@ -214,7 +216,7 @@ class ConceptRecovery(RunCallback):
     def _update(self, pl_module: pl.LightningModule, outputs: Any, batch: ActivationBatch, discover: bool) -> None:
         if not self.concept_names and not self._told and _has_labels(batch.concepts):
             self._told = True
-            data = type(pl_module.trainer.datamodule).__name__  # type: ignore[attr-defined]
+            data = type(data_of(pl_module.trainer)).__name__
             rank_zero_warn(
                 f"the batches of {data} hold labels, but it has no `concept_names` (a list, in their order), so that "
                 "F1 and monosemanticity are left out"

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from sae_lightning.callbacks.base import RunCallback, find
+from sae_lightning.callbacks.data import data_of
 from sae_lightning.callbacks.meaning import LatentMeaning, Meaning
 from sae_lightning.callbacks.publish import publish
 from sae_lightning.callbacks.recovery import ConceptRecovery, Recovery
@@ -173,14 +174,21 @@ class VisibilityReport(RunCallback):
                 recovery = find(trainer, ConceptRecovery)
                 assert recovery is not None
                 found = bounds(
-                    *train, len(recovery.concept_names), families, (test[0], test[1]), self.seed, self.n_resamples
+                    train.activations,
+                    train.concepts,
+                    len(recovery.concept_names),
+                    families,
+                    (test.activations, test.concepts),
+                    self.seed,
+                    self.n_resamples,
                 )
         told: dict[ReceptiveField, Bound] = trainer.strategy.broadcast(found)
         return told
 
     def _samples(self, trainer: pl.Trainer) -> tuple[ActivationBatch, ActivationBatch]:
         """Training and test samples of this process."""
-        data = trainer.datamodule  # type: ignore[attr-defined]
+        data = data_of(trainer)
+        assert isinstance(data, pl.LightningDataModule)  # concepts have names, so there is one
         data.setup("fit")
         train = first_samples(data.train_dataloader(), self.max_samples)
         n_batches = trainer.num_test_batches[0]

@@ -13,10 +13,14 @@ class ActivationBatch(NamedTuple):
     """Raw activations, `(batch, d_in)`."""
     concepts: Tensor
     """Concept of each sample, int64 `(batch,)` with -1 for unlabelled, or bool `(batch, n_concepts)`."""
+    positions: Tensor | None = None
+    """Position of each sample in the stored order of its split, int64 `(batch,)`; None where it has none."""
 
 
 def as_batch(batch: object) -> ActivationBatch:
     """Accept what common data loaders yield: an ActivationBatch, a tensor, `(x,)` or `(x, concepts)`.
+
+    Only an ActivationBatch may hold more, such as the positions of its samples.
 
     Raises:
         TypeError: If it is none of these.

@@ -57,8 +57,9 @@ def _smallest(batches: list[ActivationBatch], keys: Tensor, n: int) -> tuple[lis
 def _joined(batches: list[ActivationBatch], rows: slice | Tensor) -> ActivationBatch:
     if not batches or not sum(len(batch.activations) for batch in batches):
         raise ValueError("the data must hold at least one sample, but are empty")
-    activations, concepts = (torch.cat([batch[i] for batch in batches])[rows] for i in range(2))
-    return ActivationBatch(activations, concepts)
+    activations = torch.cat([batch.activations for batch in batches])
+    concepts = torch.cat([batch.concepts for batch in batches])
+    return ActivationBatch(activations[rows], concepts[rows])
 
 
 def _checked(batch: Any) -> ActivationBatch:

@@ -1,11 +1,9 @@
 """Where an activation comes from, as a person reads it."""
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-    from sae_lightning.data.datamodule import Split
 
 
 class TextContext(NamedTuple):
@@ -29,11 +27,3 @@ class ImageContext(NamedTuple):
 
 
 Context = TextContext | ImageContext
-
-
-@runtime_checkable
-class HasContexts(Protocol):
-    """Data that know where their activations come from."""
-
-    def contexts(self, split: "Split", positions: list[int]) -> list[Context]:
-        """Where the activations at these positions of a held-out split (in stored order) come from."""

@@ -7,7 +7,7 @@ from typing import Literal
 import lightning.pytorch as pl
 import torch
 
-from sae_lightning.data.loading import ActivationDataset, ActivationLoader, BatchIndices
+from sae_lightning.data.loading import ActivationDataset, ActivationLoader, BatchIndices, PositionedDataset
 from sae_lightning.data.ranks import data_ranks
 
 Split = Literal["train", "val", "test"]
@@ -73,6 +73,7 @@ class ActivationDataModule(SeededDataModule, ABC):
 
     Subclasses set `d_in` and `concept_names` in their constructor (they are valid right after it, so that the
     command line can link `d_in` to the model) and make the splits in `make_split`. `predict` reads the test split.
+    Batches of validation, test and prediction hold the positions of their samples.
 
     Args:
         d_in: Size of an activation.
@@ -131,4 +132,5 @@ class ActivationDataModule(SeededDataModule, ABC):
         training = split == "train"
         seed = self.seed if training else None
         indices = BatchIndices(len(dataset), batch_size, *self._processes(), seed, drop_last=training)
-        return ActivationLoader.of(dataset, indices, pin_memory=torch.cuda.is_available())
+        read = dataset if training else PositionedDataset(dataset)
+        return ActivationLoader.of(read, indices, pin_memory=torch.cuda.is_available())

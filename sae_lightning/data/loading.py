@@ -36,6 +36,23 @@ class ActivationDataset(Dataset[ActivationBatch]):
         return ActivationBatch(self.activations[index], self.concepts[index])
 
 
+class PositionedDataset(Dataset[ActivationBatch]):
+    """A dataset whose batches say which of its samples they hold.
+
+    Args:
+        samples: An index is a tensor of positions, an item is a batch.
+    """
+
+    def __init__(self, samples: ActivationDataset) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: Tensor) -> ActivationBatch:
+        return self.samples[index]._replace(positions=index)
+
+
 class BatchSequence(DistributedSampler[Any], ABC):
     """The indices of a run's batches, one epoch at a time, and how far the run has come.
 

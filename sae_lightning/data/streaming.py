@@ -45,9 +45,9 @@ class ActivationStream(Dataset[ActivationBatch]):
         if self._drawn is None or self._drawn[0] != draw:
             generator = seeded_generator(self.seed, SPLIT_SEEDS["train"], self.rank, draw)
             self._drawn = draw, self.sampler(self.per_draw * self.batch_size, generator)
-        activations, concepts = self._drawn[1]
+        drawn = self._drawn[1]
         rows = slice(place * self.batch_size, (place + 1) * self.batch_size)
-        return ActivationBatch(activations[rows], concepts[rows])
+        return ActivationBatch(drawn.activations[rows], drawn.concepts[rows])
 
 
 class StreamSteps(BatchSequence):

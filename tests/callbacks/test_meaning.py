@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.data import DataLoader
 
 from sae_lightning import Comparison, SpaDE, TensorDataModule, TopKSAE
-from sae_lightning.callbacks import ConceptRecovery, LatentMeaning, ReportPage
+from sae_lightning.callbacks import CodesWriter, ConceptRecovery, LatentMeaning, ReportPage, load_codes
 from sae_lightning.callbacks.meaning import as_markdown, latents_to_show
 from sae_lightning.data.contexts import TextContext
 from sae_lightning.metrics.functional import top_examples
+from sae_lightning.nn import fires
 from sae_lightning.run.loggers import RunTensorBoardLogger
 from tests.callbacks.contexts import ImageData, TextData
 from tests.conftest import run_cli
@@ -73,21 +75,58 @@ def test_examples_are_those_of_the_whole_split(files, tmp_path):
     assert sorted(shown) == top.fired.nonzero().flatten().tolist()
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_positions_of_two_processes_interleave(files, monkeypatch, rank):
-    """What each of two ranks takes in is what BatchIndices deals to it."""
-    data, module, meaning, seen = make_data(files), make_sae(), LatentMeaning(), []
-    trainer = pl.Trainer(accelerator="cpu", logger=False, barebones=True)
-    trainer.datamodule = data
-    meaning.setup(trainer, module, "test")
-    monkeypatch.setattr(pl.Trainer, "global_rank", rank)
-    monkeypatch.setattr(pl.Trainer, "world_size", 2)
-    monkeypatch.setattr(data, "_processes", lambda: (rank, 2))
-    monkeypatch.setattr(module.meaning_metrics[0], "update", lambda codes, positions: seen.append(positions))
-    for i, batch in enumerate(data.test_dataloader()):
-        meaning.on_test_batch_end(trainer, module, {"": module.evaluate(batch.activations)}, batch, i)
-        assert torch.equal(data.split("test").activations[seen[-1]], batch.activations)
-    assert len(torch.cat(seen)) == 25
+class Backwards(TextData):
+    """Deals the test batches in the opposite order, each with the positions of its samples or without."""
+
+    known = True
+
+    def test_dataloader(self):
+        batches = list(super().test_dataloader())[::-1]
+        if not self.known:
+            batches = [batch._replace(positions=None) for batch in batches]
+        return DataLoader(batches, batch_size=None)
+
+    def predict_dataloader(self):
+        return self.test_dataloader()
+
+
+class Unknown(Backwards):
+    known = False
+
+
+def test_samples_are_known_by_their_positions(files, tmp_path):
+    """The order of the batches does not matter."""
+    module, data, meaning = make_sae(), make_data(files, Backwards), LatentMeaning(n_examples=3)
+    run(module, data, tmp_path, ConceptRecovery(), meaning, ReportPage())
+    top, reference = meaning.results[""].top, expected(module, data, 3)
+    torch.testing.assert_close(top.values, reference.values)
+    assert torch.equal(top.indices, reference.indices)
+
+
+def test_batches_without_positions_are_told(files, tmp_path, caplog):
+    meaning = LatentMeaning()
+    with caplog.at_level("INFO", logger="lightning.pytorch.utilities.rank_zero"):
+        run(make_sae(), make_data(files, Unknown), tmp_path, ConceptRecovery(), meaning, ReportPage())
+    assert caplog.text.count("No examples of latents are collected: the batches of the test do not say which") == 1
+    assert meaning.results == {}
+    (sae,) = Page((tmp_path / "report.html").read_text()).data["saes"]
+    assert sae["latents"] == []
+
+
+@pytest.mark.parametrize("kind", [Backwards, Unknown])
+def test_codes_are_written_in_stored_order_where_it_is_known(files, tmp_path, kind):
+    module, data = make_sae(), make_data(files, kind)
+    trainer = pl.Trainer(accelerator="cpu", logger=False, callbacks=[CodesWriter(str(tmp_path))], barebones=True)
+    trainer.predict(module.eval(), datamodule=data, return_predictions=False)
+    codes, concepts = load_codes(tmp_path / "codes.safetensors")
+    split = data.split("test")
+    order = torch.arange(50)
+    if kind is Unknown:
+        order = torch.cat(order.split(16)[::-1])
+    with torch.no_grad():
+        reference = module.encode(split.activations[order])
+    torch.testing.assert_close(codes.to_dense(), reference.where(fires(reference), 0.0))
+    assert torch.equal(concepts, split.concepts[order])
 
 
 def test_which_latents_are_shown():

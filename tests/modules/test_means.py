@@ -42,7 +42,7 @@ class FewClusters(Clusters):
         if split == "train":
             return whole
         mixed = torch.randperm(len(whole), generator=torch.Generator().manual_seed(1))[: self.n_held_out]
-        return ActivationDataset(*whole[mixed])
+        return ActivationDataset(*whole[mixed][:2])
 
 
 def saes(n, folder):

@@ -118,7 +118,8 @@ class WordActivations:
             missing -= len(part.activations)
         if len(parts) == 1:
             return parts[0]
-        return ActivationBatch(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
+        activations = torch.cat([part.activations for part in parts])
+        return ActivationBatch(activations, torch.cat([part.concepts for part in parts]))
 
     def of(self, sentences: Sentences) -> ActivationBatch:
         """The activations of the words of sentences, in their order."""
@@ -250,7 +251,8 @@ class FormalLanguageDataModule(StreamingDataModule):
         generator = seeded_generator(self.seed, SPLIT_SEEDS[split])
         sizes = [min(65_536, n - begin) for begin in range(0, n, 65_536)]
         parts = [self._words(size, generator) for size in sizes]
-        return ActivationDataset(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
+        activations = torch.cat([part.activations for part in parts])
+        return ActivationDataset(activations, torch.cat([part.concepts for part in parts]))
 
     def train_dataloader(self) -> ActivationLoader:
         """New training batches; or those in memory, in an order of their own every epoch."""

@@ -73,7 +73,8 @@ def sample_gaussian_concepts(
     Returns:
         Points `(n_concepts * n_per_concept, d_in)`, ordered by concept, and their labels, int64.
     """
-    return GaussianConcepts(centres, std).of_each(n_per_concept, generator)
+    drawn = GaussianConcepts(centres, std).of_each(n_per_concept, generator)
+    return drawn.activations, drawn.concepts
 
 
 def random_rotations(n: int, d_in: int, generator: torch.Generator) -> Tensor:
