@@ -7,7 +7,8 @@ from torch import Tensor
 from sae_lightning.callbacks.base import RunCallback, found
 from sae_lightning.callbacks.data import HasDimensions, data_of
 from sae_lightning.callbacks.publish import publish
-from sae_lightning.callbacks.recovery import ConceptRecovery, Recovery
+from sae_lightning.callbacks.recovery import ConceptRecovery
+from sae_lightning.callbacks.recovery_metrics import Recovery
 from sae_lightning.modules.base import BaseSAE
 from sae_lightning.modules.module import SAEModule, log_key
 from sae_lightning.plotting import (

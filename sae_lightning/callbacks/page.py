@@ -1,5 +1,6 @@
 """The page of a run: what each SAE finds, and what its latents fire on, for people."""
 
+import math
 import os
 import time
 from itertools import zip_longest
@@ -13,7 +14,8 @@ from torch import Tensor
 from sae_lightning.callbacks.base import RunCallback, find, found
 from sae_lightning.callbacks.data import HasSamples, data_of
 from sae_lightning.callbacks.meaning import PER_CONCEPT, LatentMeaning, Meaning, knows_contexts
-from sae_lightning.callbacks.recovery import ConceptRecovery, Recovery
+from sae_lightning.callbacks.recovery import ConceptRecovery
+from sae_lightning.callbacks.recovery_metrics import Recovery, columns
 from sae_lightning.callbacks.table import RecoveryTable, found_above
 from sae_lightning.callbacks.visibility import Visibility, VisibilityReport, alone
 from sae_lightning.modules.module import SAEModule
@@ -25,6 +27,7 @@ from sae_lightning.report import (
     Excerpt,
     Figure,
     Latent,
+    Measure,
     Overlap,
     Report,
     SAEReport,
@@ -47,8 +50,8 @@ class ReportPage(RunCallback):
     Args:
         enabled: Whether to write it.
         max_latents: Latents of each SAE on the page, at least 0; LatentMeaning may choose fewer.
-        max_megabytes: Room for texts and images of examples, of which each latent keeps its largest ones where there
-            is too little, and then for figures; the numbers come on top of it.
+        max_megabytes: Room for the texts and images of examples, then for figures; numbers come on top of it. Where
+            it is too little, each latent keeps the examples with its largest codes.
 
     Raises:
         ValueError: If an argument is negative.
@@ -154,7 +157,6 @@ def report_sae(
     name: str, family: str, color: str, d_sae: int, measured: Recovery, meaning: Meaning | None, max_latents: int
 ) -> SAEReport:
     """Bring what was measured of one SAE into plain numbers."""
-    scalars = {key: float(value) for key, value in measured.scalars([]).items()}
     f1 = measured.f1
     scores = None if f1 is None else torch.stack([f1.f1, f1.precision, f1.recall]).cpu()
     mono = None if measured.monosemanticity is None else measured.monosemanticity.per_latent.tolist()
@@ -164,15 +166,24 @@ def report_sae(
         family=family,
         color=color,
         n_latents=d_sae,
-        l0=scalars["l0"],
-        nmse=scalars["nmse"],
-        dead=scalars["dead_latents"],
-        monosemanticity=scalars.get("monosemanticity"),
-        stable_rank=scalars.get("stable_rank_codes"),
+        measures=measures(measured),
         best_f1=[] if f1 is None else f1.best.tolist(),
         detectors=[] if scores is None else [_best(scores[:, i]) for i in range(scores.shape[1])],
         latents=[] if meaning is None else [_latent(i, meaning, scores, mono) for i in shown],
     )
+
+
+def measures(measured: Recovery) -> list[Measure]:
+    """The numbers of one SAE that the page's table shows; those that need labels only where there are any."""
+    scalars = {key: float(value) for key, value in measured.scalars([]).items()}
+    found = []
+    for scalar in columns():
+        if scalar.column is not None and (measured.labelled or not scalar.labelled):
+            value = scalars.get(scalar.key)
+            known = None if value is None or math.isnan(value) else value
+            label = scalar.column.page_label or scalar.column.label
+            found.append(Measure(label, scalar.column.meaning, scalar.column.text(known)))
+    return found
 
 
 def with_visibility(sae: SAEReport, results: Visibility, min_jaccard: float) -> SAEReport:

@@ -3,13 +3,14 @@
 import lightning.pytorch as pl
 
 from sae_lightning.callbacks.base import RunCallback, find, found
-from sae_lightning.callbacks.recovery import ConceptRecovery, Recovery
+from sae_lightning.callbacks.recovery import ConceptRecovery
+from sae_lightning.callbacks.recovery_metrics import Recovery, columns
 from sae_lightning.modules.module import SAEModule
 from sae_lightning.run.files import replacing
 from sae_lightning.run.loggers import run_folder
 
 FOUND_ABOVE = 0.9
-"""Best F1 from which a concept counts as found, where nobody says otherwise."""
+"""Best F1 from which a concept counts as found by default."""
 
 
 def recovery_table(results: dict[str, Recovery], concept_names: list[str], found_above: float, title: str) -> list[str]:
@@ -24,13 +25,12 @@ def recovery_table(results: dict[str, Recovery], concept_names: list[str], found
     Returns:
         The table's lines, padded so that they read well as they are.
     """
-    header = ["SAE", "L0", "NMSE", "dead", "monosem.", "rank codes", *concept_names]
+    shown = [(scalar.key, scalar.column) for scalar in columns() if scalar.column is not None]
+    header = ["SAE", *(column.label for _, column in shown), *concept_names]
     rows = []
     for name, result in results.items():
         scalars = {key: float(value) for key, value in result.scalars([]).items()}
-        mono, rank = scalars.get("monosemanticity"), scalars.get("stable_rank_codes")
-        row = [name or title, f"{scalars['l0']:.2f}", f"{scalars['nmse']:.2e}", f"{scalars['dead_latents']:.1%}"]
-        row += ["-" if mono is None else f"{mono:.3f}", "-" if rank is None else f"{rank:.2f}"]
+        row = [name or title, *(column.text(scalars.get(key)) for key, column in shown)]
         if result.f1 is not None:
             best = result.f1.best.tolist()
             row += [f"{value:.3f}" if value >= found_above else f"({value:.3f})" for value in best]

@@ -1,4 +1,4 @@
-"""What each SAE of a Comparison exposes and what it hides, beside what it could expose."""
+"""What each SAE of a Comparison exposes and hides, compared with what it could expose."""
 
 import json
 import math
@@ -14,7 +14,8 @@ from sae_lightning.callbacks.base import RunCallback, find
 from sae_lightning.callbacks.data import data_of
 from sae_lightning.callbacks.meaning import LatentMeaning, Meaning
 from sae_lightning.callbacks.publish import publish
-from sae_lightning.callbacks.recovery import ConceptRecovery, Recovery
+from sae_lightning.callbacks.recovery import ConceptRecovery
+from sae_lightning.callbacks.recovery_metrics import Recovery
 from sae_lightning.callbacks.table import RecoveryTable, found_above
 from sae_lightning.data.batch import ActivationBatch
 from sae_lightning.data.collecting import first_samples, random_samples
@@ -43,7 +44,7 @@ class Visibility(NamedTuple):
 class VisibilityReport(RunCallback):
     """Says after the test of a Comparison which SAE sees which concept, and which latents one of them alone has.
 
-    * **Concepts and SAEs**: the best latent's F1 beside its bound, the best F1 that any latent of the architecture
+    * **Concepts and SAEs**: the best latent's F1 next to its bound, the best F1 that any latent of the architecture
       could reach. Bounds are fitted to training samples and reported on test samples.
     * **Pairs of SAEs**: the share of the first's live latents that have no counterpart in the second, none whose firing
       has a Jaccard index of at least `min_jaccard` with theirs; and the same for samples in random order.
@@ -94,7 +95,7 @@ class VisibilityReport(RunCallback):
         self._on = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Hang the metrics into the module, before it moves to its device."""
+        """Register the metrics as submodules, before the module moves to its device."""
         super().setup(trainer, pl_module, stage)
         self.results = None
         self._on = self.enabled and stage == "test" and isinstance(pl_module, Comparison)
@@ -117,7 +118,7 @@ class VisibilityReport(RunCallback):
         return dict(zip(self._pairs, pl_module.overlap_metrics, strict=True))  # type: ignore[arg-type]
 
     def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start anew."""
+        """Reset the metrics."""
         if self._on:
             for metric in self._metrics(pl_module).values():
                 metric.reset()

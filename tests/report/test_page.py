@@ -15,6 +15,7 @@ from sae_lightning.report import (
     Example,
     Figure,
     Latent,
+    Measure,
     Picture,
     Report,
     SAEReport,
@@ -64,13 +65,20 @@ class Page(HTMLParser):
         return " ".join("".join(self.words).split())
 
 
+MEASURES = [
+    Measure("L0", "How many fire", "2.50"),
+    Measure("NMSE", "Error", "1.23e-02"),
+    Measure("monosem.", "One concept only", "0.875"),
+]
+
+
 def make_sae(name="spade", best=(0.99, 0.5), **changes):
     detectors = [[Detector(3, best[0], 1.0, best[0])], []] if best else []
     examples = [Example(7, 1.5), Example(9, 0.25)]
     latent = (
         Latent(3, 0.02, 0.8, examples, 0, detectors[0][0], 0.9) if best else Latent(3, 1.0, 0.8, [], None, None, None)
     )
-    sae = SAEReport(name, "SpaDE", "#D55E00", 16, 2.5, 0.0123, 0.25, 0.875, 3.25, list(best), detectors, [latent])
+    sae = SAEReport(name, "SpaDE", "#D55E00", 16, list(MEASURES), list(best), detectors, [latent])
     return sae._replace(**changes)
 
 
@@ -168,13 +176,13 @@ def test_hidden_concepts_are_marked_and_named():
 def test_table_holds_the_metrics():
     page = Page(render(make_report(saes=[make_sae()])))
     cells = [text.strip() for kind, text in page.cells if not kind]
-    assert cells[-7:] == ["spade", "2.50", "1.23e-02", "25.0%", "0.875", "3.25", "0.745"]
+    assert cells[-5:] == ["spade", "2.50", "1.23e-02", "0.875", "0.745"]
 
 
 def test_unlabelled_data_have_no_concepts():
-    sae = make_sae(best=(), monosemanticity=None, stable_rank=None)
+    sae = make_sae(best=(), measures=MEASURES[:2])
     page = Page(render(make_report(concepts=[], saes=[sae], figures=[], samples={})))
-    assert [t.strip() for _, t in page.cells][:5] == ["SAE", "L0", "NMSE", "dead", "rank"]
+    assert [t.strip() for _, t in page.cells][:4] == ["SAE", "L0", "NMSE", "spade"]
     assert "concepts found" not in page.text
     assert page.data["saes"][0]["latents"][0]["concept"] is None
 
