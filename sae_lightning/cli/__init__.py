@@ -43,7 +43,7 @@ def main(args: list[str] | None = None) -> None:
         sys.path.append(os.getcwd())
     try:
         if command in _TRAIN:
-            from sae_lightning.cli.lightning_cli import run
+            from sae_lightning.cli.training import run
 
             run(given)
         else:
