@@ -64,6 +64,11 @@ def in_order(callbacks: Sequence[pl.Callback]) -> list[pl.Callback]:
 
     Raises:
         ValueError: If a callback that is needed is missing, or callbacks need each other.
+
+    Example:
+        >>> from sae_lightning.callbacks import ConceptRecovery, RecoveryTable
+        >>> [type(callback).__name__ for callback in in_order([RecoveryTable(), ConceptRecovery()])]
+        ['ConceptRecovery', 'RecoveryTable']
     """
     for callback in callbacks:
         require_needed(callback, callbacks)

@@ -87,7 +87,7 @@ class _Rows(NamedTuple):
     counts: Tensor
 
     def in_order(self, order: Tensor) -> "_Rows":
-        """The rows `order`, of which each is named once."""
+        """The rows in another order, a permutation of their numbers."""
         places = order.argsort()[torch.repeat_interleave(torch.arange(len(order)), self.counts)]
         entries = places.argsort(stable=True)
         return _Rows(self.values[entries], self.columns[entries], self.counts[order])
@@ -128,7 +128,7 @@ class CodesWriter(RunCallback):
         self._positions: list[Tensor | None] = []
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start anew."""
+        """Forget the codes of an earlier prediction."""
         assert isinstance(pl_module, SAEModule)
         self._rows = {name: [] for name in pl_module.saes()}
         self._d_sae = {name: sae.d_sae for name, sae in pl_module.saes().items()}

@@ -35,7 +35,7 @@ class Divergence(RunCallback):
     $$ e_t = \mathrm{mean} \|\tilde x - \hat x\|^2 / \mathrm{mean} \|\tilde x\|^2,
        \qquad e_t > limit \cdot \max(1, \min_{s < t} e_s) $$
 
-    where the denominator is at least `d_in`, its mean over all data, if inputs are standardised.
+    where the denominator is at least `d_in`, its mean over all data, if inputs are standardized.
 
     Errors are measured at the first step, at steps that are logged, at the last step of an epoch, and after a
     validation; other steps cost nothing. Training continues, since other members of a comparison may be sound, and

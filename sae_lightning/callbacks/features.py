@@ -12,7 +12,7 @@ from sae_lightning.data.seeding import seeded_generator
 from sae_lightning.subjects.vision_model import VisionModel
 
 _IMAGES_PER_PASS = 1_000
-_SHARPNESS = 10.0  # how much more a nearer neighbour counts
+_SHARPNESS = 10.0  # how much more a nearer neighbor counts
 
 
 class FeaturesReport(RunCallback):
@@ -20,14 +20,14 @@ class FeaturesReport(RunCallback):
 
     In validation and test of labelled images it logs the share of held-out images that are told right
 
-    - `knn_accuracy`: by their nearest labelled neighbours among training images;
+    - `knn_accuracy`: by their nearest labelled neighbors among training images;
     - `linear_accuracy`: by a linear classifier that is fitted to the same training images.
 
     Labels are read here only, never in training.
 
     Args:
         n_labelled: Training images whose labels are used, at least 1; all where there are fewer.
-        k: Neighbours that vote, at least 1.
+        k: Neighbors that vote, at least 1.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -78,7 +78,7 @@ def _features(model: VisionModel, images: ImageDataset) -> tuple[Tensor, Tensor]
 
 
 def knn_accuracy(known: Tensor, classes: Tensor, asked: Tensor, truth: Tensor, n_classes: int, k: int) -> float:
-    """The share of samples whose nearest neighbours vote for the right class.
+    """The share of samples whose nearest neighbors vote for the right class.
 
     Neighbours are those of highest cosine similarity `s`, after the mean of all known features has been taken off; a
     vote has the weight `exp(10 s)`.
@@ -89,22 +89,22 @@ def knn_accuracy(known: Tensor, classes: Tensor, asked: Tensor, truth: Tensor, n
         asked: Features of the samples that are asked for, `(m, width)`.
         truth: Their classes, int64 `(m,)`.
         n_classes: Number of classes.
-        k: Neighbours that vote.
+        k: Neighbors that vote.
     """
     mean = known.mean(0)
     known, asked = F.normalize(known - mean, dim=1), F.normalize(asked - mean, dim=1)
     right = 0
     passes = (torch.split(samples, _IMAGES_PER_PASS) for samples in (asked, truth))
     for part, classes_of_part in zip(*passes, strict=True):
-        similarity, neighbours = (part @ known.T).topk(min(k, len(known)), dim=1)
+        similarity, neighbors = (part @ known.T).topk(min(k, len(known)), dim=1)
         votes = torch.zeros(len(part), n_classes)
-        votes.scatter_add_(1, classes[neighbours], (_SHARPNESS * similarity).exp())
+        votes.scatter_add_(1, classes[neighbors], (_SHARPNESS * similarity).exp())
         right += int((votes.argmax(1) == classes_of_part).sum())
     return right / len(asked)
 
 
 def linear_accuracy(known: Tensor, classes: Tensor, asked: Tensor, truth: Tensor, n_classes: int) -> float:
-    """The share of samples that a linear classifier of standardised features, fitted to known ones, tells right.
+    """The share of samples that a linear classifier of standardized features, fitted to known ones, gets right.
 
     Args:
         known: Features of samples whose class is known, `(n, width)`.

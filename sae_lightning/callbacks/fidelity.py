@@ -33,7 +33,7 @@ class DownstreamFidelity(RunCallback):
         self.results: dict[str, FidelityResult] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Hang the metrics into the module, before it moves to its device."""
+        """Register the metrics as submodules, before the module moves to its device."""
         super().setup(trainer, pl_module, stage)
         assert isinstance(pl_module, SAEModule)
         self._on = self.enabled and stage == "test" and isinstance(data_of(trainer), HasHost)

@@ -16,7 +16,7 @@ from sae_lightning.subjects.language_model import LanguageModel
 class GrammarReport(RunCallback):
     """Compares a language model's loss with its floor, and counts the sentences it makes that are grammatical.
 
-    In validation and test it logs, beside the loss in nats per token,
+    In validation and test it logs, next to the loss in nats per token,
 
     - `entropy_floor`: what a model that knows the grammar would lose on the same sentences,
       `-log P(sentence | not too long)` per word and end, summed over all derivations of each;

@@ -35,12 +35,18 @@ class Meaning(NamedTuple):
 def latents_to_show(fired: Tensor, f1: Tensor | None, max_latents: int) -> list[int]:
     """Choose latents: each concept's best one, each one's second best and so on to the fifth, then by firings.
 
-    A latent that detects nothing is nobody's best one, and a dead one is never shown.
+    A latent that detects no concept is no concept's best one, and a dead one is never shown.
 
     Args:
         fired: Number of firings, `(d_sae,)`.
         f1: F1 of each latent for each concept, `(n_concepts, d_sae)`; None for unlabelled data.
         max_latents: How many to choose at most.
+
+    Example:
+        >>> import torch
+        >>> fired = torch.tensor([5, 3, 9, 0])
+        >>> latents_to_show(fired, torch.tensor([[0.9, 0.1, 0.0, 0.0]]), max_latents=3)
+        [0, 1, 2]
     """
     chosen: list[int] = []
     if f1 is not None and f1.numel():
@@ -96,7 +102,7 @@ class LatentMeaning(RunCallback):
         self._on = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Hang the metrics into the module, before it moves to its device."""
+        """Register the metrics as submodules, before the module moves to its device."""
         super().setup(trainer, pl_module, stage)
         assert isinstance(pl_module, SAEModule)
         self.results = {}
@@ -111,7 +117,7 @@ class LatentMeaning(RunCallback):
         return dict(zip(pl_module.saes(), pl_module.meaning_metrics, strict=True))  # type: ignore[arg-type]
 
     def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start anew."""
+        """Reset the metrics."""
         if self._on:
             for metric in self._metrics(pl_module).values():
                 metric.reset()
@@ -178,7 +184,14 @@ class LatentMeaning(RunCallback):
 
 
 def as_markdown(texts: Sequence[TextContext], codes: Sequence[float]) -> str:
-    """A table of codes and texts with the token in bold."""
+    """A table of codes and texts with the token in bold.
+
+    Example:
+        >>> print(as_markdown([TextContext("the ", "cat", " sat")], [1.5]))
+        | code | text |
+        |---|---|
+        | 1.5 | the **cat** sat |
+    """
     rows = ["| code | text |", "|---|---|"]
     for (before, token, after), code in zip(texts, codes, strict=True):
         core = token.strip()

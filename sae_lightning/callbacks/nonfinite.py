@@ -1,4 +1,4 @@
-"""Stops a run whose loss is no number any more, and keeps the batch that made it so."""
+"""Stops a run whose loss becomes NaN or infinite, and saves the batch."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from sae_lightning.run.loggers import run_folder
 
 
 class NonfiniteLoss(RunCallback):
-    """Ends training where a loss is NaN or infinite, and saves the batch beside the run's results.
+    """Ends training where a loss is NaN or infinite, and saves the batch to the run's folder.
 
     On a CPU the loss is looked at before its gradients are computed, so that the weights stay as they were. On an
     accelerator that would wait for the device at every step: there the answer is copied while the device works on, and

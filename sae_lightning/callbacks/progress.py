@@ -71,7 +71,7 @@ class SAEProgressBar(RunCallback, TQDMProgressBar):
         return f"epoch {trainer.current_epoch}, step {trainer.global_step}{last} after {elapsed}: {', '.join(shown)}"
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        """What is shown beside steps per second."""
+        """What is shown next to steps per second."""
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         if self._since is not None and trainer.training:

@@ -87,7 +87,6 @@ class ReceptiveFields(RunCallback):
         weight = module.full_tensor(core.encoder.weight)[latents]
         if core.encoder.rows_are == "prototypes":
             return {"prototypes": core.standardizer.inverse(weight)}, (0.0, 0.0)
-        centre = core.centre
-        apex = torch.zeros(2, device=weight.device) if centre is None else module.full_tensor(centre)
+        apex = torch.zeros(2, device=weight.device) if core.centre is None else module.full_tensor(core.centre)
         x, y = core.standardizer.inverse(apex).tolist()
         return {"directions": weight}, (x, y)

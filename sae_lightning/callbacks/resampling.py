@@ -31,8 +31,8 @@ class ResampleDeadLatents(RunCallback):
     samples, those that were silent for longest go first, and the others wait for the next round.
 
     A resampled latent that fires counts as having fired in this batch: aux-k does not train it until it is silent for
-    aux-k's own `dead_after` batches again. One that cannot be made to fire keeps its count, so that aux-k goes on
-    training it and the next round takes it again.
+    aux-k's own `dead_after` batches again. One that cannot be made to fire keeps its count, so that aux-k
+    still trains it and the next round takes it again.
 
     Args:
         every_n_steps: Steps between two rounds, at least 1.
@@ -44,7 +44,8 @@ class ResampleDeadLatents(RunCallback):
     Raises:
         ValueError: If an argument is out of range.
 
-    Source: after Bricken et al. (2023), Towards Monosemanticity.
+    References:
+        After Bricken et al. (2023), Towards Monosemanticity.
     """
 
     serves = SAEModule
@@ -82,7 +83,7 @@ class ResampleDeadLatents(RunCallback):
             )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Know the step of which a resumed run has had its round already."""
+        """Skip the round of the step at which a run resumes: it was made before the checkpoint."""
         self._last_round = trainer.global_step
 
     def on_train_batch_end(

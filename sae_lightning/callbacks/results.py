@@ -25,7 +25,7 @@ class ResultsWriter(RunCallback):
     """Writes `results.json` to the run's folder, and hyperparameters with final metrics to TensorBoard.
 
     The file holds one entry per command (`fit`, `validate`, `test`): the last value of every `val/` or `test/` key,
-    seed, versions, wall time and samples seen, beside what was trained. Values that are not finite are null. `fit` has
+    seed, versions, wall time, samples seen, and what was trained. Values that are not finite are null. `fit` has
     what `Divergence` found under `diverged`. The file carries a checksum, which `load_results` compares.
 
     Args:
