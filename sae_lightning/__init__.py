@@ -6,6 +6,8 @@ Public names are imported on first use: `import sae_lightning` alone loads neith
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from sae_lightning.version import __version__
+
 if TYPE_CHECKING:
     from sae_lightning.callbacks import load_codes, load_results
     from sae_lightning.data import (
@@ -31,8 +33,6 @@ if TYPE_CHECKING:
         load_sae,
     )
     from sae_lightning.subjects import LanguageModel, VisionModel
-
-__version__ = "0.1.0"
 
 _PUBLIC = {
     "sae_lightning.modules": (

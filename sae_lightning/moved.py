@@ -4,8 +4,10 @@ import re
 from typing import Any
 
 MODULES = {
-    "sae_lightning.callbacks.language": "sae_lightning.subjects.grammar_report",
-    "sae_lightning.callbacks.vision": "sae_lightning.subjects.feature_report",
+    "sae_lightning.callbacks.language": "sae_lightning.callbacks.grammar",
+    "sae_lightning.callbacks.predictions": "sae_lightning.callbacks.codes",
+    "sae_lightning.callbacks.recovery_figures": "sae_lightning.callbacks.figures",
+    "sae_lightning.callbacks.stopping": "sae_lightning.callbacks.stop",
     "sae_lightning.data.cached": "sae_lightning.data.activations.cached",
     "sae_lightning.data.formal_language": "sae_lightning.data.formal_language.activations",
     "sae_lightning.data.grammar": "sae_lightning.data.formal_language.grammar",
@@ -24,14 +26,20 @@ MODULES = {
     "sae_lightning.modules.vision_model": "sae_lightning.subjects.vision_model",
     "sae_lightning.nn.transformer": "sae_lightning.subjects.transformer",
     "sae_lightning.nn.vision_transformer": "sae_lightning.subjects.vision_transformer",
+    "sae_lightning.subjects.grammar_report": "sae_lightning.callbacks.grammar",
 }
 """Modules by the paths that files of earlier versions name them by."""
 
 CLASSES = {
+    "sae_lightning.callbacks.FeatureReport": "sae_lightning.callbacks.features.FeaturesReport",
+    "sae_lightning.callbacks.TopActivations": "sae_lightning.callbacks.meaning.LatentMeaning",
+    "sae_lightning.callbacks.meaning.TopActivations": "sae_lightning.callbacks.meaning.LatentMeaning",
+    "sae_lightning.callbacks.vision.FeatureReport": "sae_lightning.callbacks.features.FeaturesReport",
     "sae_lightning.modules.LanguageModel": "sae_lightning.subjects.language_model.LanguageModel",
     "sae_lightning.modules.VisionModel": "sae_lightning.subjects.vision_model.VisionModel",
+    "sae_lightning.subjects.feature_report.FeatureReport": "sae_lightning.callbacks.features.FeaturesReport",
 }
-"""The same for classes that a package offered by a shorter path."""
+"""The same for classes that have another name now, or that a package offered by a shorter path."""
 
 HOMES = frozenset(MODULES.values()) | {path.rpartition(".")[0] for path in CLASSES.values()}
 """Modules that a file may name before they have been imported: importing them defines classes, and does no more."""

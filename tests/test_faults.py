@@ -110,7 +110,7 @@ def test_sigterm_saves_the_last_step_and_the_run_goes_on_exactly(name, undisturb
     step = read_checkpoint(newest)["global_step"]
     assert 9 <= step < STEPS
     assert step - int(Path(folder, "0").read_text()) in (0, 1)
-    assert f"SIGTERM: training ends after step {step}; go on with --ckpt_path" in text
+    assert f"SIGTERM: training ends after step {step}; resume with --ckpt_path" in text
     assert "Traceback" not in text
     assert finish(start(name, run_dir), run_dir)
     check_ending(run_dir, expected)
@@ -163,7 +163,7 @@ def test_sigterm_ends_a_run_that_waits_for_a_stopped_process_in_good_order(name,
         assert not any(map(is_running, others))
     step = read_checkpoint(newest_checkpoint(run_dir / "checkpoints"))["global_step"]
     assert step == int(waits_at) + 1  # the one that it waited for
-    assert f"SIGTERM: training ends after step {step}; go on with --ckpt_path" in text
+    assert f"SIGTERM: training ends after step {step}; resume with --ckpt_path" in text
     assert f"(step {step})" in text
     assert finish(start(name, run_dir), run_dir)
     check_ending(run_dir, undisturbed(name)[0])
@@ -194,7 +194,7 @@ def test_sigterm_ends_a_run_that_waits_for_a_process_that_hangs(tmp_path):
         assert not is_running(child)
     text = logs(run_dir)
     assert f"(pid {child}) does not answer, so the step at hand is lost" in text
-    assert "SIGTERM: training ends after step 16; go on with --ckpt_path" in text
+    assert "SIGTERM: training ends after step 16; resume with --ckpt_path" in text
     assert "(step 14)" in text
     assert read_checkpoint(newest_checkpoint(run_dir / "checkpoints"))["global_step"] == 14
 

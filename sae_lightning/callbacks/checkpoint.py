@@ -1,7 +1,8 @@
-"""Checkpoints of a run, from which it goes on exactly."""
+"""Checkpoints of a run, from which it resumes exactly."""
 
 from pathlib import Path
 from typing import Any
+from weakref import proxy
 
 import lightning.pytorch as pl
 import torch
@@ -12,20 +13,27 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
+from sae_lightning.callbacks.base import RunCallback
 from sae_lightning.callbacks.checkpoint_files import WHAT, AtomicCheckpointIO, checkpoints_by_step, step_of
 from sae_lightning.callbacks.generators import generator_states, restore_generators
-from sae_lightning.callbacks.stopping import stops
+from sae_lightning.callbacks.stop import stops
 from sae_lightning.data.loading import ActivationLoader, batches_done
 from sae_lightning.run.files import WriteError, prepare_folder, replace_link
+from sae_lightning.run.lightning_internals import (
+    batches_read,
+    begin_next_epoch,
+    count_batches,
+    resumes_within_epoch,
+)
 
 _KEY = "sae_lightning_run"
 
 
-class RunCheckpoint(ModelCheckpoint):
+class RunCheckpoint(RunCallback, ModelCheckpoint):
     """Keeps the newest checkpoints of a run as `step=N.ckpt`, with `last.ckpt` pointing to the last of them.
 
     One is written every `every_n_steps` steps and one at the end of training; the oldest is removed when the newest
-    is complete. A run that is killed at any moment and resumed from `last.ckpt` goes on as if nothing had happened:
+    is complete. A run that is killed at any moment and resumed from `last.ckpt` continues as if nothing had happened:
     a checkpoint holds the state at the end of a step, and appears once all that the step logs (its validation
     included) is on disk. The random generators of every rank are part of it. SIGTERM, which `GracefulStop` notices, has
     the last step saved.
@@ -44,6 +52,8 @@ class RunCheckpoint(ModelCheckpoint):
         WriteError: At the start of training, if the folder cannot be written; during it, if a checkpoint cannot.
     """
 
+    key = "checkpoint"
+
     def __init__(self, dirpath: str | None = None, every_n_steps: int = 1000, keep: int = 2) -> None:
         for name, value in {"every_n_steps": every_n_steps, "keep": keep}.items():
             if value < 1:
@@ -56,7 +66,9 @@ class RunCheckpoint(ModelCheckpoint):
             every_n_train_steps=every_n_steps,
             enable_version_counter=False,
         )
+        self._every = every_n_steps
         self._keep = keep
+        self._saved = 0  # the last step that was saved
         self._taken: tuple[int, dict[str, Any]] | None = None  # a step, and the loops' state at its end
         self._restored: dict[str, Any] = {}
         self._generators: dict[str, Any] | None = None
@@ -104,8 +116,8 @@ class RunCheckpoint(ModelCheckpoint):
         first = trainer.strategy.broadcast(step)
         if step != first:
             raise ValueError(
-                f"all ranks must go on from one checkpoint, but rank {trainer.global_rank} has read one of step {step} "
-                f"and rank 0 one of step {first}: give --ckpt_path the older one by its name"
+                f"all ranks must resume from one checkpoint, but rank {trainer.global_rank} has read one of step "
+                f"{step} and rank 0 one of step {first}: give --ckpt_path the older one by its name"
             )
         self._restored = dict(checkpoint.get(_KEY, {}))
         ranks = self._restored.pop("ranks", [])
@@ -118,8 +130,8 @@ class RunCheckpoint(ModelCheckpoint):
             states = zip(*(rank["batches"] for rank in ranks), strict=True)
             loop["combined_loader"] = [{**found[0], "ranks": list(found)} for found in states]
             rank_zero_warn(
-                f"training goes on with {trainer.world_size} processes instead of {len(ranks)}, so it will not be what "
-                "it would have been: random generators start anew, and each process reads other samples than before"
+                f"training resumes with {trainer.world_size} processes instead of {len(ranks)}, so it will differ from "
+                "an uninterrupted run: random generators are seeded again, and each process reads other samples"
             )
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -127,23 +139,20 @@ class RunCheckpoint(ModelCheckpoint):
         trainer.callback_metrics.update(self._restored.pop("metrics", {}))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Know which step is there already, and whether it ended an epoch."""
+        """Note the step of the checkpoint, and begin the next epoch if that step ended one."""
         super().on_train_start(trainer, pl_module)
-        self._last_global_step_saved = trainer.global_step
-        self._count_anew(trainer)
-        loop, epochs = trainer.fit_loop, trainer.fit_loop.epoch_progress.total
-        if loop.restarted_mid_epoch and epochs.completed == epochs.ready:
-            # Lightning has counted the epoch as over by now, but would begin the next one as if it had begun before
-            loop.reset_restart_stage()
+        self._saved = trainer.global_step
+        self._recount(trainer)
+        begin_next_epoch(trainer)
 
     @staticmethod
-    def _count_anew(trainer: pl.Trainer) -> None:
-        """Where a step takes other samples than it did: how many batches of this epoch count as done for Lightning."""
+    def _recount(trainer: pl.Trainer) -> None:
+        """If the global batch size has changed, tell Lightning how many batches of this epoch count as done."""
         loader = trainer.train_dataloader
-        if trainer.fit_loop.restarted_mid_epoch and not hasattr(loader, "state_dict"):
+        if resumes_within_epoch(trainer) and not hasattr(loader, "state_dict"):
             rank_zero_warn(
-                "the loader does not say where it stands (it has no `state_dict`): training goes on with the first "
-                "batches of the epoch, which were seen before"
+                "the loader does not say where it stands (it has no `state_dict`): training resumes with the "
+                "first batches of the epoch, which were seen before"
             )
         if not isinstance(loader, ActivationLoader) or loader.sequence.before is None:
             return
@@ -154,28 +163,22 @@ class RunCheckpoint(ModelCheckpoint):
         )
         if trainer.num_training_batches != len(sequence):  # limit_train_batches counts batches, whatever they hold
             return
-        loop, batches = trainer.fit_loop, trainer.fit_loop.epoch_loop.batch_progress
-        done = batches_done(batches.current.ready, length, per_step, len(sequence), sequence.per_step)
-        if done == len(sequence) and not batches.is_last_batch:  # what is left of the epoch fills no batch
-            loop.epoch_progress.increment_processed()
-            loop.epoch_progress.increment_completed()
-        ahead = done - batches.current.ready
-        for count in ("ready", "started", "processed", "completed"):
-            setattr(batches.current, count, getattr(batches.current, count) + ahead)
+        done = batches_done(batches_read(trainer), length, per_step, len(sequence), sequence.per_step)
+        count_batches(trainer, done, len(sequence))  # with all of them, what is left of the epoch fills no batch
 
     # ------------------------------------------------------------------ steps
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Take down where training stands, at steps that are due and at the last ones of an epoch and of training."""
+        """Record the state of the loops at steps that are due and at the last one of an epoch and of training."""
         step = trainer.global_step
         last = step == trainer.max_steps or trainer.is_last_batch or trainer.should_stop or stops(trainer)
         if self._is_due(step) or last:
             self._take(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take down where training stands, since after a validation other callbacks may end it."""
+        """Record the state of the loops, since other callbacks may end training after a validation."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._take(trainer)
 
@@ -188,7 +191,7 @@ class RunCheckpoint(ModelCheckpoint):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Save the step before, all of whose curves are logged by now."""
+        """Save the step before: all its curves are logged."""
         if self._generators is not None:
             restore_generators(self._generators)
             self._generators = None
@@ -198,7 +201,7 @@ class RunCheckpoint(ModelCheckpoint):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the last step, unless it is there already."""
-        if self._taken is None:  # nobody could know that this step would be the last
+        if self._taken is None:  # nothing said that this step would be the last
             self._take(trainer)
         if self._taken is not None:
             self._save(trainer)
@@ -217,16 +220,18 @@ class RunCheckpoint(ModelCheckpoint):
             self._save(trainer)
             self._taken = None
         last = self._last
-        how = f"go on with --ckpt_path {last} (step {step_of(last)})" if last.exists() else "there is no checkpoint yet"
+        how = (
+            f"resume with --ckpt_path {last} (step {step_of(last)})" if last.exists() else "there is no checkpoint yet"
+        )
         rank_zero_info(f"SIGTERM: training ends after step {trainer.global_step}; {how}")
 
     def _is_due(self, step: int) -> bool:
-        return step % self._every_n_train_steps == 0
+        return step % self._every == 0
 
     def _take(self, trainer: pl.Trainer) -> None:
         step = trainer.global_step
         # with accumulated gradients several batches end at one step: it is saved once, when it was made
-        known = self._last_global_step_saved if self._taken is None else self._taken[0]
+        known = self._saved if self._taken is None else self._taken[0]
         if step != known and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._taken = step, trainer.fit_loop.state_dict()
 
@@ -238,8 +243,11 @@ class RunCheckpoint(ModelCheckpoint):
         assert self._taken is not None
         step = self._taken[0]
         self.best_model_path, self.last_model_path = str(self._path(step)), str(self._last)
-        self._save_checkpoint(trainer, self.best_model_path)
+        trainer.save_checkpoint(self.best_model_path)
+        self._saved = trainer.global_step
         if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                logger.after_save_checkpoint(proxy(self))
             self._tidy(step)
         trainer.strategy.barrier("RunCheckpoint")
 
@@ -276,7 +284,7 @@ class RunCheckpoint(ModelCheckpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Store the loops as they were at the end of the step, the last values of metrics, and random generators."""
-        if self._taken is None:  # somebody else's checkpoint
+        if self._taken is None:  # a checkpoint that another callback writes
             return
         checkpoint["loops"]["fit_loop"] = self._taken[1]
         metrics: dict[str, Tensor] = {key: value.detach().cpu() for key, value in trainer.callback_metrics.items()}

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
 
 from sae_lightning.run.checkpoint import read_checkpoint
 from sae_lightning.run.files import WriteError, replacing
@@ -18,10 +17,10 @@ _STEP = re.compile(r"step=(\d+)\.ckpt")
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and renames it, so that a kill while writing leaves the older one whole.
+    """Writes a checkpoint under a temporary name and renames it: a kill while writing leaves the older one intact.
 
     (Lightning's own writes to the system's temporary folder, from where a file may have to be copied.) What it reads
-    is a checkpoint of this project, whole and free of code.
+    is checked to be an undamaged checkpoint of this project, free of code.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
@@ -30,7 +29,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             WriteError: If the folder does not take it; what was written of it is removed.
         """
-        if storage_options is not None or not _is_local_file_protocol(path):
+        if storage_options is not None or not _is_local(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         path = Path(path)
@@ -53,12 +52,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             FileNotFoundError: If there is no such file.
             ValueError: If it is damaged, unsafe to load, or was not made by sae_lightning.
         """
-        if not _is_local_file_protocol(path):
+        if not _is_local(path):
             return super().load_checkpoint(path, map_location, weights_only=True)
         try:
             return read_checkpoint(path, map_location)
         except ValueError as error:
             raise ValueError(f"{error}{instead_of(Path(path))}") from error
+
+
+def _is_local(path: Any) -> bool:
+    """Whether a path is one of a file system here, not the address of a store."""
+    return not re.search(r"::|://", str(path))
 
 
 def _os_error(error: BaseException | None) -> OSError | None:
@@ -81,7 +85,7 @@ def checkpoints_by_step(folder: Path) -> dict[int, Path]:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint with which to go on after a kill: `last.ckpt`, or the newest of the others; None without one."""
+    """The checkpoint from which to resume after a kill: `last.ckpt`, or the newest of the others; None without one."""
     last = folder / LAST
     return last if last.exists() else next(iter(checkpoints_by_step(folder).values()), None)
 
@@ -108,7 +112,7 @@ def read_older(path: Path) -> tuple[Path, dict[str, Any]] | None:
 def instead_of(path: Path) -> str:
     """Words for an error about a damaged checkpoint: which older one of the run could be used."""
     found = read_older(path)
-    return "" if found is None else f"; an older one of this run is whole: {str(found[0])!r}"
+    return "" if found is None else f"; an older checkpoint of this run is intact: {str(found[0])!r}"
 
 
 def described(path: Path) -> str:

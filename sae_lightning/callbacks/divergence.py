@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from sae_lightning.callbacks.base import RunCallback
 from sae_lightning.callbacks.checkpoint import RunCheckpoint
 from sae_lightning.modules.module import SAEModule
 from sae_lightning.modules.run import RunModule
@@ -24,7 +25,7 @@ class Diverged(NamedTuple):
     """The newest checkpoint from before; None if there is none."""
 
 
-class Divergence(pl.Callback):
+class Divergence(RunCallback):
     r"""Warns once for each SAE whose training has diverged, and has the newest checkpoint from before kept.
 
     The error of an SAE is relative to that of reconstructing nothing, the error of another model is its loss relative
@@ -34,7 +35,7 @@ class Divergence(pl.Callback):
     $$ e_t = \mathrm{mean} \|\tilde x - \hat x\|^2 / \mathrm{mean} \|\tilde x\|^2,
        \qquad e_t > limit \cdot \max(1, \min_{s < t} e_s) $$
 
-    where the denominator is at least `d_in`, its mean over all data, if inputs are standardised.
+    where the denominator is at least `d_in`, its mean over all data, if inputs are standardized.
 
     Errors are measured at the first step, at steps that are logged, at the last step of an epoch, and after a
     validation; other steps cost nothing. Training continues, since other members of a comparison may be sound, and
@@ -49,6 +50,8 @@ class Divergence(pl.Callback):
     Raises:
         ValueError: If `limit` is not above 1.
     """
+
+    key = "divergence"
 
     def __init__(self, limit: float | None = 10.0) -> None:
         if limit is not None and not limit > 1:
@@ -173,8 +176,3 @@ class Divergence(pl.Callback):
 
 def _run_checkpoint(trainer: pl.Trainer) -> RunCheckpoint | None:
     return next((c for c in trainer.checkpoint_callbacks if isinstance(c, RunCheckpoint)), None)
-
-
-def find_divergence(trainer: pl.Trainer) -> Divergence | None:
-    """The trainer's Divergence, whose findings are results of the run."""
-    return next((c for c in trainer.callbacks if isinstance(c, Divergence)), None)  # type: ignore[attr-defined]

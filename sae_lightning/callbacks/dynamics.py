@@ -3,11 +3,12 @@
 import lightning.pytorch as pl
 from torch import Tensor
 
+from sae_lightning.callbacks.base import RunCallback
 from sae_lightning.modules.module import SAEModule, log_key
 from sae_lightning.modules.optimizers import own_optimizer
 
 
-class TrainingDynamics(pl.Callback):
+class TrainingDynamics(RunCallback):
     """Logs learning rate, lambda, thresholds and silent latents as `train/...` whenever the trainer logs.
 
     Args:
@@ -16,6 +17,9 @@ class TrainingDynamics(pl.Callback):
     Raises:
         ValueError: If `silent_after` is below 1.
     """
+
+    key = "dynamics"
+    serves = SAEModule
 
     def __init__(self, silent_after: int = 20) -> None:
         if silent_after < 1:

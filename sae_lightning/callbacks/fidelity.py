@@ -4,14 +4,16 @@ import lightning.pytorch as pl
 import torch
 from torch import nn
 
-from sae_lightning.data.activations.hosts.spliced import HostBatch, SplicedHost
+from sae_lightning.callbacks.base import RunCallback
+from sae_lightning.callbacks.data import HasHost, data_of
+from sae_lightning.data.activations.hosts.spliced import HostBatch
 from sae_lightning.data.ranks import data_ranks
 from sae_lightning.metrics import Fidelity
 from sae_lightning.metrics.functional import FidelityResult
 from sae_lightning.modules.module import SAEModule, log_key
 
 
-class DownstreamFidelity(pl.Callback):
+class DownstreamFidelity(RunCallback):
     """Puts each SAE's reconstructions into the model that its activations come from, and measures the model's loss.
 
     In test, where the data offer such a model (their method `host`), it logs as `test/...` the cross-entropy with the
@@ -23,24 +25,29 @@ class DownstreamFidelity(pl.Callback):
         enabled: Whether to measure it.
     """
 
+    key = "fidelity"
+    serves = SAEModule
+
     def __init__(self, enabled: bool = True) -> None:
         self.enabled = enabled
         self.results: dict[str, FidelityResult] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Hang the metrics into the module, before it moves to its device."""
+        """Register the metrics as submodules, before the module moves to its device."""
+        super().setup(trainer, pl_module, stage)
         assert isinstance(pl_module, SAEModule)
-        self._on = self.enabled and stage == "test" and hasattr(trainer.datamodule, "host")  # type: ignore[attr-defined]
+        self._on = self.enabled and stage == "test" and isinstance(data_of(trainer), HasHost)
         if self._on:
             pl_module.fidelity_metrics = nn.ModuleList(Fidelity() for _ in pl_module.saes())
 
     @torch.no_grad()
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure and log; each process takes its share of the sentences."""
-        if not self._on:
+        data = data_of(trainer)
+        if not self._on or not isinstance(data, HasHost):
             return
         assert isinstance(pl_module, SAEModule)
-        host: SplicedHost = trainer.datamodule.host()  # type: ignore[attr-defined]
+        host = data.host()
         metrics = dict(zip(pl_module.saes(), pl_module.fidelity_metrics, strict=True))  # type: ignore[arg-type]
         device = pl_module.device
         for metric in metrics.values():

@@ -2,14 +2,15 @@
 
 import lightning.pytorch as pl
 
-from sae_lightning.callbacks.figures import publish
-from sae_lightning.data.datamodule import ActivationDataModule
+from sae_lightning.callbacks.base import RunCallback
+from sae_lightning.callbacks.data import HasSamples, data_of
+from sae_lightning.callbacks.publish import publish
 from sae_lightning.modules.module import SAEModule, log_key
 from sae_lightning.plotting import principal_components, singular_values
 
 
-class GeometryFigures(pl.Callback):
-    """Draws, in test, labelled activations of three dimensions or more, with the prototypes or directions of each SAE.
+class GeometryFigures(RunCallback):
+    """Draws, in test, labeled activations of three dimensions or more, with the prototypes or directions of each SAE.
 
     Besides the principal components there are the singular values of each concept, which say of what dimension it is.
 
@@ -18,14 +19,17 @@ class GeometryFigures(pl.Callback):
         max_marks: Prototypes or directions that are drawn of an SAE at most.
     """
 
+    key = "geometry"
+    serves = SAEModule
+
     def __init__(self, max_saes: int = 8, max_marks: int = 256) -> None:
         self.max_saes = max_saes
         self.max_marks = max_marks
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw on rank zero."""
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        if not trainer.loggers or not isinstance(data, ActivationDataModule):
+        data = data_of(trainer)
+        if not trainer.loggers or not isinstance(data, HasSamples):
             return
         assert isinstance(pl_module, SAEModule)
         sample = data.split("test")

@@ -5,15 +5,15 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeGuard
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
-from sae_lightning.callbacks.recovery import find_recovery
+from sae_lightning.callbacks.base import RunCallback, find
+from sae_lightning.callbacks.data import HasContexts, data_of
+from sae_lightning.callbacks.recovery import ConceptRecovery
 from sae_lightning.data.batch import ActivationBatch
-from sae_lightning.data.contexts import HasContexts, ImageContext, TextContext
-from sae_lightning.data.ranks import data_ranks
+from sae_lightning.data.contexts import ImageContext, TextContext
 from sae_lightning.metrics import TopExamples
 from sae_lightning.metrics.functional import TopExamplesResult
 from sae_lightning.modules.module import SAEModule
@@ -27,7 +27,7 @@ class Meaning(NamedTuple):
     """What one SAE's latents fire on."""
 
     top: TopExamplesResult
-    """Of every latent, on the CPU; indices are positions in the test data."""
+    """Of every latent, on the CPU; indices are positions in the stored order of the test split."""
     shown: list[int]
     """The latents to show, the most important first."""
 
@@ -35,12 +35,18 @@ class Meaning(NamedTuple):
 def latents_to_show(fired: Tensor, f1: Tensor | None, max_latents: int) -> list[int]:
     """Choose latents: each concept's best one, each one's second best and so on to the fifth, then by firings.
 
-    A latent that detects nothing is nobody's best one, and a dead one is never shown.
+    A latent that detects no concept is no concept's best one, and a dead one is never shown.
 
     Args:
         fired: Number of firings, `(d_sae,)`.
-        f1: F1 of each latent for each concept, `(n_concepts, d_sae)`; None for unlabelled data.
+        f1: F1 of each latent for each concept, `(n_concepts, d_sae)`; None for unlabeled data.
         max_latents: How many to choose at most.
+
+    Example:
+        >>> import torch
+        >>> fired = torch.tensor([5, 3, 9, 0])
+        >>> latents_to_show(fired, torch.tensor([[0.9, 0.1, 0.0, 0.0]]), max_latents=3)
+        [0, 1, 2]
     """
     chosen: list[int] = []
     if f1 is not None and f1.numel():
@@ -53,15 +59,18 @@ def latents_to_show(fired: Tensor, f1: Tensor | None, max_latents: int) -> list[
     return list(dict.fromkeys(latent for latent in chosen if fired[latent] > 0))[:max_latents]
 
 
-class TopActivations(pl.Callback):
+class LatentMeaning(RunCallback):
     """Collects in test, for every latent, the samples on which its code is largest, its frequency and its mean code.
 
-    `results` holds the outcome of each SAE by name. Where the data know where their activations come from (a method
-    `contexts`), the first few latents go to TensorBoard under `latents/<number>`: texts with the token in bold, or
-    images with the patch in a rectangle. The page of the run shows more of them.
+    `results` holds the outcome of each SAE by name. Samples are known by the `positions` of their batches; where
+    these have none, as those of a plain loader, nothing is collected, and a message says so.
+
+    Where the data know where their activations come from (a method `contexts`), the first few latents go to TensorBoard
+    under `latents/<number>`: texts with the token in bold, or images with the patch in a rectangle. The page of the run
+    shows more of them.
 
     Which latents are shown: each concept's five best ones by F1 first, those of all concepts in turn, then the ones
-    that fire most often. Unlabelled data: the ones that fire most often.
+    that fire most often. Unlabeled data: the ones that fire most often.
 
     Args:
         enabled: Whether to collect anything.
@@ -72,6 +81,10 @@ class TopActivations(pl.Callback):
     Raises:
         ValueError: If an argument is out of range.
     """
+
+    key = "meaning"
+    serves = SAEModule
+    uses = (ConceptRecovery,)
 
     def __init__(
         self, enabled: bool = True, n_examples: int = 8, max_latents: int = 200, tensorboard_latents: int = 20
@@ -89,16 +102,11 @@ class TopActivations(pl.Callback):
         self._on = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Hang the metrics into the module, before it moves to its device."""
+        """Register the metrics as submodules, before the module moves to its device."""
+        super().setup(trainer, pl_module, stage)
         assert isinstance(pl_module, SAEModule)
         self.results = {}
-        # without the data's batch size nobody knows which sample a row of a batch is
-        self._on = self.enabled and stage == "test" and hasattr(_data(trainer), "eval_batch_size")
-        if self.enabled and stage == "test" and not self._on:
-            rank_zero_info(
-                f"No examples of latents are collected: {type(_data(trainer)).__name__} has no `eval_batch_size`, by "
-                "which a sample is known by its position."
-            )
+        self._on = self.enabled and stage == "test"
         if self._on:
             pl_module.meaning_metrics = nn.ModuleList(
                 TopExamples(sae.d_sae, self.n_examples) for sae in pl_module.saes().values()
@@ -109,7 +117,7 @@ class TopActivations(pl.Callback):
         return dict(zip(pl_module.saes(), pl_module.meaning_metrics, strict=True))  # type: ignore[arg-type]
 
     def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start anew."""
+        """Reset the metrics."""
         if self._on:
             for metric in self._metrics(pl_module).values():
                 metric.reset()
@@ -124,20 +132,25 @@ class TopActivations(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Take in the codes of a batch."""
-        n = len(batch.activations)
-        if not self._on or n == 0:  # a rank's share of the last batch may be empty
+        if not self._on:
             return
-        rank, world = data_ranks(trainer)
-        first = batch_idx * _data(trainer).eval_batch_size * world + rank  # as BatchIndices deals them
-        positions = first + world * torch.arange(n, device=pl_module.device)
+        if batch.positions is None:
+            self._on = False
+            rank_zero_info(
+                "No examples of latents are collected: the batches of the test do not say which samples they hold "
+                "(ActivationBatch.positions)."
+            )
+            return
+        if len(batch.activations) == 0:  # a rank's share of the last batch may be empty
+            return
         for name, metric in self._metrics(pl_module).items():
-            metric.update(outputs[name].out.codes, positions)
+            metric.update(outputs[name].out.codes, batch.positions)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Combine all processes, choose the latents to show, and write to TensorBoard on rank zero."""
         if not self._on:
             return
-        recovery = find_recovery(trainer)
+        recovery = find(trainer, ConceptRecovery)
         for name, metric in self._metrics(pl_module).items():
             top = TopExamplesResult(*(field.cpu() for field in metric.compute()))
             measured = recovery.results.get(name) if recovery is not None else None
@@ -147,7 +160,7 @@ class TopActivations(pl.Callback):
             self._write(trainer)
 
     def _write(self, trainer: pl.Trainer) -> None:
-        data = _data(trainer)
+        data = data_of(trainer)
         loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         if not loggers or not knows_contexts(data):
             return
@@ -171,7 +184,14 @@ class TopActivations(pl.Callback):
 
 
 def as_markdown(texts: Sequence[TextContext], codes: Sequence[float]) -> str:
-    """A table of codes and texts with the token in bold."""
+    """A table of codes and texts with the token in bold.
+
+    Example:
+        >>> print(as_markdown([TextContext("the ", "cat", " sat")], [1.5]))
+        | code | text |
+        |---|---|
+        | 1.5 | the **cat** sat |
+    """
     rows = ["| code | text |", "|---|---|"]
     for (before, token, after), code in zip(texts, codes, strict=True):
         core = token.strip()
@@ -188,7 +208,7 @@ def _plain(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]()#+\-.!|~])", r"\\\1", text)
 
 
-def knows_contexts(data: Any) -> TypeGuard[HasContexts]:
+def knows_contexts(data: object) -> TypeGuard[HasContexts]:
     """Whether data can tell where their activations come from, which is tried; a warning says why not."""
     if not isinstance(data, HasContexts):
         return False
@@ -198,12 +218,3 @@ def knows_contexts(data: Any) -> TypeGuard[HasContexts]:
         rank_zero_warn(f"no examples of latents are shown: {error}")
         return False
     return True
-
-
-def find_meaning(trainer: pl.Trainer) -> TopActivations | None:
-    """The trainer's TopActivations, from which the page is made."""
-    return next((c for c in trainer.callbacks if isinstance(c, TopActivations)), None)  # type: ignore[attr-defined]
-
-
-def _data(trainer: pl.Trainer) -> Any:
-    return trainer.datamodule  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Stops a run whose loss is no number any more, and keeps the batch that made it so."""
+"""Stops a run whose loss becomes NaN or infinite, and saves the batch."""
 
 from pathlib import Path
 from typing import Any
@@ -7,14 +7,15 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from sae_lightning.callbacks.base import RunCallback
 from sae_lightning.modules.run import NonfiniteError, RunModule
 from sae_lightning.run.files import replacing
 from sae_lightning.run.folder import NONFINITE
 from sae_lightning.run.loggers import run_folder
 
 
-class NonfiniteLoss(pl.Callback):
-    """Ends training where a loss is NaN or infinite, and saves the batch beside the run's results.
+class NonfiniteLoss(RunCallback):
+    """Ends training where a loss is NaN or infinite, and saves the batch to the run's folder.
 
     On a CPU the loss is looked at before its gradients are computed, so that the weights stay as they were. On an
     accelerator that would wait for the device at every step: there the answer is copied while the device works on, and
@@ -25,6 +26,8 @@ class NonfiniteLoss(pl.Callback):
     of, by its fields' names), with step, batch, rank and losses as metadata; N counts from 1. Batches that hold NaN
     themselves, which modules refuse, are saved the same way.
     """
+
+    key = "nonfinite"
 
     def __init__(self) -> None:
         self._batch: tuple[int, Any] = (0, None)

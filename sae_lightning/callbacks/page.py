@@ -1,5 +1,6 @@
 """The page of a run: what each SAE finds, and what its latents fire on, for people."""
 
+import math
 import os
 import time
 from itertools import zip_longest
@@ -10,11 +11,13 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from sae_lightning.callbacks.meaning import PER_CONCEPT, Meaning, find_meaning, knows_contexts
-from sae_lightning.callbacks.recovery import Recovery, find_recovery
-from sae_lightning.callbacks.table import found_above
-from sae_lightning.callbacks.visibility import Visibility, alone, find_visibility
-from sae_lightning.data.datamodule import ActivationDataModule
+from sae_lightning.callbacks.base import RunCallback, find, found
+from sae_lightning.callbacks.data import HasSamples, data_of
+from sae_lightning.callbacks.meaning import PER_CONCEPT, LatentMeaning, Meaning, knows_contexts
+from sae_lightning.callbacks.recovery import ConceptRecovery
+from sae_lightning.callbacks.recovery_metrics import Recovery, columns
+from sae_lightning.callbacks.table import RecoveryTable, found_above
+from sae_lightning.callbacks.visibility import Visibility, VisibilityReport, alone
 from sae_lightning.modules.module import SAEModule
 from sae_lightning.plotting import family_styles, palette
 from sae_lightning.report import (
@@ -24,6 +27,7 @@ from sae_lightning.report import (
     Excerpt,
     Figure,
     Latent,
+    Measure,
     Overlap,
     Report,
     SAEReport,
@@ -36,22 +40,27 @@ from sae_lightning.run.files import replacing
 from sae_lightning.run.loggers import run_folder
 
 
-class ReportPage(pl.Callback):
+class ReportPage(RunCallback):
     """Writes `report.html` to the run's folder: one file that opens in any browser, offline.
 
     It holds the table of the SAEs with what each one finds and hides, and the best latents of each concept, as the last
-    validation or test measured them; after a test also the latents that TopActivations chose, with the samples on which
-    they fire most. Needs ConceptRecovery.
+    validation or test measured them; after a test also the latents that LatentMeaning chose, with the samples on which
+    they fire most.
 
     Args:
         enabled: Whether to write it.
-        max_latents: Latents of each SAE on the page, at least 0; TopActivations may choose fewer.
-        max_megabytes: Room for texts and images of examples, of which each latent keeps its largest ones where there
-            is too little, and then for figures; the numbers come on top of it.
+        max_latents: Latents of each SAE on the page, at least 0; LatentMeaning may choose fewer.
+        max_megabytes: Room for the texts and images of examples, then for figures; numbers come on top of it. Where
+            it is too little, each latent keeps the examples with its largest codes.
 
     Raises:
         ValueError: If an argument is negative.
     """
+
+    key = "page"
+    serves = SAEModule
+    needs = (ConceptRecovery,)
+    uses = (RecoveryTable, LatentMeaning, VisibilityReport)
 
     def __init__(self, enabled: bool = True, max_latents: int = 200, max_megabytes: float = 8.0) -> None:
         for name, value in {"max_latents": max_latents, "max_megabytes": max_megabytes}.items():
@@ -77,10 +86,8 @@ class ReportPage(pl.Callback):
         self._print(trainer)
 
     def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        folder, recovery = run_folder(trainer), find_recovery(trainer)
-        if not self.enabled or not trainer.is_global_zero or folder is None or recovery is None:
-            return
-        if not recovery.results:
+        folder, recovery = run_folder(trainer), found(trainer, ConceptRecovery)
+        if not self.enabled or not trainer.is_global_zero or folder is None or not recovery.results:
             return
         assert isinstance(pl_module, SAEModule)
         page = render(self._gather(trainer, pl_module, folder, stage))
@@ -94,9 +101,8 @@ class ReportPage(pl.Callback):
             print(f"Page:        {folder / 'report.html'}\n")
 
     def _gather(self, trainer: pl.Trainer, module: SAEModule, folder: Path, stage: str) -> Report:
-        recovery, collected = find_recovery(trainer), find_meaning(trainer)
-        assert recovery is not None
-        data, concepts = trainer.datamodule, recovery.concept_names  # type: ignore[attr-defined]
+        recovery, collected = found(trainer, ConceptRecovery), find(trainer, LatentMeaning)
+        data, concepts = data_of(trainer), recovery.concept_names
         meanings = collected.results if collected is not None else {}
         families = {name: type(sae).__name__ for name, sae in module.saes().items()}
         styles = family_styles(families.values())
@@ -112,7 +118,7 @@ class ReportPage(pl.Callback):
             )
             for name, measured in recovery.results.items()
         ]
-        looked = find_visibility(trainer)
+        looked = find(trainer, VisibilityReport)
         if looked is not None and looked.results is not None:
             saes = [with_visibility(sae, looked.results, looked.min_jaccard) for sae in saes]
         room = 1e6 * self.max_megabytes
@@ -133,7 +139,7 @@ class ReportPage(pl.Callback):
         }
         folders = {"": folder / "figures" / stage}
         folders |= {name: folder / "figures" / name / stage for name in recovery.results if name}
-        found = [Figure(caption, uri) for caption, uri in read_figures(folders, room)]
+        figures = [Figure(caption, uri) for caption, uri in read_figures(folders, room)]
         return Report(
             title=_title(folder),
             facts=_facts(trainer, module, saes, meanings, stage),
@@ -141,7 +147,7 @@ class ReportPage(pl.Callback):
             found_above=found_above(trainer),
             saes=saes,
             samples=samples,
-            figures=found,
+            figures=figures,
             notes=notes,
             min_jaccard=looked.min_jaccard if looked is not None else 0.5,
         )
@@ -151,7 +157,6 @@ def report_sae(
     name: str, family: str, color: str, d_sae: int, measured: Recovery, meaning: Meaning | None, max_latents: int
 ) -> SAEReport:
     """Bring what was measured of one SAE into plain numbers."""
-    scalars = {key: float(value) for key, value in measured.scalars([]).items()}
     f1 = measured.f1
     scores = None if f1 is None else torch.stack([f1.f1, f1.precision, f1.recall]).cpu()
     mono = None if measured.monosemanticity is None else measured.monosemanticity.per_latent.tolist()
@@ -161,15 +166,24 @@ def report_sae(
         family=family,
         color=color,
         n_latents=d_sae,
-        l0=scalars["l0"],
-        nmse=scalars["nmse"],
-        dead=scalars["dead_latents"],
-        monosemanticity=scalars.get("monosemanticity"),
-        stable_rank=scalars.get("stable_rank_codes"),
+        measures=measures(measured),
         best_f1=[] if f1 is None else f1.best.tolist(),
         detectors=[] if scores is None else [_best(scores[:, i]) for i in range(scores.shape[1])],
         latents=[] if meaning is None else [_latent(i, meaning, scores, mono) for i in shown],
     )
+
+
+def measures(measured: Recovery) -> list[Measure]:
+    """The numbers of one SAE that the page's table shows; those that need labels only where there are any."""
+    scalars = {key: float(value) for key, value in measured.scalars([]).items()}
+    found = []
+    for scalar in columns():
+        if scalar.column is not None and (measured.labeled or not scalar.labeled):
+            value = scalars.get(scalar.key)
+            known = None if value is None or math.isnan(value) else value
+            label = scalar.column.page_label or scalar.column.label
+            found.append(Measure(label, scalar.column.meaning, scalar.column.text(known)))
+    return found
 
 
 def with_visibility(sae: SAEReport, results: Visibility, min_jaccard: float) -> SAEReport:
@@ -227,7 +241,7 @@ def _with_examples_in(sae: SAEReport, kept: dict[int, Any]) -> SAEReport:
 
 def _memberships(data: object, positions: list[int]) -> list[list[int]]:
     """The concepts of samples of the test data; none where the data do not hold them."""
-    if not isinstance(data, ActivationDataModule) or not data.concept_names or not positions:
+    if not isinstance(data, HasSamples) or not data.concept_names or not positions:
         return [[] for _ in positions]
     concepts = data.split("test").concepts[torch.tensor(positions)]
     if concepts.ndim == 2:
@@ -238,7 +252,7 @@ def _memberships(data: object, positions: list[int]) -> list[list[int]]:
 def _facts(
     trainer: pl.Trainer, module: SAEModule, saes: list[SAEReport], meanings: dict[str, Meaning], stage: str
 ) -> list[tuple[str, str]]:
-    data = trainer.datamodule  # type: ignore[attr-defined]
+    data = data_of(trainer)
     several = "" if len(saes) == 1 else f" of {len(saes)} SAEs"
     facts = [("Data", type(data).__name__)] if data is not None else []
     facts.append(("Model", f"{type(module).__name__}{several}, d_in {module.d_in}"))

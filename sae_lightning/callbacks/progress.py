@@ -8,10 +8,11 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import TQDMProgressBar
 
+from sae_lightning.callbacks.base import RunCallback
 from sae_lightning.modules.run import RunModule
 
 
-class SAEProgressBar(TQDMProgressBar):
+class SAEProgressBar(RunCallback, TQDMProgressBar):
     """Lightning's progress bar with loss, l0 and samples per second.
 
     Where the output is no terminal (a file, a job's log), bars would fill it with control characters: there a line is
@@ -25,6 +26,8 @@ class SAEProgressBar(TQDMProgressBar):
     Raises:
         ValueError: If `seconds` is negative.
     """
+
+    key = "progress"
 
     def __init__(self, refresh_rate: int = 20, leave: bool = False, seconds: float = 30.0) -> None:
         if not seconds >= 0:
@@ -68,7 +71,7 @@ class SAEProgressBar(TQDMProgressBar):
         return f"epoch {trainer.current_epoch}, step {trainer.global_step}{last} after {elapsed}: {', '.join(shown)}"
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        """What is shown beside steps per second."""
+        """What is shown next to steps per second."""
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         if self._since is not None and trainer.training:

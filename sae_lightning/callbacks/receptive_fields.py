@@ -3,19 +3,20 @@
 import lightning.pytorch as pl
 import torch
 
-from sae_lightning.callbacks.figures import publish
-from sae_lightning.callbacks.recovery import find_recovery
-from sae_lightning.data.datamodule import ActivationDataModule
+from sae_lightning.callbacks.base import RunCallback, found
+from sae_lightning.callbacks.data import HasSamples, data_of
+from sae_lightning.callbacks.publish import publish
+from sae_lightning.callbacks.recovery import ConceptRecovery
 from sae_lightning.modules.member import Member
 from sae_lightning.modules.module import SAEModule, log_key
 from sae_lightning.modules.sharding import with_full_parameters
 from sae_lightning.plotting import receptive_fields
 
 
-class ReceptiveFields(pl.Callback):
+class ReceptiveFields(RunCallback):
     """Draws, for each concept of 2-D data, where its best latent fires: field, boundary, prototype or direction.
 
-    Does nothing for data of another dimension, without labels, or without ConceptRecovery before it.
+    Does nothing for data of another dimension, or without labels.
 
     Args:
         resolution: Points of the grid along each axis, at least 2.
@@ -25,6 +26,10 @@ class ReceptiveFields(pl.Callback):
         ValueError: If `resolution` is below 2.
     """
 
+    key = "receptive_fields"
+    serves = SAEModule
+    needs = (ConceptRecovery,)
+
     def __init__(self, resolution: int = 200, max_saes: int = 8) -> None:
         if resolution < 2:
             raise ValueError(f"resolution must be at least 2, but is {resolution}")
@@ -33,12 +38,12 @@ class ReceptiveFields(pl.Callback):
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw on rank zero."""
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        recovery = find_recovery(trainer)
-        if not trainer.loggers or recovery is None or not recovery.concept_names:
+        data = data_of(trainer)
+        recovery = found(trainer, ConceptRecovery)
+        if not trainer.loggers or not recovery.concept_names:
             return
         assert isinstance(pl_module, SAEModule)
-        if pl_module.d_in != 2 or len(pl_module.saes()) > self.max_saes or not isinstance(data, ActivationDataModule):
+        if pl_module.d_in != 2 or len(pl_module.saes()) > self.max_saes or not isinstance(data, HasSamples):
             return
         samples = data.split("test")
         points = samples.activations.float()

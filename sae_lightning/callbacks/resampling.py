@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 
+from sae_lightning.callbacks.base import RunCallback
 from sae_lightning.modules.member import Member
 from sae_lightning.modules.module import SAEModule, log_key
 from sae_lightning.modules.optimizers import own_optimizer
@@ -16,7 +17,7 @@ from sae_lightning.nn.resampling import require_resamplable, resample
 from sae_lightning.nn.rows import set_rows
 
 
-class ResampleDeadLatents(pl.Callback):
+class ResampleDeadLatents(RunCallback):
     r"""Puts dead latents at samples that the SAE explains badly, so that they fire.
 
     Every `every_n_steps` steps, each latent that has not fired for `dead_after` batches takes a sample of the current
@@ -30,8 +31,8 @@ class ResampleDeadLatents(pl.Callback):
     samples, those that were silent for longest go first, and the others wait for the next round.
 
     A resampled latent that fires counts as having fired in this batch: aux-k does not train it until it is silent for
-    aux-k's own `dead_after` batches again. One that cannot be made to fire keeps its count, so that aux-k goes on
-    training it and the next round takes it again.
+    aux-k's own `dead_after` batches again. One that cannot be made to fire keeps its count, so that aux-k
+    still trains it and the next round takes it again.
 
     Args:
         every_n_steps: Steps between two rounds, at least 1.
@@ -43,8 +44,11 @@ class ResampleDeadLatents(pl.Callback):
     Raises:
         ValueError: If an argument is out of range.
 
-    Source: after Bricken et al. (2023), Towards Monosemanticity.
+    References:
+        After Bricken et al. (2023), Towards Monosemanticity.
     """
+
+    serves = SAEModule
 
     def __init__(
         self, every_n_steps: int = 500, dead_after: int = 100, until_step: int | None = None, encoder_norm: float = 0.2
@@ -66,6 +70,7 @@ class ResampleDeadLatents(pl.Callback):
         Raises:
             ValueError: If a part of an SAE does not say how its latents are resampled, or with FSDPStrategy.
         """
+        super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
         assert isinstance(pl_module, SAEModule)
@@ -78,7 +83,7 @@ class ResampleDeadLatents(pl.Callback):
             )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Know the step of which a resumed run has had its round already."""
+        """Skip the round of the step at which a run resumes: it was made before the checkpoint."""
         self._last_round = trainer.global_step
 
     def on_train_batch_end(

@@ -11,24 +11,28 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
-from sae_lightning.callbacks.divergence import find_divergence
+from sae_lightning.callbacks.base import RunCallback, find
+from sae_lightning.callbacks.divergence import Divergence
 from sae_lightning.modules.module import SAEModule
 from sae_lightning.modules.run import RunModule
 from sae_lightning.run.files import replacing
 from sae_lightning.run.loggers import RunTensorBoardLogger, run_folder
 from sae_lightning.run.seal import seal_json, unseal_json
+from sae_lightning.version import __version__
 
 
-class ResultsWriter(pl.Callback):
+class ResultsWriter(RunCallback):
     """Writes `results.json` to the run's folder, and hyperparameters with final metrics to TensorBoard.
 
     The file holds one entry per command (`fit`, `validate`, `test`): the last value of every `val/` or `test/` key,
-    seed, versions, wall time and samples seen, beside what was trained. Values that are not finite are null. `fit` has
+    seed, versions, wall time, samples seen, and what was trained. Values that are not finite are null. `fit` has
     what `Divergence` found under `diverged`. The file carries a checksum, which `load_results` compares.
 
     Args:
         config: What the command line was given, stored as it is.
     """
+
+    uses = (Divergence,)
 
     def __init__(self, config: dict[str, Any] | None = None) -> None:
         self.config = config
@@ -36,6 +40,7 @@ class ResultsWriter(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Start the clock."""
+        super().setup(trainer, pl_module, stage)
         self._start = time.perf_counter()
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -78,7 +83,7 @@ class ResultsWriter(pl.Callback):
         }
         if isinstance(pl_module, SAEModule):
             results[command]["backend"] = pl_module.backends()
-        divergence = find_divergence(trainer)
+        divergence = find(trainer, Divergence)
         if command == "fit" and divergence is not None:
             found = divergence.found.items()
             results[command]["diverged"] = [{"sae": name or None, **diverged._asdict()} for name, diverged in found]
@@ -139,10 +144,8 @@ def _versions() -> dict[str, str]:
     import lightning
     import torchmetrics
 
-    import sae_lightning
-
     return {
-        "sae_lightning": sae_lightning.__version__,
+        "sae_lightning": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "lightning": lightning.__version__,

@@ -2,10 +2,11 @@
 
 import lightning.pytorch as pl
 
+from sae_lightning.callbacks.base import RunCallback
 from sae_lightning.modules.module import SAEModule
 
 
-class ModelOverview(pl.Callback):
+class ModelOverview(RunCallback):
     """Prints the class, size and number of parameters of each SAE (or other model) before training."""
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

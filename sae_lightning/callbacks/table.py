@@ -2,13 +2,15 @@
 
 import lightning.pytorch as pl
 
-from sae_lightning.callbacks.recovery import Recovery, find_recovery
+from sae_lightning.callbacks.base import RunCallback, find, found
+from sae_lightning.callbacks.recovery import ConceptRecovery
+from sae_lightning.callbacks.recovery_metrics import Recovery, columns
 from sae_lightning.modules.module import SAEModule
 from sae_lightning.run.files import replacing
 from sae_lightning.run.loggers import run_folder
 
 FOUND_ABOVE = 0.9
-"""Best F1 from which a concept counts as found, where nobody says otherwise."""
+"""Best F1 from which a concept counts as found by default."""
 
 
 def recovery_table(results: dict[str, Recovery], concept_names: list[str], found_above: float, title: str) -> list[str]:
@@ -16,20 +18,19 @@ def recovery_table(results: dict[str, Recovery], concept_names: list[str], found
 
     Args:
         results: Measurements by name of the SAE.
-        concept_names: Names of the concepts; empty for unlabelled data.
+        concept_names: Names of the concepts; empty for unlabeled data.
         found_above: Best F1 from which a concept counts as found; others are set in parentheses.
         title: Name of a single SAE, which has none of its own.
 
     Returns:
         The table's lines, padded so that they read well as they are.
     """
-    header = ["SAE", "L0", "NMSE", "dead", "monosem.", "rank codes", *concept_names]
+    shown = [(scalar.key, scalar.column) for scalar in columns() if scalar.column is not None]
+    header = ["SAE", *(column.label for _, column in shown), *concept_names]
     rows = []
     for name, result in results.items():
         scalars = {key: float(value) for key, value in result.scalars([]).items()}
-        mono, rank = scalars.get("monosemanticity"), scalars.get("stable_rank_codes")
-        row = [name or title, f"{scalars['l0']:.2f}", f"{scalars['nmse']:.2e}", f"{scalars['dead_latents']:.1%}"]
-        row += ["-" if mono is None else f"{mono:.3f}", "-" if rank is None else f"{rank:.2f}"]
+        row = [name or title, *(column.text(scalars.get(key)) for key, column in shown)]
         if result.f1 is not None:
             best = result.f1.best.tolist()
             row += [f"{value:.3f}" if value >= found_above else f"({value:.3f})" for value in best]
@@ -42,7 +43,7 @@ def recovery_table(results: dict[str, Recovery], concept_names: list[str], found
     return lines
 
 
-class RecoveryTable(pl.Callback):
+class RecoveryTable(RunCallback):
     """Writes which concepts each SAE finds and hides, after each validation and test, and prints it at the end.
 
     The table goes to `results.md` in the run's folder; a concept counts as found where the best latent's F1 reaches
@@ -54,6 +55,10 @@ class RecoveryTable(pl.Callback):
     Raises:
         ValueError: If `found_above` lies outside 0 and 1.
     """
+
+    key = "table"
+    serves = SAEModule
+    needs = (ConceptRecovery,)
 
     def __init__(self, found_above: float = FOUND_ABOVE) -> None:
         if not 0 <= found_above <= 1:
@@ -81,8 +86,8 @@ class RecoveryTable(pl.Callback):
 
     def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule, heading: str) -> list[str]:
         """Write `results.md` on rank zero, and return its lines; none where nothing was measured."""
-        recovery = find_recovery(trainer)
-        if recovery is None or not recovery.results or not trainer.is_global_zero:
+        recovery = found(trainer, ConceptRecovery)
+        if not recovery.results or not trainer.is_global_zero:
             return []
         assert isinstance(pl_module, SAEModule)
         names = recovery.concept_names
@@ -111,5 +116,5 @@ class RecoveryTable(pl.Callback):
 
 def found_above(trainer: pl.Trainer) -> float:
     """The best F1 from which a concept counts as found, as the trainer's table says."""
-    tables = (c for c in trainer.callbacks if isinstance(c, RecoveryTable))  # type: ignore[attr-defined]
-    return next((table.found_above for table in tables), FOUND_ABOVE)
+    table = find(trainer, RecoveryTable)
+    return FOUND_ABOVE if table is None else table.found_above

@@ -6,10 +6,11 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from sae_lightning.callbacks.base import RunCallback
 from sae_lightning.modules.run import RunModule
 
 
-class Throughput(pl.Callback):
+class Throughput(RunCallback):
     """Logs `train/samples_per_second` and, on GPUs, `train/memory_gb` whenever the trainer logs.
 
     The rate counts the samples of all processes since the last such step, and the time of everything that happened
@@ -22,9 +23,11 @@ class Throughput(pl.Callback):
     def __init__(self) -> None:
         self._since = (0.0, 0)  # time and samples at the last logged step
         self._paused = 0.0
+        self._step = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start counting."""
+        self._step = trainer.global_step
         self._mark(pl_module)
         device = pl_module.device
         if device.type == "cuda":
@@ -39,9 +42,11 @@ class Throughput(pl.Callback):
     ) -> None:
         """Log at the steps at which the trainer writes what is logged."""
         assert isinstance(pl_module, RunModule)
-        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        accumulating = trainer.fit_loop._should_accumulate()
-        if not every or accumulating or trainer.global_step % every:
+        step, every = trainer.global_step, trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if step == self._step:  # gradients are accumulated
+            return
+        self._step = step
+        if not every or step % every:
             return
         device = pl_module.device
         if device.type == "cuda":
@@ -57,6 +62,6 @@ class Throughput(pl.Callback):
         self._paused = time.perf_counter()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Let the clock go on."""
+        """Start the clock again."""
         since, seen = self._since
         self._since = since + time.perf_counter() - self._paused, seen

@@ -1,4 +1,4 @@
-"""What each SAE of a Comparison exposes and what it hides, beside what it could expose."""
+"""What each SAE of a Comparison exposes and hides, compared with what it could expose."""
 
 import json
 import math
@@ -10,10 +10,13 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from sae_lightning.callbacks.figures import publish
-from sae_lightning.callbacks.meaning import Meaning, find_meaning
-from sae_lightning.callbacks.recovery import ConceptRecovery, Recovery, find_recovery
-from sae_lightning.callbacks.table import found_above
+from sae_lightning.callbacks.base import RunCallback, find
+from sae_lightning.callbacks.data import data_of
+from sae_lightning.callbacks.meaning import LatentMeaning, Meaning
+from sae_lightning.callbacks.publish import publish
+from sae_lightning.callbacks.recovery import ConceptRecovery
+from sae_lightning.callbacks.recovery_metrics import Recovery
+from sae_lightning.callbacks.table import RecoveryTable, found_above
 from sae_lightning.data.batch import ActivationBatch
 from sae_lightning.data.collecting import first_samples, random_samples
 from sae_lightning.geometry import Bound, Sight, bounds, sights
@@ -33,15 +36,15 @@ class Visibility(NamedTuple):
     fields: dict[str, ReceptiveField | None]
     """The family of each SAE's receptive fields; None where it is not known."""
     sights: dict[str, list[Sight]]
-    """How each SAE sees each concept; empty for unlabelled data."""
+    """How each SAE sees each concept; empty for unlabeled data."""
     overlaps: dict[tuple[str, str], LatentOverlapResult]
     """For pairs of SAEs, which latents of the first have a counterpart in the second; on the CPU."""
 
 
-class VisibilityReport(pl.Callback):
+class VisibilityReport(RunCallback):
     """Says after the test of a Comparison which SAE sees which concept, and which latents one of them alone has.
 
-    * **Concepts and SAEs**: the best latent's F1 beside its bound, the best F1 that any latent of the architecture
+    * **Concepts and SAEs**: the best latent's F1 next to its bound, the best F1 that any latent of the architecture
       could reach. Bounds are fitted to training samples and reported on test samples.
     * **Pairs of SAEs**: the share of the first's live latents that have no counterpart in the second, none whose firing
       has a Jaccard index of at least `min_jaccard` with theirs; and the same for samples in random order.
@@ -61,6 +64,10 @@ class VisibilityReport(pl.Callback):
     Raises:
         ValueError: If an argument is out of range.
     """
+
+    key = "visibility"
+    serves = SAEModule
+    uses = (ConceptRecovery, RecoveryTable, LatentMeaning)
 
     def __init__(
         self,
@@ -88,7 +95,8 @@ class VisibilityReport(pl.Callback):
         self._on = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Hang the metrics into the module, before it moves to its device."""
+        """Register the metrics as submodules, before the module moves to its device."""
+        super().setup(trainer, pl_module, stage)
         self.results = None
         self._on = self.enabled and stage == "test" and isinstance(pl_module, Comparison)
         if not self._on:
@@ -110,7 +118,7 @@ class VisibilityReport(pl.Callback):
         return dict(zip(self._pairs, pl_module.overlap_metrics, strict=True))  # type: ignore[arg-type]
 
     def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start anew."""
+        """Reset the metrics."""
         if self._on:
             for metric in self._metrics(pl_module).values():
                 metric.reset()
@@ -140,7 +148,7 @@ class VisibilityReport(pl.Callback):
             for pair, metric in self._metrics(pl_module).items()
         }
         fields = {name: sae.sae.receptive_field() for name, sae in pl_module.saes().items()}
-        recovery, seen = find_recovery(trainer), {}
+        recovery, seen = find(trainer, ConceptRecovery), {}
         if recovery is not None and recovery.concept_names:
             limits = self._bounds(trainer, list(dict.fromkeys(f for f in fields.values() if f is not None)))
             for name, measured in recovery.results.items():
@@ -164,14 +172,14 @@ class VisibilityReport(pl.Callback):
         with torch.inference_mode(False), torch.enable_grad():  # the search is by gradients
             train, test = self._samples(trainer)
             if trainer.is_global_zero:
-                recovery = find_recovery(trainer)
+                recovery = find(trainer, ConceptRecovery)
                 assert recovery is not None
                 found = bounds(
-                    train[0],
-                    train[1],
+                    train.activations,
+                    train.concepts,
                     len(recovery.concept_names),
                     families,
-                    (test[0], test[1]),
+                    (test.activations, test.concepts),
                     self.seed,
                     self.n_resamples,
                 )
@@ -180,7 +188,8 @@ class VisibilityReport(pl.Callback):
 
     def _samples(self, trainer: pl.Trainer) -> tuple[ActivationBatch, ActivationBatch]:
         """Training and test samples of this process."""
-        data = trainer.datamodule  # type: ignore[attr-defined]
+        data = data_of(trainer)
+        assert isinstance(data, pl.LightningDataModule)  # concepts have names, so there is one
         data.setup("fit")
         train = first_samples(data.train_dataloader(), self.max_samples)
         n_batches = trainer.num_test_batches[0]
@@ -203,7 +212,7 @@ class VisibilityReport(pl.Callback):
         folder = run_folder(trainer)
         if self.results is None or folder is None or not trainer.is_global_zero:
             return
-        recovery, meaning = find_recovery(trainer), find_meaning(trainer)
+        recovery, meaning = find(trainer, ConceptRecovery), find(trainer, LatentMeaning)
         meanings = meaning.results if meaning is not None else {}
         plain = as_plain(self.results, self.min_jaccard, recovery, meanings)
         plain = {"min_jaccard": self.min_jaccard, "found_above": found_above(trainer), **plain}
@@ -288,8 +297,3 @@ def _latents(
 def _number(value: float | Tensor) -> float | None:
     number = float(value)
     return float(f"{number:.6g}") if math.isfinite(number) else None
-
-
-def find_visibility(trainer: pl.Trainer) -> VisibilityReport | None:
-    """The trainer's VisibilityReport, from which the page is made."""
-    return next((c for c in trainer.callbacks if isinstance(c, VisibilityReport)), None)  # type: ignore[attr-defined]

@@ -4,7 +4,7 @@ import os
 import sys
 from difflib import get_close_matches
 
-import sae_lightning
+from sae_lightning.version import __version__
 
 COMMANDS = {
     "fit": "train SAEs (or a model to be explained)",
@@ -31,7 +31,7 @@ def main(args: list[str] | None = None) -> None:
         print(overview())
         return
     if given[0] == "--version":
-        print(f"sae-lightning {sae_lightning.__version__}")
+        print(f"sae-lightning {__version__}")
         return
     command = given[0]
     if command not in COMMANDS:
@@ -43,7 +43,7 @@ def main(args: list[str] | None = None) -> None:
         sys.path.append(os.getcwd())
     try:
         if command in _TRAIN:
-            from sae_lightning.cli.lightning_cli import run
+            from sae_lightning.cli.training import run
 
             run(given)
         else:

@@ -4,13 +4,12 @@ import inspect
 import os
 import sys
 from argparse import HelpFormatter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, NoReturn
 
 import docstring_parser
-import jsonargparse
 import lightning.pytorch as pl
 from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningArgumentParser
@@ -24,6 +23,7 @@ from sae_lightning.data.sources import UnreadableError
 from sae_lightning.modules.run import RunModule
 from sae_lightning.moved import current_text
 from sae_lightning.run.files import EncodingError, WriteError, read_text
+from sae_lightning.run.lightning_internals import configs_read_by, has_argument, options_of
 
 
 def _public(package: ModuleType, base: type) -> list[type]:
@@ -65,9 +65,7 @@ class OneLineErrors:
         assert isinstance(self, ArgumentParser)
         if "_ARGCOMPLETE" in os.environ or not self.exit_on_error:
             super().error(message, ex)  # type: ignore[misc]
-        parsers = [self, *(self._subcommands_action.choices.values() if self._subcommands_action else ())]
-        arguments = [option for parser in parsers for action in parser._actions for option in action.option_strings]
-        told = one_line(message, CLASSES, arguments)
+        told = one_line(message, CLASSES, options_of(self))
         fail(f"{told} (`sae-lightning {self.command} --help` names every argument)")
 
 
@@ -93,10 +91,17 @@ class SAEParser(OneLineErrors, LightningArgumentParser):  # type: ignore[misc]
             kwargs["required"] = False
         return super().add_lightning_class_args(lightning_class, nested_key, *args, **kwargs)
 
+    def add_method_arguments(self, *args: Any, **kwargs: Any) -> list[str]:
+        """Let `validate` and `test` leave the printing of results to our own table."""
+        added: list[str] = super().add_method_arguments(*args, **kwargs)
+        if "verbose" in added:
+            self.set_defaults({"verbose": False})
+        return added
+
     def format_help(self, formatter: HelpFormatter | None = None) -> str:
         """Add the arguments of every model and data module."""
         text: str = super().format_help(formatter)
-        if not any(action.dest == "model" for action in self._actions):
+        if not has_argument(self, "model"):
             return text
         sections = [_class_help(f"--model {cls.__name__}", "--model", cls) for cls in MODELS]
         sections += [_class_help(f"--data {cls.__name__}", "--data", cls) for cls in DATA]
@@ -119,20 +124,16 @@ def configs_in_utf8() -> Iterator[None]:
 
     Classes that an earlier version had elsewhere are named as they are now.
     """
-    config_path: Any = jsonargparse.Path  # type: ignore[attr-defined]
-    read = config_path.read_text
 
-    def read_file(path: Any) -> Any:
+    def read_file(path: Any, read: Callable[[Any], str]) -> str:
         local = os.path.isfile(path.absolute)  # or standard input, or a URL
         return current_text(read_text(path.absolute) if local else read(path))
 
-    config_path.read_text = read_file
-    try:
-        yield
-    except EncodingError as error:
-        fail(str(error))
-    finally:
-        config_path.read_text = read
+    with configs_read_by(read_file):
+        try:
+            yield
+        except EncodingError as error:
+            fail(str(error))
 
 
 def innermost(error: BaseException) -> str:

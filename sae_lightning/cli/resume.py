@@ -32,7 +32,7 @@ class DataRecord(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Store beside the weights; plain values load with `weights_only=True`."""
+        """Store it with the weights; plain values load with `weights_only=True`."""
         checkpoint[DATA_KEY] = self.data
 
 
@@ -78,7 +78,7 @@ def data_changes(saved: Any, given: Any, name: str = "data") -> Iterator[str]:
 
 
 def model_changes(given: Any, saved: Any, name: str = "model") -> Iterator[str]:
-    """Yield a sentence for each plain value that the user gave and the checkpoint has otherwise.
+    """Yield a sentence for each plain value that differs between what the user gave and the checkpoint.
 
     Args:
         given: The model of the user's configuration, in plain values.

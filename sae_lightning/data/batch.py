@@ -14,12 +14,14 @@ class ActivationBatch(NamedTuple):
     """Raw activations, `(batch, d_in)`, or `(batch, n_layers, d_in)` for SAEs of several layers."""
     concepts: Tensor
     """Concept of each sample, int64 `(batch,)` with -1 for unlabeled, or bool `(batch, n_concepts)`."""
+    positions: Tensor | None = None
+    """Position of each sample in the stored order of its split, int64 `(batch,)`; None where it has none."""
     target: Tensor | None = None
     """What is to be reconstructed instead of the activations, `(batch, d_out)`; SAEs of inputs ignore it."""
 
 
 def joined(batches: Sequence[ActivationBatch]) -> ActivationBatch:
-    """Concatenate batches; all or none of them must have targets."""
+    """Concatenate batches; all or none of them must have positions, and targets."""
     fields = zip(*batches, strict=True)
     return ActivationBatch._make(None if values[0] is None else torch.cat(values) for values in fields)
 
@@ -34,6 +36,8 @@ def as_batch(batch: object) -> ActivationBatch:
 
     Args:
         batch: An ActivationBatch, a tensor `x`, `(x,)` or `(x, concepts)`. Samples without concepts are unlabeled (-1).
+
+    Only an ActivationBatch may hold more, such as the positions of its samples.
 
     Raises:
         TypeError: If `batch` is none of these.

@@ -1,11 +1,9 @@
 """The text or image that an activation was computed from, for display."""
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-    from sae_lightning.data.datamodule import Split
 
 
 class TextContext(NamedTuple):
@@ -29,11 +27,3 @@ class ImageContext(NamedTuple):
 
 
 Context = TextContext | ImageContext
-
-
-@runtime_checkable
-class HasContexts(Protocol):
-    """A data module that can show the text or image of its activations."""
-
-    def contexts(self, split: "Split", positions: list[int]) -> list[Context]:
-        """Return the contexts of the activations at these positions (in stored order) of a held-out split."""

@@ -7,7 +7,7 @@ from typing import Literal
 import lightning.pytorch as pl
 import torch
 
-from sae_lightning.data.loading import ActivationDataset, ActivationLoader, BatchIndices
+from sae_lightning.data.loading import ActivationDataset, ActivationLoader, BatchIndices, PositionedDataset
 from sae_lightning.data.ranks import data_ranks
 
 Split = Literal["train", "val", "test"]
@@ -73,6 +73,7 @@ class ActivationDataModule(SeededDataModule, ABC):
 
     Subclasses pass `d_in` and `concept_names` to this constructor, so that the command line can link `d_in` to the
     model before any data is read, and create the splits in `make_split`. Prediction reads the test split.
+    Batches of validation, test and prediction hold the positions of their samples.
 
     Args:
         d_in: Number of features of an activation.
@@ -134,4 +135,5 @@ class ActivationDataModule(SeededDataModule, ABC):
         training = split == "train"
         seed = self.seed if training else None
         indices = BatchIndices(len(dataset), batch_size, *self._processes(), seed, drop_last=training)
-        return ActivationLoader.of(dataset, indices, pin_memory=torch.cuda.is_available())
+        read = dataset if training else PositionedDataset(dataset)
+        return ActivationLoader.of(read, indices, pin_memory=torch.cuda.is_available())

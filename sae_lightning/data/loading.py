@@ -43,7 +43,24 @@ class ActivationDataset(Dataset[ActivationBatch]):
 
     def __getitem__(self, index: Tensor) -> ActivationBatch:
         target = None if self.target is None else self.target[index]
-        return ActivationBatch(self.activations[index], self.concepts[index], target)
+        return ActivationBatch(self.activations[index], self.concepts[index], target=target)
+
+
+class PositionedDataset(Dataset[ActivationBatch]):
+    """A dataset whose batches say which of its samples they hold.
+
+    Args:
+        samples: An index is a tensor of positions, an item is a batch.
+    """
+
+    def __init__(self, samples: ActivationDataset) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: Tensor) -> ActivationBatch:
+        return self.samples[index]._replace(positions=index)
 
 
 class BatchSequence(DistributedSampler[Any], ABC):

@@ -166,7 +166,8 @@ class TensorDataModule(ActivationDataModule):
         """Select the samples of one split."""
         start, end = self._bounds[split]
         chosen = torch.randperm(len(self._data), generator=seeded_generator(self.seed))[start:end]
-        return ActivationDataset(*self._data[chosen])
+        samples = self._data[chosen]
+        return ActivationDataset(samples.activations, samples.concepts)
 
 
 def _checked_activations(x: Tensor, path: str, name: str) -> Tensor:

@@ -1,6 +1,17 @@
 """Results of a run as a self-contained HTML page, rendered from plain data."""
 
-from sae_lightning.report.content import Concept, Detector, Example, Figure, Latent, Overlap, Report, SAEReport, Sample
+from sae_lightning.report.content import (
+    Concept,
+    Detector,
+    Example,
+    Figure,
+    Latent,
+    Measure,
+    Overlap,
+    Report,
+    SAEReport,
+    Sample,
+)
 from sae_lightning.report.diagnosis import render_diagnosis
 from sae_lightning.report.diagnosis_text import diagnosis_text
 from sae_lightning.report.excerpts import Excerpt, Picture, Text, make_excerpt, read_excerpts
@@ -14,6 +25,7 @@ __all__ = [
     "Excerpt",
     "Figure",
     "Latent",
+    "Measure",
     "Overlap",
     "Picture",
     "Report",

@@ -49,6 +49,17 @@ class Latent(NamedTuple):
     monosemanticity: float | None
 
 
+class Measure(NamedTuple):
+    """A number of one SAE in the table."""
+
+    label: str
+    """Head of its column, such as "NMSE"."""
+    meaning: str
+    """What the head stands for."""
+    text: str
+    """The number as it is shown; "-" where it is not known."""
+
+
 class SAEReport(NamedTuple):
     """Measurements of one SAE."""
 
@@ -57,13 +68,8 @@ class SAEReport(NamedTuple):
     """Class name."""
     color: str
     n_latents: int
-    l0: float
-    nmse: float
-    dead: float
-    """Share of latents that never fire."""
-    monosemanticity: float | None
-    stable_rank: float | None
-    """Stable rank of the codes."""
+    measures: list[Measure]
+    """What was measured of it, with the same columns for all SAEs."""
     best_f1: list[float]
     """F1 of the best latent for each concept, NaN for a concept without samples; empty for unlabeled data."""
     detectors: list[list[Detector]]

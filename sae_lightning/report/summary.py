@@ -47,16 +47,12 @@ def _verdict(sae: SAEReport, report: Report) -> str:
 
 
 def overview(report: Report) -> str:
-    """Render the table with a row per SAE: its metrics, and the F1 of its best latent for each concept."""
+    """Render the table with a row per SAE, its metrics, and the F1 of its best latent for each concept."""
     labeled = bool(report.concepts)
-    heads = [("L0", "Mean number of latents that fire per sample")]
-    heads += [("NMSE", "Normalized mean squared error"), ("dead", "Share of latents that never fire")]
-    if labeled:
-        heads.append(("monosem.", "Mean monosemanticity, 1 if each latent fires in one concept only"))
-    heads.append(("rank", "Stable rank of the codes"))
+    heads = [(measure.label, measure.meaning) for measure in (report.saes[0].measures if report.saes else ())]
     if labeled:
         heads.append(("mean F1", "Mean over concepts of the best latent's F1"))
-    cells = "".join(f'<th scope="col" title="{escape(title)}">{name}</th>' for name, title in heads)
+    cells = "".join(f'<th scope="col" title="{escape(title)}">{escape(name)}</th>' for name, title in heads)
     cells += "".join(
         f'<th scope="col" class="concept">{escape(c.name)}<span style="--c:{escape(c.color)}"></span></th>'
         for c in report.concepts
@@ -66,10 +62,7 @@ def overview(report: Report) -> str:
 
 
 def _row(sae: SAEReport, report: Report) -> str:
-    values = [f"{sae.l0:.2f}", f"{sae.nmse:.2e}", f"{sae.dead:.1%}"]
-    if report.concepts:
-        values.append(_number(sae.monosemanticity))
-    values.append(_number(sae.stable_rank, 2))
+    values = [escape(measure.text) for measure in sae.measures]
     if report.concepts:
         known = [f1 for f1 in sae.best_f1 if not math.isnan(f1)]
         values.append(_number(sum(known) / len(known) if known else None))

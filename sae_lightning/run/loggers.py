@@ -8,11 +8,11 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 
 from sae_lightning.run.files import replacing, temporary_of
 from sae_lightning.run.folder import RunFolder
+from sae_lightning.run.lightning_internals import OpenedCSVWriter
 
 MEMBERS = "members"
 """Subfolder of a run's folder with one folder for each SAE of a comparison."""
@@ -135,7 +135,7 @@ class RunTensorBoardLogger(TensorBoardLogger):
         self._first_step = None  # later writers must not purge the values of this process
 
 
-class _AppendingWriter(ExperimentWriter):
+class _AppendingWriter(OpenedCSVWriter):
     """Writer that appends to an existing file instead of deleting it.
 
     Args:
@@ -147,7 +147,8 @@ class _AppendingWriter(ExperimentWriter):
         self._first_step = first_step
         super().__init__(log_dir)
 
-    def _check_log_dir_exists(self) -> None:
+    def open_file(self) -> None:
+        """Take over the rows of an existing file."""
         path = Path(self.metrics_file_path)
         temporary_of(path).unlink(missing_ok=True)
         if not path.is_file():
@@ -168,7 +169,8 @@ class _AppendingWriter(ExperimentWriter):
         # test results are not part of the training curve, so they are kept
         return any(value and split_member(key)[1].startswith("test/") for key, value in row.items())
 
-    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+    def rewrite_file(self) -> None:
+        """Write all rows again, under the present keys."""
         with Path(self.metrics_file_path).open(newline="") as file:
             self._rewrite(list(csv.DictReader(file)))
 

@@ -59,7 +59,7 @@ def test_training_goes_on_from_the_checkpoint_before_a_damaged_one(kind, name, c
     assert outcome.code == 0, outcome.err[-2000:]
     (warning,) = [text for text in outcome.warnings if "is damaged" in text]
     assert f"{str(folder / name)!r} (step 20) is damaged" in warning
-    assert f"training goes on from {str(folder / 'step=14.ckpt')!r} (step 14)" in warning
+    assert f"training resumes from {str(folder / 'step=14.ckpt')!r} (step 14)" in warning
     assert read_checkpoint(folder / "last.ckpt")["global_step"] == 24
     steps = [int(line.split(",")[1]) for line in (copied / "metrics.csv").read_text().splitlines()[1:]]
     assert steps == sorted(steps)
@@ -108,7 +108,7 @@ def test_other_weights_are_never_tested_silently(command, copied):
     outcome = run_cli(command, *args)
     assert outcome.code == 2
     assert "cannot be read" in outcome.err
-    assert f"an older one of this run is whole: {str(folder / 'step=14.ckpt')!r}" in outcome.err
+    assert f"an older checkpoint of this run is intact: {str(folder / 'step=14.ckpt')!r}" in outcome.err
     assert not (copied / "other").exists()
 
 
@@ -121,7 +121,7 @@ def test_a_trainer_in_python_refuses_a_damaged_checkpoint(tmp_path):
 
     trainer(4).fit(SpaDE(2, 8, n_init_samples=64), data)
     damage(tmp_path / "step=4.ckpt", FLIPPED)
-    with pytest.raises(ValueError, match=r"another checksum.*an older one of this run is whole: .*step=2\.ckpt"):
+    with pytest.raises(ValueError, match=r"another checksum.*an older checkpoint of this run is intact: .*=2\.ckpt"):
         trainer(6).fit(SpaDE(2, 8, n_init_samples=64), data, ckpt_path=str(tmp_path / "last.ckpt"))
     last = trainer(6)
     last.fit(SpaDE(2, 8, n_init_samples=64), data, ckpt_path=str(tmp_path / "step=2.ckpt"))

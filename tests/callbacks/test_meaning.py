@@ -6,12 +6,14 @@ from functools import partial
 import lightning.pytorch as pl
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from sae_lightning import Comparison, SpaDE, TensorDataModule, TopKSAE
-from sae_lightning.callbacks import ConceptRecovery, ReportPage, TopActivations
+from sae_lightning.callbacks import CodesWriter, ConceptRecovery, LatentMeaning, ReportPage, load_codes
 from sae_lightning.callbacks.meaning import as_markdown, latents_to_show
 from sae_lightning.data.contexts import TextContext
 from sae_lightning.metrics.functional import top_examples
+from sae_lightning.nn import fires
 from tests.helpers.contexts import ImageData, TextData, make_data, make_sae, run
 from tests.helpers.pages import Page
 from tests.helpers.runs import events, run_cli
@@ -25,7 +27,7 @@ def expected(module, data, n=8):
 
 
 def test_examples_are_those_of_the_whole_split(files, tmp_path):
-    module, data, meaning = make_sae(), make_data(files), TopActivations(n_examples=3)
+    module, data, meaning = make_sae(), make_data(files), LatentMeaning(n_examples=3)
     run(module, data, tmp_path, ConceptRecovery(), meaning)
     top, shown = meaning.results[""]
     reference = expected(module, data, 3)
@@ -37,21 +39,58 @@ def test_examples_are_those_of_the_whole_split(files, tmp_path):
     assert sorted(shown) == top.fired.nonzero().flatten().tolist()
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_positions_of_two_processes_interleave(files, monkeypatch, rank):
-    """What each of two ranks takes in is what BatchIndices deals to it."""
-    data, module, meaning, seen = make_data(files), make_sae(), TopActivations(), []
-    trainer = pl.Trainer(accelerator="cpu", logger=False, barebones=True)
-    trainer.datamodule = data
-    meaning.setup(trainer, module, "test")
-    monkeypatch.setattr(pl.Trainer, "global_rank", rank)
-    monkeypatch.setattr(pl.Trainer, "world_size", 2)
-    monkeypatch.setattr(data, "_processes", lambda: (rank, 2))
-    monkeypatch.setattr(module.meaning_metrics[0], "update", lambda codes, positions: seen.append(positions))
-    for i, batch in enumerate(data.test_dataloader()):
-        meaning.on_test_batch_end(trainer, module, {"": module.evaluate(batch.activations)}, batch, i)
-        assert torch.equal(data.split("test").activations[seen[-1]], batch.activations)
-    assert len(torch.cat(seen)) == 25
+class Backwards(TextData):
+    """Deals the test batches in the opposite order, each with the positions of its samples or without."""
+
+    known = True
+
+    def test_dataloader(self):
+        batches = list(super().test_dataloader())[::-1]
+        if not self.known:
+            batches = [batch._replace(positions=None) for batch in batches]
+        return DataLoader(batches, batch_size=None)
+
+    def predict_dataloader(self):
+        return self.test_dataloader()
+
+
+class Unknown(Backwards):
+    known = False
+
+
+def test_samples_are_known_by_their_positions(files, tmp_path):
+    """The order of the batches does not matter."""
+    module, data, meaning = make_sae(), make_data(files, Backwards), LatentMeaning(n_examples=3)
+    run(module, data, tmp_path, ConceptRecovery(), meaning, ReportPage())
+    top, reference = meaning.results[""].top, expected(module, data, 3)
+    torch.testing.assert_close(top.values, reference.values)
+    assert torch.equal(top.indices, reference.indices)
+
+
+def test_batches_without_positions_are_told(files, tmp_path, caplog):
+    meaning = LatentMeaning()
+    with caplog.at_level("INFO", logger="lightning.pytorch.utilities.rank_zero"):
+        run(make_sae(), make_data(files, Unknown), tmp_path, ConceptRecovery(), meaning, ReportPage())
+    assert caplog.text.count("No examples of latents are collected: the batches of the test do not say which") == 1
+    assert meaning.results == {}
+    (sae,) = Page((tmp_path / "report.html").read_text()).data["saes"]
+    assert sae["latents"] == []
+
+
+@pytest.mark.parametrize("kind", [Backwards, Unknown])
+def test_codes_are_written_in_stored_order_where_it_is_known(files, tmp_path, kind):
+    module, data = make_sae(), make_data(files, kind)
+    trainer = pl.Trainer(accelerator="cpu", logger=False, callbacks=[CodesWriter(str(tmp_path))], barebones=True)
+    trainer.predict(module.eval(), datamodule=data, return_predictions=False)
+    codes, concepts = load_codes(tmp_path / "codes.safetensors")
+    split = data.split("test")
+    order = torch.arange(50)
+    if kind is Unknown:
+        order = torch.cat(order.split(16)[::-1])
+    with torch.no_grad():
+        reference = module.encode(split.activations[order])
+    torch.testing.assert_close(codes.to_dense(), reference.where(fires(reference), 0.0))
+    assert torch.equal(concepts, split.concepts[order])
 
 
 def test_which_latents_are_shown():
@@ -64,14 +103,14 @@ def test_which_latents_are_shown():
 
 
 def test_no_more_latents_than_asked_for(files, tmp_path):
-    meaning = TopActivations(max_latents=3)
+    meaning = LatentMeaning(max_latents=3)
     run(make_sae(), make_data(files), tmp_path, ConceptRecovery(), meaning, ReportPage(max_latents=2))
     assert len(meaning.results[""].shown) == 3
     assert len(Page((tmp_path / "report.html").read_text()).data["saes"][0]["latents"]) == 2
 
 
 def test_texts_go_to_tensorboard(files, tmp_path):
-    meaning = TopActivations(tensorboard_latents=2)
+    meaning = LatentMeaning(tensorboard_latents=2)
     run(make_sae(), make_data(files), tmp_path, ConceptRecovery(), meaning)
     read = events(tmp_path)
     shown = meaning.results[""].shown[:2]
@@ -83,7 +122,7 @@ def test_texts_go_to_tensorboard(files, tmp_path):
 
 
 def test_images_go_to_tensorboard(files, tmp_path):
-    meaning = TopActivations(tensorboard_latents=2)
+    meaning = LatentMeaning(tensorboard_latents=2)
     run(make_sae(), make_data(files, ImageData), tmp_path, ConceptRecovery(), meaning)
     assert sorted(events(tmp_path).Tags()["images"]) == sorted(f"latents/{i}" for i in meaning.results[""].shown[:2])
 
@@ -99,7 +138,7 @@ def test_markdown_has_no_other_mark_than_the_token():
 @pytest.mark.parametrize("kind", [TextData, ImageData])
 def test_page_shows_examples_with_their_contexts(files, tmp_path, kind):
     module = Comparison(4, {"spade": partial(SpaDE, d_sae=12), "topk": partial(TopKSAE, d_sae=12, k=4)})
-    data, meaning = make_data(files, kind), TopActivations()
+    data, meaning = make_data(files, kind), LatentMeaning()
     run(module, data, tmp_path, ConceptRecovery(), meaning, ReportPage())
     shown = Page((tmp_path / "report.html").read_text()).data
     assert [sae["name"] for sae in shown["saes"]] == ["spade", "topk"]
@@ -122,7 +161,7 @@ def test_page_shows_examples_with_their_contexts(files, tmp_path, kind):
 
 def test_examples_make_room(files, tmp_path):
     """Where there is room for a few texts only, they are the largest code of each latent."""
-    run(make_sae(), make_data(files), tmp_path, ConceptRecovery(), TopActivations(), ReportPage(max_megabytes=0.0005))
+    run(make_sae(), make_data(files), tmp_path, ConceptRecovery(), LatentMeaning(), ReportPage(max_megabytes=0.0005))
     page = Page((tmp_path / "report.html").read_text())
     assert 0 < len(page.data["samples"]) < 30
     assert "samples are left out, to keep the page below 0.0005 MB" in page.text
@@ -131,7 +170,7 @@ def test_examples_make_room(files, tmp_path):
 
 def test_page_without_labels_or_contexts(files, tmp_path):
     data = make_data(files, TensorDataModule, labels=False)
-    run(make_sae(), data, tmp_path, ConceptRecovery(), TopActivations(), ReportPage())
+    run(make_sae(), data, tmp_path, ConceptRecovery(), LatentMeaning(), ReportPage())
     shown = Page((tmp_path / "report.html").read_text()).data
     assert shown["concepts"] == []
     assert all(sample[1:] == [[]] for sample in shown["samples"])
@@ -140,7 +179,7 @@ def test_page_without_labels_or_contexts(files, tmp_path):
 
 
 def test_switched_off(files, tmp_path):
-    module, meaning = make_sae(), TopActivations(enabled=False)
+    module, meaning = make_sae(), LatentMeaning(enabled=False)
     run(module, make_data(files), tmp_path, ConceptRecovery(), meaning, ReportPage(enabled=False))
     assert meaning.results == {}
     assert not hasattr(module, "meaning_metrics")
@@ -148,7 +187,7 @@ def test_switched_off(files, tmp_path):
 
 
 def test_page_without_examples(files, tmp_path):
-    run(make_sae(), make_data(files), tmp_path, ConceptRecovery(), TopActivations(enabled=False), ReportPage())
+    run(make_sae(), make_data(files), tmp_path, ConceptRecovery(), LatentMeaning(enabled=False), ReportPage())
     (sae,) = Page((tmp_path / "report.html").read_text()).data["saes"]
     assert sae["latents"] == []
     assert len(sae["detectors"]) == 3
@@ -156,9 +195,9 @@ def test_page_without_examples(files, tmp_path):
 
 @pytest.mark.parametrize(("argument", "least"), [("n_examples", 1), ("max_latents", 1), ("tensorboard_latents", 0)])
 def test_arguments_are_checked(argument, least):
-    TopActivations(**{argument: least})
+    LatentMeaning(**{argument: least})
     with pytest.raises(ValueError, match=f"{argument} must be at least {least}, but is {least - 1}"):
-        TopActivations(**{argument: least - 1})
+        LatentMeaning(**{argument: least - 1})
 
 
 @pytest.mark.parametrize("argument", ["max_latents", "max_megabytes"])

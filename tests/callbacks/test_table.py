@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from sae_lightning.callbacks import RecoveryTable
-from sae_lightning.callbacks.recovery import RecoveryMetrics
+from sae_lightning.callbacks.recovery_metrics import Problem, RecoveryMetrics
 from sae_lightning.callbacks.table import recovery_table
 from sae_lightning.data import ActivationBatch
 from sae_lightning.modules import Evaluation
@@ -14,8 +14,8 @@ def measured(n_concepts: int):
     x = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0], [0.0, 2.0]])
     codes = torch.tensor([[1.0, 1.0], [1.0, 1.0], [0.0, 1.0], [0.0, 1.0]])
     concepts = torch.tensor([0, 0, 1, 1]) if n_concepts else torch.full((4,), -1)
-    metrics = RecoveryMetrics(2, 2, n_concepts, top_n=1, with_similarity=True, discovery_samples=4)
-    metrics.update(ActivationBatch(x, concepts), Evaluation(x, SAEOutput(x, codes, codes), {}, x), discover=False)
+    metrics = RecoveryMetrics(Problem(2, 2, n_concepts, top_n=1, with_similarity=True, discovery_samples=4))
+    metrics.update(ActivationBatch(x, concepts), Evaluation(x, SAEOutput(x, codes, codes), {}, x), "val")
     return metrics.compute()
 
 

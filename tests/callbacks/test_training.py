@@ -192,11 +192,10 @@ def test_callbacks_work_without_a_logger(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_figures_need_a_measurement(tmp_path):
-    module = sae()
-    run = trainer(tmp_path, RecoveryFigures(), ReceptiveFields(), RecoveryTable())
-    run.test(module, data(), verbose=False)
-    assert not (tmp_path / "figures").exists()
+@pytest.mark.parametrize("callback", [RecoveryFigures, ReceptiveFields, RecoveryTable])
+def test_figures_and_tables_need_a_measurement(callback, tmp_path):
+    with pytest.raises(ValueError, match=f"{callback.__name__} needs ConceptRecovery, which is not among the callback"):
+        trainer(tmp_path, callback()).test(sae(), data(), verbose=False)
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sae_lightning import Comparison, ReLUSAE, SpaDE, TopKSAE
-from sae_lightning.callbacks import ConceptRecovery, ReportPage, TopActivations, VisibilityReport
+from sae_lightning.callbacks import ConceptRecovery, LatentMeaning, ReportPage, VisibilityReport
 from sae_lightning.callbacks.visibility import alone
 from sae_lightning.geometry import bounds
 from sae_lightning.metrics.functional import concept_f1, latent_overlap
@@ -22,7 +22,7 @@ def tested(files, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     torch.manual_seed(0)
     module, data, report = Comparison(4, MEMBERS), make_data(files), VisibilityReport(min_jaccard=0.7)
-    trainer = run(module, data, folder, ConceptRecovery(), TopActivations(), report, ReportPage())
+    trainer = run(module, data, folder, ConceptRecovery(), LatentMeaning(), report, ReportPage())
     split = data.split("test")
     with torch.no_grad():
         codes = {name: sae.eval().encode(split.activations) for name, sae in module.saes().items()}

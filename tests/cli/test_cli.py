@@ -185,7 +185,7 @@ def test_without_a_run_dir_each_run_has_a_folder_of_its_own(tmp_path, monkeypatc
 def test_two_runs_in_one_process_do_not_share_a_default_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     times = iter(["20260101-000000", "20260101-000001"])
-    monkeypatch.setattr("sae_lightning.cli.lightning_cli.time.strftime", lambda *args: next(times))
+    monkeypatch.setattr("sae_lightning.cli.run_folder.time.strftime", lambda *args: next(times))
     for _ in range(2):
         main(["fit", *map(str, TINY)])
     assert len(list((tmp_path / "runs").iterdir())) == 2

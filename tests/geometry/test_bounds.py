@@ -25,7 +25,7 @@ def plane():
     """The separability data, and all bounds."""
     concepts, generator = SeparabilityDataModule().concepts(), torch.Generator().manual_seed(0)
     training, held_out = concepts.of_each(1500, generator), concepts.of_each(4000, generator)
-    return training, bounds(*training, 6, FAMILIES, held_out)
+    return training, bounds(training.activations, training.concepts, 6, FAMILIES, held_out[:2])
 
 
 def test_separability_is_what_exhaustive_search_says(plane):

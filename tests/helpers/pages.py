@@ -4,7 +4,7 @@ import json
 import math
 from html.parser import HTMLParser
 
-from sae_lightning.report import Concept, Detector, Example, Figure, Latent, Report, SAEReport, Sample, Text
+from sae_lightning.report import Concept, Detector, Example, Figure, Latent, Measure, Report, SAEReport, Sample, Text
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\u2028{{data}} <!--"
 
@@ -46,13 +46,20 @@ class Page(HTMLParser):
         return " ".join("".join(self.words).split())
 
 
+MEASURES = [
+    Measure("L0", "How many fire", "2.50"),
+    Measure("NMSE", "Error", "1.23e-02"),
+    Measure("monosem.", "One concept only", "0.875"),
+]
+
+
 def make_sae(name="spade", best=(0.99, 0.5), **changes):
     detectors = [[Detector(3, best[0], 1.0, best[0])], []] if best else []
     examples = [Example(7, 1.5), Example(9, 0.25)]
     latent = (
         Latent(3, 0.02, 0.8, examples, 0, detectors[0][0], 0.9) if best else Latent(3, 1.0, 0.8, [], None, None, None)
     )
-    sae = SAEReport(name, "SpaDE", "#D55E00", 16, 2.5, 0.0123, 0.25, 0.875, 3.25, list(best), detectors, [latent])
+    sae = SAEReport(name, "SpaDE", "#D55E00", 16, list(MEASURES), list(best), detectors, [latent])
     return sae._replace(**changes)
 
 

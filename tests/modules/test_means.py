@@ -12,7 +12,7 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 
-from sae_lightning.callbacks import ConceptRecovery, FeatureReport, GrammarReport, TopActivations
+from sae_lightning.callbacks import ConceptRecovery, FeaturesReport, GrammarReport, LatentMeaning
 from sae_lightning.data import ImageDataModule, SentenceDataModule
 from sae_lightning.data.loading import ActivationDataset
 from sae_lightning.modules import Comparison, ReLUSAE, SpaDE, TopKSAE
@@ -40,7 +40,7 @@ class FewClusters(Clusters):
         if split == "train":
             return whole
         mixed = torch.randperm(len(whole), generator=torch.Generator().manual_seed(1))[: self.n_held_out]
-        return ActivationDataset(*whole[mixed])
+        return ActivationDataset(*whole[mixed][:2])
 
 
 def saes(n, folder):
@@ -50,7 +50,7 @@ def saes(n, folder):
         "topk": partial(TopKSAE, d_sae=24, k=5),
         "spade": partial(SpaDE, d_sae=24),
     }
-    return Comparison(6, members), FewClusters(n, 40), [ConceptRecovery(), TopActivations()]
+    return Comparison(6, members), FewClusters(n, 40), [ConceptRecovery(), LatentMeaning()]
 
 
 def language(n, folder):
@@ -67,7 +67,7 @@ def vision(n, folder):
     data = ImageDataModule(str(folder), n_val=n, batch_size=16, eval_batch_size=40, seed=1)
     data.split("test").images = data.split("test").images[:n]
     data.split("test").concepts = data.split("test").concepts[:n]
-    return model, data, [FeatureReport(n_labelled=64, k=5)]
+    return model, data, [FeaturesReport(n_labelled=64, k=5)]
 
 
 MAKERS = {"SAEs": saes, "language": language, "vision": vision}

@@ -10,10 +10,10 @@ from sae_lightning import ComposedSAE, load_codes
 from sae_lightning.callbacks import (
     CodesWriter,
     ConceptRecovery,
+    LatentMeaning,
     RecoveryTable,
     ReportPage,
     ResultsWriter,
-    TopActivations,
     TrainingDynamics,
 )
 from sae_lightning.metrics.functional import latent_similarity, top_examples
@@ -34,7 +34,7 @@ def sae(**changes):
 
 def test_every_count_of_a_run_is_the_number_of_codes_kept(tmp_path, capsys):
     module, data = sae(), Clusters()
-    callbacks = [ConceptRecovery(), TrainingDynamics(silent_after=1), RecoveryTable(), TopActivations(), ReportPage()]
+    callbacks = [ConceptRecovery(), TrainingDynamics(silent_after=1), RecoveryTable(), LatentMeaning(), ReportPage()]
     trainer = quiet_trainer(
         [*callbacks, CodesWriter(), ResultsWriter()],
         max_steps=10,

@@ -19,7 +19,7 @@ from sae_lightning.report import (
     render,
 )
 from sae_lightning.report.page import contents, embedded
-from tests.helpers.pages import HOSTILE, Page, make_report, make_sae
+from tests.helpers.pages import HOSTILE, MEASURES, Page, make_report, make_sae
 
 
 def test_is_one_file_that_loads_nothing():
@@ -102,13 +102,13 @@ def test_hidden_concepts_are_marked_and_named():
 def test_table_holds_the_metrics():
     page = Page(render(make_report(saes=[make_sae()])))
     cells = [text.strip() for kind, text in page.cells if not kind]
-    assert cells[-7:] == ["spade", "2.50", "1.23e-02", "25.0%", "0.875", "3.25", "0.745"]
+    assert cells[-5:] == ["spade", "2.50", "1.23e-02", "0.875", "0.745"]
 
 
 def test_unlabelled_data_have_no_concepts():
-    sae = make_sae(best=(), monosemanticity=None, stable_rank=None)
+    sae = make_sae(best=(), measures=MEASURES[:2])
     page = Page(render(make_report(concepts=[], saes=[sae], figures=[], samples={})))
-    assert [t.strip() for _, t in page.cells][:5] == ["SAE", "L0", "NMSE", "dead", "rank"]
+    assert [t.strip() for _, t in page.cells][:4] == ["SAE", "L0", "NMSE", "spade"]
     assert "concepts found" not in page.text
     assert page.data["saes"][0]["latents"][0]["concept"] is None
 

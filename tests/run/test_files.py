@@ -55,7 +55,7 @@ EXCEPTIONS = {
     ("data/activations/cache.py", "os.replace"): "moves files, on the disk by now, out of the work folder",
     ("report/excerpts.py", "small.save"): "writes to memory",
     ("callbacks/nonfinite.py", "save"): "returns bytes",
-    ("callbacks/predictions.py", "save"): "returns bytes",
+    ("callbacks/codes.py", "save"): "returns bytes",
     ("modules/base.py", "save"): "returns bytes",
     ("callbacks/results.py", "path.replace"): "keeps a damaged file under another name",
     ("run/folder.py", "os.open"): "the lock, whose content is for messages only",

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from sae_lightning import load_module, load_sae
+from sae_lightning.callbacks.features import FeaturesReport, knn_accuracy, linear_accuracy
 from sae_lightning.data import ImageDataModule, read_vision_model
 from sae_lightning.data.images.views import ViewBatch
 from sae_lightning.subjects import VisionModel
 from sae_lightning.subjects.contrastive import contrastive_loss
-from sae_lightning.subjects.feature_report import FeatureReport, knn_accuracy, linear_accuracy
 from tests.helpers.images import write_mnist_like
 from tests.helpers.trainers import quiet_trainer
 
@@ -61,7 +61,7 @@ def test_a_batch_says_which_patches_are_read():
 def test_training_lowers_the_loss_and_counts_images(folder):
     torch.manual_seed(0)
     model, source = VisionModel(**TINY, keep=1.0), data(folder)
-    run = quiet_trainer(max_epochs=12, gradient_clip_val=1.0, callbacks=[FeatureReport(n_labelled=64, k=5)])
+    run = quiet_trainer(max_epochs=12, gradient_clip_val=1.0, callbacks=[FeaturesReport(n_labelled=64, k=5)])
     before = run.validate(model, source, verbose=False)[0]
     run.fit(model, source)
     after = run.validate(model, source, verbose=False)[0]
@@ -152,7 +152,7 @@ def test_as_many_neighbours_vote_as_there_are():
 @pytest.mark.parametrize("name", ["n_labelled", "k"])
 def test_the_reports_arguments_are_checked(name):
     with pytest.raises(ValueError, match=f"{name} must be at least 1, but is 0"):
-        FeatureReport(**{name: 0})
+        FeaturesReport(**{name: 0})
 
 
 def test_gradients_are_clipped_under_mixed_precision(folder):

@@ -1,5 +1,6 @@
 """`sae-lightning diagnose`: what the data let each architecture see, before anything is trained."""
 
+import inspect
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 
+from sae_lightning import callbacks
 from sae_lightning.cli.config_files import configs_first
 from sae_lightning.cli.parser import CommandParser, fail, innermost
 from sae_lightning.data.collecting import first_samples, random_samples
@@ -29,10 +31,10 @@ PRESETS: tuple[type[JumpReLUSAE | ReLUSAE | TopKSAE | SpaDE], ...] = (JumpReLUSA
 """What is compared where no model is given; of equally good ones the first is recommended. JumpReLU comes before ReLU,
 with the same receptive fields, since its penalty counts codes and does not shrink them."""
 
-FIT_KEYS = (  # what configs of `fit` say besides data and model; a test compares this with its parser
+# what configs of `fit` say besides data and model; a test compares this with its parser
+FIT_KEYS = (
     *("trainer", "run_dir", "allow_changed_data", "ckpt_path", "weights_only", "trust"),
-    *("checkpoint", "stop", "divergence", "recovery", "figures", "receptive_fields", "geometry", "table", "dynamics"),
-    *("codes", "progress", "fidelity", "meaning", "visibility", "page", "grammar", "features"),
+    *(default.key for default in callbacks.DEFAULT if inspect.signature(default).parameters),
 )
 _RESULT = "diagnosis.json"
 _FIRST_FILES = (PROBE, "figures/bounds.png", "figures/dimension.png", "diagnosis.html", _RESULT)  # up to it

@@ -34,8 +34,8 @@ def harvest(
 ) -> None:
     """Write a model's activations to a cache, which any number of trainings read.
 
-    A harvest that was interrupted goes on when it is started again, and ends with the same files. What lies there
-    already is compared with its checksums first.
+    An interrupted harvest resumes when it is started again, and ends with the same files. Files that exist already are
+    compared with their checksums first.
 
     Args:
         host: Model whose activations are read: TextHost, ImageHost, ModuleHost, or the import path of your own.

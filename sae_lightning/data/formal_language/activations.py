@@ -261,7 +261,8 @@ class FormalLanguageDataModule(StreamingDataModule):
         generator = seeded_generator(self.seed, SPLIT_SEEDS[split])
         sizes = [min(65_536, n - begin) for begin in range(0, n, 65_536)]
         parts = [self._words(size, generator) for size in sizes]
-        return ActivationDataset(*joined(parts))
+        whole = joined(parts)
+        return ActivationDataset(whole.activations, whole.concepts)
 
     def train_dataloader(self) -> ActivationLoader:
         """Return a loader of new training batches, or of those in memory in a new order every epoch."""

@@ -88,8 +88,8 @@ def sample_gaussian_concepts(
         >>> torch.equal(x, torch.eye(3)), labels
         (True, tensor([0, 1, 2]))
     """
-    points = GaussianConcepts(centers, std).of_each(n_per_concept, generator)
-    return points.activations, points.concepts
+    drawn = GaussianConcepts(centers, std).of_each(n_per_concept, generator)
+    return drawn.activations, drawn.concepts
 
 
 def random_rotations(n: int, d_in: int, generator: torch.Generator) -> Tensor:

@@ -84,4 +84,5 @@ class GaussianDataModule(StreamingDataModule):
     def make_split(self, split: Split) -> ActivationDataset:
         """Draw one held-out split; splits are independent draws from the same concepts."""
         generator = seeded_generator(self.seed, SPLIT_SEEDS[split])
-        return ActivationDataset(*self.concepts().of_each(self._n_per_concept[split], generator))
+        drawn = self.concepts().of_each(self._n_per_concept[split], generator)
+        return ActivationDataset(drawn.activations, drawn.concepts)

@@ -1,26 +1,25 @@
-"""Ends a run in good order when the system asks for it (SIGTERM), and in time where a rank hangs."""
+"""Ends a run cleanly on SIGTERM, and with an error where a rank hangs."""
 
 import contextlib
 import multiprocessing
 import os
 import signal
-from datetime import timedelta
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
-import torch.distributed.distributed_c10d as c10d
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.strategies import ParallelStrategy
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from sae_lightning.callbacks.base import RunCallback
 from sae_lightning.modules.run import SIGTERM_STATUS, RunModule
 from sae_lightning.nn.parts import require_finite_positive
+from sae_lightning.run.lightning_internals import handle_sigterm, kill_launched, limit_waiting
 
 
-class GracefulStop(pl.Callback):
+class GracefulStop(RunCallback):
     """Ends training after the step at hand when SIGTERM comes to any rank, as it does before a machine is taken away.
 
     The checkpoint of that step is `RunCheckpoint`'s to write; then SIGTERMException, which is a SystemExit, ends the
@@ -45,6 +44,8 @@ class GracefulStop(pl.Callback):
         stopping: Whether the step at hand is the last one; the same on all ranks.
     """
 
+    key = "stop"
+
     def __init__(self, rank_timeout: float = 600.0) -> None:
         require_finite_positive("rank_timeout", rank_timeout)
         self.rank_timeout = rank_timeout
@@ -57,7 +58,8 @@ class GracefulStop(pl.Callback):
         self._launched_by: int | None = None  # process of the rank that has started this one
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Take the place of Lightning's functions, which are registered after this."""
+        """Replace Lightning's functions, which are registered after this."""
+        super().setup(trainer, pl_module, stage)
         self.stopping = self._told = self._signalled = False
         self._answer = None
         process = os.getpid()
@@ -77,20 +79,18 @@ class GracefulStop(pl.Callback):
             if stage != "fit":  # there is nothing to save
                 raise SIGTERMException(SIGTERM_STATUS)
 
-        trainer._signal_connector._sigterm_notifier_fn = notice  # type: ignore[method-assign]
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = self._compare_notes  # type: ignore[method-assign]
+        handle_sigterm(trainer, notice, self._compare_notes)
         if trainer.world_size == 1:
             return
         if stage == "fit" and self._group is None:
             self._group = dist.new_group(backend="gloo")
-        for group in list(c10d._world.pg_map):  # a strategy's own argument would not reach the groups of its mesh
-            c10d._set_pg_timeout(timedelta(seconds=self.rank_timeout), group)
+        limit_waiting(self.rank_timeout)
         ranks: list[Any] = [None] * trainer.world_size
         dist.all_gather_object(ranks, (trainer.node_rank, os.getpid()))
         self._launched_by = os.getppid() if (trainer.node_rank, os.getppid()) in ranks else None
 
     def _compare_notes(self) -> None:
-        """Read what the ranks said at the start of the last batch, and ask them anew; Lightning calls it per batch."""
+        """Read the ranks' answers of the last batch, and ask again; Lightning calls this once per batch."""
         if self._answer is not None:
             (note, work), self._answer = self._answer, None
             work.wait()
@@ -127,8 +127,7 @@ class GracefulStop(pl.Callback):
             f"rank {trainer.global_rank} has waited {self.rank_timeout:g} s for another one, which is stopped or hangs "
             f"(where it works by itself so long, raise --stop.rank_timeout): {exception}",
         )
-        if isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher):
-            trainer.strategy.launcher.kill(signal.SIGKILL)
+        kill_launched(trainer, signal.SIGKILL)
         if self._launched_by is not None:  # it ends the others when it sees that this one has failed, if it can
             os.kill(self._launched_by, signal.SIGCONT)
 

@@ -5,14 +5,15 @@ import math
 import lightning.pytorch as pl
 import torch
 
+from sae_lightning.callbacks.base import RunCallback
+from sae_lightning.callbacks.data import HasSentences, data_of
 from sae_lightning.data.formal_language.grammar import BEGIN, END
 from sae_lightning.data.formal_language.inside import Inside
-from sae_lightning.data.formal_language.sentences import SentenceDataModule
 from sae_lightning.data.seeding import seeded_generator
 from sae_lightning.subjects.language_model import LanguageModel
 
 
-class GrammarReport(pl.Callback):
+class GrammarReport(RunCallback):
     """Logs a language model's excess loss over the entropy floor, and the fraction of grammatical samples.
 
     In validation and test, it logs
@@ -28,6 +29,9 @@ class GrammarReport(pl.Callback):
     Raises:
         ValueError: If `n_samples` is below 1.
     """
+
+    key = "grammar"
+    serves = LanguageModel
 
     def __init__(self, n_samples: int = 500) -> None:
         if n_samples < 1:
@@ -45,9 +49,9 @@ class GrammarReport(pl.Callback):
 
     def _report(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         assert isinstance(pl_module, LanguageModel)
-        data = trainer.datamodule  # type: ignore[attr-defined]
+        data = data_of(trainer)
         inside = Inside(pl_module.grammar)
-        if isinstance(data, SentenceDataModule):
+        if isinstance(data, HasSentences):
             if stage not in self._floors:
                 held_out = data.split("val" if stage == "val" else "test").sentences
                 self._floors[stage] = entropy_floor(inside, list(held_out), data.max_length)

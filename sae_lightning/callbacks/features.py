@@ -5,7 +5,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  (the usual name)
 
-from sae_lightning.data.images.datamodule import ImageDataModule, ImageDataset
+from sae_lightning.callbacks.base import RunCallback
+from sae_lightning.callbacks.data import HasImages, data_of
+from sae_lightning.data.images.datamodule import ImageDataset
 from sae_lightning.data.seeding import seeded_generator
 from sae_lightning.subjects.vision_model import VisionModel
 
@@ -13,7 +15,7 @@ _IMAGES_PER_PASS = 1_000
 _SHARPNESS = 10.0  # inverse temperature of the weights of neighbors
 
 
-class FeatureReport(pl.Callback):
+class FeaturesReport(RunCallback):
     """Logs the accuracy of classifiers on a vision model's features: the class token after the last norm.
 
     In validation and test on labeled images, it logs the accuracy on held-out images of
@@ -30,6 +32,9 @@ class FeatureReport(pl.Callback):
     Raises:
         ValueError: If an argument is out of range.
     """
+
+    key = "features"
+    serves = VisionModel
 
     def __init__(self, n_labelled: int = 10_000, k: int = 20) -> None:
         for name, value in {"n_labelled": n_labelled, "k": k}.items():
@@ -48,8 +53,8 @@ class FeatureReport(pl.Callback):
 
     def _report(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         assert isinstance(pl_module, VisionModel)
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(data, ImageDataModule) or not data.concept_names:
+        data = data_of(trainer)
+        if not isinstance(data, HasImages) or not data.concept_names:
             return
         train = data.split("train")
         # the same images in every epoch and on every rank
@@ -88,7 +93,7 @@ def knn_accuracy(known: Tensor, classes: Tensor, asked: Tensor, truth: Tensor, n
 
     Example:
         >>> import torch
-        >>> from sae_lightning.subjects.feature_report import knn_accuracy
+        >>> from sae_lightning.callbacks.features import knn_accuracy
         >>> known, classes = torch.tensor([[1.0], [-1.0]]), torch.tensor([0, 1])
         >>> knn_accuracy(known, classes, torch.tensor([[2.0], [-3.0]]), torch.tensor([0, 0]), n_classes=2, k=1)
         0.5

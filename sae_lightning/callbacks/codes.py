@@ -2,12 +2,14 @@
 
 import warnings
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from sae_lightning.callbacks.base import RunCallback
+from sae_lightning.data.batch import ActivationBatch
 from sae_lightning.data.ranks import data_ranks, is_first_reader
 from sae_lightning.modules.module import Predictions, SAEModule
 from sae_lightning.nn.firing import fires
@@ -84,9 +86,27 @@ class _Rows(NamedTuple):
     columns: Tensor
     counts: Tensor
 
+    def in_order(self, order: Tensor) -> "_Rows":
+        """The rows in another order, a permutation of their numbers."""
+        places = order.argsort()[torch.repeat_interleave(torch.arange(len(order)), self.counts)]
+        entries = places.argsort(stable=True)
+        return _Rows(self.values[entries], self.columns[entries], self.counts[order])
 
-class CodesWriter(pl.Callback):
-    """Writes the codes of `predict` to `codes.safetensors` in the run's folder, as sparse rows, in stored order.
+
+def _stored_order(positions: list[Tensor | None]) -> Tensor | None:
+    """The order of rows in which their positions ascend; None if they do already, or are not known."""
+    known = [part for part in positions if part is not None]
+    if not known or len(known) < len(positions):
+        return None
+    joined = torch.cat(known)
+    return None if bool((joined.diff() >= 0).all()) else joined.argsort(stable=True)
+
+
+class CodesWriter(RunCallback):
+    """Writes the codes of `predict` to `codes.safetensors` in the run's folder, as sparse rows.
+
+    Rows are in the stored order of the samples, whatever the order of the batches; in that of the batches where these
+    do not say which samples they hold.
 
     Only codes that fire (|code| > 1e-6) are written, so that their number is the L0 that is told elsewhere.
 
@@ -97,25 +117,30 @@ class CodesWriter(pl.Callback):
         output_dir: Where to write; None takes the run's folder.
     """
 
+    key = "codes"
+    serves = SAEModule
+
     def __init__(self, output_dir: str | None = None) -> None:
         self.output_dir = output_dir
         self._rows: dict[str, list[_Rows]] = {}
         self._d_sae: dict[str, int] = {}
         self._concepts: list[Tensor] = []
+        self._positions: list[Tensor | None] = []
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start anew."""
+        """Forget the codes of an earlier prediction."""
         assert isinstance(pl_module, SAEModule)
         self._rows = {name: [] for name in pl_module.saes()}
         self._d_sae = {name: sae.d_sae for name, sae in pl_module.saes().items()}
         self._concepts = []
+        self._positions = []
 
     def on_predict_batch_end(
         self,
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
         outputs: Predictions,
-        batch: Any,
+        batch: ActivationBatch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
@@ -125,6 +150,7 @@ class CodesWriter(pl.Callback):
             nonzero = fires(codes)
             self._rows[name].append(_Rows(codes[nonzero], nonzero.nonzero()[:, 1], nonzero.sum(-1)))
         self._concepts.append(outputs.concepts.cpu())
+        self._positions.append(None if batch.positions is None else batch.positions.cpu())
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the files."""
@@ -135,14 +161,17 @@ class CodesWriter(pl.Callback):
         if not is_first_reader(trainer):
             return
         name_of_file = "codes.safetensors" if size == 1 else f"codes-{rank}.safetensors"
+        order = _stored_order(self._positions)
+        concepts = torch.cat(self._concepts)
         for name, batches in self._rows.items():
-            values, columns, counts = map(torch.cat, zip(*batches, strict=True))
+            rows = _Rows(*map(torch.cat, zip(*batches, strict=True)))
+            values, columns, counts = rows if order is None else rows.in_order(order)
             tensors = {
                 "values": values,
                 "col_indices": columns,
                 "crow_indices": torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]),
                 "size": torch.tensor([len(counts), self._d_sae[name]]),
-                "concepts": torch.cat(self._concepts),
+                "concepts": concepts if order is None else concepts[order],
             }
             path = root / MEMBERS / name / name_of_file if name else root / name_of_file
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -150,4 +179,4 @@ class CodesWriter(pl.Callback):
             with replacing(path) as file:
                 write_sealed(file, content, within=_HEADER + int.from_bytes(content[:_HEADER], "little"))
             print(f"Codes:       {path} ({len(counts):,} samples; read with sae_lightning.load_codes)")
-        self._rows, self._concepts = {}, []
+        self._rows, self._concepts, self._positions = {}, [], []

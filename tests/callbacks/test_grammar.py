@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from sae_lightning.callbacks import GrammarReport
+from sae_lightning.callbacks.grammar import entropy_floor, share_grammatical
 from sae_lightning.data import Grammar
 from sae_lightning.data.formal_language.grammar import END
 from sae_lightning.data.formal_language.inside import Inside
 from sae_lightning.subjects import LanguageModel
-from sae_lightning.subjects.grammar_report import entropy_floor, share_grammatical
 from tests.helpers.language import FOLDER, TEXT, TINY, sentence_data
 from tests.helpers.trainers import quiet_trainer
 
