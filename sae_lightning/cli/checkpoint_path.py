@@ -13,7 +13,7 @@ from sae_lightning.modules.run import RunModule
 from sae_lightning.moved import current
 from sae_lightning.run.checkpoint import CHECKPOINT_KEY, read_checkpoint
 
-SIZES = ("d_in", "image_size", "channels")
+SIZES = ("d_in", "d_out", "n_layers", "image_size", "channels")
 """Arguments of models that come from the data, and that a checkpoint and its data must share."""
 LINKED = (*SIZES, "grammar_text")
 """All arguments of models that come from the data."""

@@ -146,7 +146,8 @@ def innermost(error: BaseException) -> str:
 def _class_help(title: str, prefix: str, cls: type) -> str:
     """The arguments of a class, from its signature and docstring."""
     doc = docstring_parser.parse(inspect.getdoc(cls) or "")
-    arguments = [param for param in doc.params if param.args[0] != "attribute"]
+    shared = docstring_parser.parse(inspect.getdoc(cls.__init__) or "")  # type: ignore[misc]  # of `**kwargs`
+    arguments = [param for param in (*doc.params, *shared.params) if param.args[0] != "attribute"]
     meaning = {param.arg_name: " ".join((param.description or "").split()) for param in arguments}
     lines = [f"{title}: {doc.short_description}"]
     for name, parameter in inspect.signature(cls).parameters.items():

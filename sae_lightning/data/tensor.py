@@ -167,7 +167,7 @@ class TensorDataModule(ActivationDataModule):
         start, end = self._bounds[split]
         chosen = torch.randperm(len(self._data), generator=seeded_generator(self.seed))[start:end]
         samples = self._data[chosen]
-        return ActivationDataset(samples.activations, samples.concepts)
+        return ActivationDataset(samples.activations, samples.concepts, samples.target)
 
 
 def _checked_activations(x: Tensor, path: str, name: str) -> Tensor:

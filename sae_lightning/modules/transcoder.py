@@ -51,7 +51,7 @@ class Transcoder(BaseSAE):
         **shared: Any,
     ) -> None:
         if d_out is None:
-            raise ValueError("d_out must be the size of the targets, but is None: the data have none")
+            raise ValueError("d_out must be the size of the targets, but is None: the data have none (`d_out`)")
         super().__init__(
             encoder=Affine(d_in, d_sae, encoder_bias, pre_code_scale),
             projection=Orthant(d_sae),
