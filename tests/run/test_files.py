@@ -50,6 +50,7 @@ EXCEPTIONS = {
     ("run/loggers.py", "SummaryWriter"): "TensorBoard's events are appended, each with its checksum",
     ("cli/commands/diagnose.py", "SummaryWriter"): "as above",
     ("callbacks/checkpoint.py", "logger.save"): "loggers append what they hold",
+    ("callbacks/checkpoint.py", "trainer.save_checkpoint"): "by AtomicCheckpointIO, or as the user chose",
     ("callbacks/checkpoint_files.py", "super().save_checkpoint"): "Lightning writes to remote file systems",
     ("data/activations/blocks.py", "BinaryWriter"): "litdata writes into a work folder",
     ("data/activations/cache.py", "os.replace"): "moves files, on the disk by now, out of the work folder",
