@@ -7,10 +7,8 @@ import sys
 
 import pytest
 
+from tests.helpers.package import MODULES, PACKAGE, module_name
 from tests.helpers.runs import ROOT, process_environment
-
-PACKAGE = "sae_lightning"
-FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
 
 # what the modules of a part may import from this package
 ALLOWED = {
@@ -102,14 +100,6 @@ ALLOWED = {
     "__main__": {"cli"},
     "run": set(),
 }
-
-
-def module_name(path):
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-MODULES = {module_name(path): path for path in FILES}
 
 
 def imports(name, source, is_package):

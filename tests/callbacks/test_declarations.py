@@ -12,7 +12,7 @@ from sae_lightning.callbacks import DEFAULT, ConceptRecovery, RecoveryTable, Run
 from sae_lightning.callbacks.base import in_order
 from sae_lightning.modules import SAEModule
 from sae_lightning.modules.run import RunModule
-from tests.conftest import QUIET, run_cli
+from tests.helpers.runs import QUIET, run_cli
 
 GRAMMAR = "S -> 'a' [0.5] | 'a' S [0.5]"
 

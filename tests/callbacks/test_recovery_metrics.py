@@ -22,7 +22,7 @@ from sae_lightning.callbacks.recovery_metrics import (
     columns,
 )
 from sae_lightning.run.loggers import RunTensorBoardLogger
-from tests.report.test_page import Page
+from tests.helpers.pages import Page
 
 
 class LargestCode(Metric):

@@ -559,7 +559,13 @@ def test_any_data_module_of_activations_is_accepted(labels, here):
             "Words",
             ["--data Words cannot be read as activations: a batch must be an ActivationBatch, a tensor", "but is dict"],
         ),
-        ("Images", ["--data Images must yield activations of shape (batch, d_in), or (batch, n_layers, d_in), but yields (4, 1, 4, 4)"]),
+        (
+            "Images",
+            [
+                "--data Images must yield activations of shape (batch, d_in), or (batch, n_layers, d_in)",
+                "but yields (4, 1, 4, 4)",
+            ],
+        ),
     ],
 )
 def test_data_that_are_no_activations_are_refused(cls, words, here):

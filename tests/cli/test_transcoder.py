@@ -7,7 +7,8 @@ import torch
 from sae_lightning import load_sae
 from tests.helpers.runs import last, refused, results, run_cli
 
-QUICK = ("--trainer.accelerator", "cpu", "--trainer.val_check_interval", 100, "--trainer.check_val_every_n_epoch", "null")
+QUICK = ("--trainer.accelerator", "cpu", "--trainer.val_check_interval", 100)
+BY_STEPS = ("--trainer.check_val_every_n_epoch", "null")
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def fit(files, *more, model="Transcoder", targets="y.npy"):
     data = ("--data", "TensorDataModule", "--data.path", files / "x.npy", "--data.batch_size", 64)
     given = () if targets is None else ("--data.targets", files / targets)
     saes = ("--model", model, "--model.d_sae", 16, "--run_dir", files / "run")
-    return run_cli("fit", *saes, *data, *given, *QUICK, *more)
+    return run_cli("fit", *saes, *data, *given, *QUICK, *BY_STEPS, *more)
 
 
 def test_it_is_trained_tested_resumed_and_loaded(files):

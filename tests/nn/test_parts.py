@@ -31,7 +31,7 @@ CALLS: list[tuple[type, tuple[Any, ...], dict[str, Any], dict[str, Any]]] = [
     (Affine, (), {"d_sae": 4, "d_in": 3}, {**SIZES, "bias": True, "pre_code_scale": 1.0}),
     (SquaredDistance, (3, 4), {}, {**SIZES, "lambda_init": 1.0, "offset_init": None}),
     (SquaredDistance, (3, 4, 0.1, 2), {}, {**SIZES, "lambda_init": 0.1, "offset_init": 2}),
-    (Decoder, (3, 4), {"unit_norm": True}, {**SIZES, "bias": True, "unit_norm": True}),
+    (Decoder, (3, 4), {"unit_norm": True}, {"d_out": 3, "d_sae": 4, "bias": True, "unit_norm": True}),
     (Orthant, (4,), {}, {"d_sae": 4}),
     (Simplex, (), {"d_sae": 4}, {"d_sae": 4}),
     (Jump, (4,), {"bandwidth": 0.1}, {"d_sae": 4, "threshold_init": 1e-3, "bandwidth": 0.1}),

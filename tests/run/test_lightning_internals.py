@@ -10,8 +10,8 @@ import lightning.pytorch as pl
 import pytest
 
 from sae_lightning.run.lightning_internals import INTERNALS, OpenedCSVWriter
-from tests.conftest import ROOT
-from tests.test_imports import MODULES, PACKAGE
+from tests.helpers.package import MODULES, PACKAGE
+from tests.helpers.runs import ROOT
 
 
 def found(path):

@@ -1,13 +1,13 @@
 """Backend for CPUs: after the encoder's product, a step computes with active latents only."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from sae_lightning.backends.dense import Dense, has_hooks
-from sae_lightning.backends.sparse.codes import Pattern, SparseCodes
+from sae_lightning.backends.sparse.codes import Pattern, SparseCodes, SparseOutput
 from sae_lightning.backends.sparse.rules import DECODERS, ENCODERS, PROJECTIONS, REGULARIZERS
 from sae_lightning.backends.sparse.support import largest
 from sae_lightning.nn.autoencoder import SAEOutput, SparseAutoencoder
@@ -20,17 +20,6 @@ from sae_lightning.nn.regularizers import Regularizer
 _SPARSE_BELOW = 0.12  # codes per sample, relative to d_sae
 _LEAST_WORK = 2**23  # number of multiplications in the encoder's product
 _DENSITY_SAMPLES = 64
-
-
-class SparseOutput(NamedTuple):
-    """Output of a forward pass with sparse codes."""
-
-    x_hat: Tensor
-    """Reconstructions, `(n, d_in)`."""
-    codes: SparseCodes
-    """Codes at the positions where they may be nonzero."""
-    pre_codes: SparseCodes
-    """Pre-codes at the same positions."""
 
 
 class Sparse(Dense):

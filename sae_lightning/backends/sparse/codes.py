@@ -118,6 +118,17 @@ class SparseCodes(NamedTuple):
         return zeros.scatter_reduce(0, self.pattern.latents, self.values.detach().abs(), "amax")
 
 
+class SparseOutput(NamedTuple):
+    """Output of a forward pass with sparse codes."""
+
+    x_hat: Tensor
+    """Reconstructions, `(n, d_in)`."""
+    codes: SparseCodes
+    """Codes at the positions where they may be nonzero."""
+    pre_codes: SparseCodes
+    """Pre-codes at the same positions."""
+
+
 def _at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 

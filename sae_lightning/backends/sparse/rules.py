@@ -4,7 +4,7 @@ A rule computes the same as the part's `forward`, but only at some positions of 
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -12,39 +12,46 @@ from torch import Tensor
 from sae_lightning.backends.sparse.codes import (
     Pattern,
     SparseCodes,
+    SparseOutput,
     affine_at,
     decode_sparse,
     distance_at,
     sparsemax_on,
 )
 from sae_lightning.backends.sparse.support import above, largest, simplex_support
+from sae_lightning.nn.autoencoder import SparseAutoencoder
 from sae_lightning.nn.decoder import EPSILON, Decoder
 from sae_lightning.nn.encoders import Affine, SquaredDistance
 from sae_lightning.nn.functional import at_least_float32, jump, step
 from sae_lightning.nn.projections import Jump, KSparse, Orthant, Simplex
 from sae_lightning.nn.regularizers import L0, L1, AuxK, DistanceWeightedL1, magnitudes
 
-if TYPE_CHECKING:
-    from sae_lightning.backends.sparse.backend import Sparse, SparseOutput
-    from sae_lightning.nn.autoencoder import SparseAutoencoder
+
+class Runner(Protocol):
+    """What rules of regularizers ask of the backend."""
+
+    core: SparseAutoencoder
+
+    def codes_among(self, x: Tensor, latents: Tensor, k: int) -> SparseCodes:
+        """Return the k largest positive pre-codes of each sample among some latents, as codes with gradients."""
 
 
 # ---------------------------------------------------------------------- encoders
 
 
-def _affine_at(core: "SparseAutoencoder", x: Tensor, pattern: Pattern, values: Tensor) -> Tensor:
+def _affine_at(core: SparseAutoencoder, x: Tensor, pattern: Pattern, values: Tensor) -> Tensor:
     encoder: Any = core.encoder
     return affine_at(x, core.center, encoder.weight, encoder.bias, encoder.pre_code_scale, pattern, values)
 
 
-def _distance_at(core: "SparseAutoencoder", x: Tensor, pattern: Pattern, values: Tensor) -> Tensor:
+def _distance_at(core: SparseAutoencoder, x: Tensor, pattern: Pattern, values: Tensor) -> Tensor:
     encoder: Any = core.encoder
     if core.center is not None:
         x = x - core.center
     return distance_at(x, encoder.weight, encoder.scale, encoder.wide_offset, pattern, values)
 
 
-ENCODERS: dict[type, Callable[["SparseAutoencoder", Tensor, Pattern, Tensor], Tensor]] = {
+ENCODERS: dict[type, Callable[[SparseAutoencoder, Tensor, Pattern, Tensor], Tensor]] = {
     Affine: _affine_at,
     SquaredDistance: _distance_at,
 }
@@ -98,18 +105,18 @@ DECODERS: dict[type, Callable[[Any, SparseCodes], Tensor]] = {Decoder: _decode}
 # ---------------------------------------------------------------------- regularizers
 
 
-def _l1(backend: "Sparse", regularizer: L1, x: Tensor, out: "SparseOutput") -> Tensor:
+def _l1(backend: Runner, regularizer: L1, x: Tensor, out: SparseOutput) -> Tensor:
     return out.codes.total(magnitudes(out.codes.values))
 
 
-def _l0(backend: "Sparse", regularizer: L0, x: Tensor, out: "SparseOutput") -> Tensor:
+def _l0(backend: Runner, regularizer: L0, x: Tensor, out: SparseOutput) -> Tensor:
     projection: Any = backend.core.projection
     v = out.pre_codes
     threshold = projection.threshold.index_select(0, v.pattern.latents)
     return v.total(step(v.values, threshold, projection.bandwidth))
 
 
-def _distance_weighted(backend: "Sparse", regularizer: DistanceWeightedL1, x: Tensor, out: "SparseOutput") -> Tensor:
+def _distance_weighted(backend: Runner, regularizer: DistanceWeightedL1, x: Tensor, out: SparseOutput) -> Tensor:
     encoder: Any = backend.core.encoder
     z, v, offset = out.codes, out.pre_codes.values, encoder.wide_offset
     if offset is not None:
@@ -118,7 +125,7 @@ def _distance_weighted(backend: "Sparse", regularizer: DistanceWeightedL1, x: Te
     return paid
 
 
-def _aux_k(backend: "Sparse", regularizer: AuxK, x: Tensor, out: "SparseOutput") -> Tensor:
+def _aux_k(backend: Runner, regularizer: AuxK, x: Tensor, out: SparseOutput) -> Tensor:
     core = backend.core
     dead = regularizer.dead(core)
     if len(dead) == 0:
@@ -127,7 +134,7 @@ def _aux_k(backend: "Sparse", regularizer: AuxK, x: Tensor, out: "SparseOutput")
     return regularizer.error(x, out.x_hat, combine(core.decoder, codes))
 
 
-REGULARIZERS: dict[type, Callable[["Sparse", Any, Tensor, "SparseOutput"], Tensor]] = {
+REGULARIZERS: dict[type, Callable[[Runner, Any, Tensor, SparseOutput], Tensor]] = {
     L1: _l1,
     L0: _l0,
     DistanceWeightedL1: _distance_weighted,
