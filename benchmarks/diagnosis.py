@@ -19,9 +19,9 @@ def made(n: int, d_in: int, n_concepts: int, seed: int = 0) -> tuple[Tensor, Ten
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(n, d_in, generator=generator).mul_(torch.logspace(0, -1.5, d_in))
     labels = torch.randint(n_concepts, (n,), generator=generator)
-    centres = 0.03 * torch.randn(n_concepts, d_in, generator=torch.Generator().manual_seed(1))
-    for concept, centre in enumerate(centres):
-        x[labels == concept] += centre
+    centers = 0.03 * torch.randn(n_concepts, d_in, generator=torch.Generator().manual_seed(1))
+    for concept, center in enumerate(centers):
+        x[labels == concept] += center
     return x, labels
 
 

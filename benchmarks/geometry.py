@@ -17,9 +17,9 @@ N, D_IN, N_CONCEPTS = 100_000, 768, 12
 def main() -> None:
     """Fit the families of all architectures to overlapping Gaussian concepts, and print what it took."""
     generator = torch.Generator().manual_seed(0)
-    centres = 0.15 * torch.randn(N_CONCEPTS, D_IN, generator=generator)
+    centers = 0.15 * torch.randn(N_CONCEPTS, D_IN, generator=generator)
     labels = torch.randint(N_CONCEPTS, (N + N // 5,), generator=generator)
-    x = torch.randn(len(labels), D_IN, generator=generator).add_(centres[labels])
+    x = torch.randn(len(labels), D_IN, generator=generator).add_(centers[labels])
     training, held_out = (x[:N], labels[:N]), (x[N:], labels[N:])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     families = [HalfSpace(), Cone(), Cone(shared_apex=True), ConvexCell()]

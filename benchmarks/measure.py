@@ -136,7 +136,7 @@ def matmul_peak() -> float:
 def fraction_of_peak(shape: Shape, step: float) -> float:
     """Share of the matmul peak that the five products of a dense step would need to take `step` seconds.
 
-    Encode, decode, and the gradients of codes, atoms and encoder rows: what a sparse step saves counts in its favour.
+    Encode, decode, and the gradients of codes, atoms and encoder rows: what a sparse step saves counts in its favor.
     """
     return 5 * 2 * shape.batch * shape.d_sae * shape.d_in / step / matmul_peak()
 

@@ -1,6 +1,6 @@
 """The definitions, written down as they are: dense codes, plain autograd, PyTorch's default Adam.
 
-SpaDE is computed as in the authors' code: the differences to all prototypes are materialised, `(batch, d_sae, d_in)`,
+SpaDE is computed as in the authors' code: the differences to all prototypes are materialized, `(batch, d_sae, d_in)`,
 and the simplex projection sorts. Each naive SAE starts from the weights of one of this package, whose parameter names
 it keeps, so that losses and gradients can be compared.
 """

@@ -205,11 +205,11 @@ def measure(architecture: str, shape: Shape, steps: int) -> dict[str, Any]:
     return {
         "architecture": architecture,
         "shape": list(shape),
-        **{clock: summarise(rows, clock) for clock in ("wall", "cpu")},
+        **{clock: summarize(rows, clock) for clock in ("wall", "cpu")},
     }
 
 
-def summarise(rows: list[dict[str, Any]], clock: str) -> dict[str, Any]:
+def summarize(rows: list[dict[str, Any]], clock: str) -> dict[str, Any]:
     """Quartiles of plain steps, seconds that each event adds to a step, and their sum per step as a share.
 
     Args:

@@ -86,7 +86,7 @@ class DictionaryLearning(Contender):
 
     The standard trainer steps `ConstrainedAdam`, which projects the gradients of unit-norm atoms, and clips nothing.
     The others project those gradients, clip the norm to 1, step Adam (PyTorch's default implementation) and
-    normalise the atoms. Steps count from beyond all warm-ups, so that TopK keeps its running threshold, too.
+    normalize the atoms. Steps count from beyond all warm-ups, so that TopK keeps its running threshold, too.
 
     Args:
         architecture: relu, jumprelu, topk or topk-auxk.

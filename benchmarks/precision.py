@@ -54,7 +54,7 @@ class Trial(pl.Callback):
 
     @torch.no_grad()
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Move the weights, which data has initialised by now."""
+        """Move the weights, which data has initialized by now."""
         for sae in pl_module.saes().values():
             sae.sae.encoder.weight[0, 0] += self.nudge
             generator = torch.Generator().manual_seed(0)

@@ -45,7 +45,7 @@ class Problem:
 
 
 def draw_activations(n: int, d_in: int, generator: torch.Generator) -> Tensor:
-    """Sparse combinations of random directions with noise, centred and of mean squared norm `d_in`: `(n, d_in)`."""
+    """Sparse combinations of random directions with noise, centered and of mean squared norm `d_in`: `(n, d_in)`."""
     directions = torch.nn.functional.normalize(torch.randn(8 * d_in, d_in, generator=generator), dim=-1)
     chosen = torch.randint(len(directions), (n, _FEATURES_PER_SAMPLE), generator=generator)
     strengths = torch.empty(chosen.shape).exponential_(generator=generator)

@@ -72,7 +72,7 @@ def measure(shape: Shape, half: bool = False) -> float:
 
 
 def fit(points: list[tuple[Shape, float]]) -> list[float]:
-    """Nonnegative constants that minimise the squared relative errors."""
+    """Nonnegative constants that minimize the squared relative errors."""
     import numpy as np
     from scipy.optimize import nnls
 
