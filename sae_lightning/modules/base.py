@@ -144,7 +144,7 @@ class BaseSAE(Member, SAEModule):
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one input: `(d_in,)`, or `(n_layers, d_in)`."""
-        return self.sae.input_shape
+        return self.sae.standardizer.raw_shape
 
     @property
     def target_shape(self) -> tuple[int, ...] | None:
@@ -163,7 +163,11 @@ class BaseSAE(Member, SAEModule):
             x: Raw training samples, `(n, d_in)`.
             target: Their raw targets, `(n, d_out)`, for SAEs that have some.
         """
-        self.sae.fit_standardizers(x, target)
+        self.sae.standardizer.fit(x)
+        if self.sae.target_standardizer is not None:
+            self.sae.standardize_pair(x, target)  # checks the shapes
+            assert target is not None
+            self.sae.target_standardizer.fit(target)
         x, wanted = self.sae.standardize_pair(x, target)
         if self.init == "data":
             initialize_from_data(self.sae, x, new_generator(), None if self.target_shape is None else wanted)

@@ -43,10 +43,8 @@ class SparseAutoencoder(nn.Module):
         decoder: Maps codes to standardized reconstructions.
         standardize: Whether to standardize the inputs.
         subtract_decoder_bias: Whether the encoder sees `x - b_dec` instead of `x`.
-        targets: Whether reconstructions are those of targets `(..., d_out)`, with a standardizer of their own, instead
-            of the inputs (a transcoder).
-        n_layers: For inputs `(..., n_layers, d_in / n_layers)`, each layer with its own scale (a crosscoder); encoder
-            and decoder work on the layers side by side, `d_in` features in all.
+        targets: Whether to reconstruct targets `(..., d_out)`, standardized by themselves, instead of the inputs.
+        n_layers: Number of layers of inputs `(..., n_layers, d_in / n_layers)`, which the parts see side by side.
 
     Raises:
         ValueError: If the parts do not fit together.
@@ -80,8 +78,6 @@ class SparseAutoencoder(nn.Module):
                 f"encoder, projection and decoder must agree on d_in and d_sae, but they are for "
                 f"{(encoder.d_sae, encoder.d_in)}, ({projection.d_sae},) and {(decoder.d_sae, decoder.d_out)}"
             )
-        if n_layers is not None and (n_layers < 1 or encoder.d_in % n_layers):
-            raise ValueError(f"n_layers must divide the encoder's d_in, {encoder.d_in}, but is {n_layers}")
         if targets and (subtract_decoder_bias or n_layers is not None):
             raise ValueError("targets cannot be combined with subtract_decoder_bias or n_layers")
         if encoder.nonpositive and not projection.shift_invariant:
@@ -94,8 +90,7 @@ class SparseAutoencoder(nn.Module):
         self.d_in = encoder.d_in
         self.d_sae = encoder.d_sae
         self.d_out = decoder.d_out
-        self.input_shape = (self.d_in,) if n_layers is None else (n_layers, self.d_in // n_layers)
-        self.standardizer = Standardizer(self.d_in, standardize, n_layers or 1)
+        self.standardizer = Standardizer(self.d_in, standardize, n_layers)
         self.target_standardizer = Standardizer(self.d_out, standardize) if targets else None
         self.encoder = encoder
         self.projection = projection
@@ -132,36 +127,12 @@ class SparseAutoencoder(nn.Module):
         return self.decoder.bias if self.subtract_decoder_bias else None
 
     def standardize(self, x: Tensor) -> Tensor:
-        """Check the shape of raw inputs and standardize them, `(..., d_in)`; layers are put side by side.
-
-        Raises:
-            ValueError: If the last dimensions are not those of an input.
-        """
-        shape = self.input_shape
-        if x.shape[-len(shape) :] != shape:
-            wanted = f"d_in = {self.d_in} in their last dimension" if len(shape) == 1 else f"shape (..., {shape})"
-            raise ValueError(f"inputs must have {wanted}, but have shape {tuple(x.shape)}")
-        standardized: Tensor = self.standardizer(x if len(shape) == 1 else x.flatten(-2))
+        """Check the shape of raw inputs and standardize them, `(..., d_in)`."""
+        standardized: Tensor = self.standardizer(x)
         return standardized
 
-    def fit_standardizers(self, x: Tensor, target: Tensor | None = None) -> None:
-        """Take means and scales from raw samples, `(n, d_in)`, and from their targets, `(n, d_out)`, where it has some.
-
-        Raises:
-            ValueError: If samples cannot be standardized, or targets are missing.
-        """
-        self.standardizer.fit(x if len(self.input_shape) == 1 else x.flatten(-2))
-        if self.target_standardizer is not None:
-            self.standardize_pair(x, target)  # checks the shapes
-            assert target is not None
-            self.target_standardizer.fit(target)
-
     def standardize_pair(self, x: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Standardize raw inputs, and what is reconstructed: raw targets where the SAE has some, or the inputs.
-
-        Raises:
-            ValueError: If targets are missing, or shapes do not fit.
-        """
+        """Standardize raw inputs, and what is to be reconstructed: raw targets, or the inputs without `targets`."""
         x = self.standardize(x)
         if self.target_standardizer is None:
             return x, x
@@ -171,9 +142,8 @@ class SparseAutoencoder(nn.Module):
         return x, self.target_standardizer(target)
 
     def destandardize(self, x_hat: Tensor) -> Tensor:
-        """Return standardized reconstructions in raw units, in the shape of inputs or targets."""
-        raw = (self.target_standardizer or self.standardizer).inverse(x_hat)
-        return raw if len(self.input_shape) == 1 else raw.reshape(*raw.shape[:-1], *self.input_shape)
+        """Convert standardized reconstructions to raw units, in the shape of inputs or targets."""
+        return (self.target_standardizer or self.standardizer).inverse(x_hat)
 
     def forward(self, x: Tensor) -> SAEOutput:
         """Return reconstructions in raw units, codes and pre-codes of raw inputs `(..., d_in)`."""
@@ -186,11 +156,7 @@ class SparseAutoencoder(nn.Module):
         return codes
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Return reconstructions of codes in raw units: `(..., d_sae)` to `(..., d_in)`.
-
-        Raises:
-            ValueError: If the last dimension is not `d_sae`.
-        """
+        """Return reconstructions of codes in raw units: `(..., d_sae)` to `(..., d_in)`."""
         self.check_codes(codes)
         return self.destandardize(self.decoder(codes))
 

@@ -19,10 +19,13 @@ class Standardizer(nn.Module):
     Args:
         d_in: Size of an input.
         enabled: Whether to standardize; if False, inputs stay as they are.
-        n_layers: Number of layers that the inputs hold side by side; each layer has its own scale.
+        n_layers: Number of layers of an input, each with its own scale; None for inputs without layers.
 
     Shape:
-        Inputs and outputs: `(..., d_in)`.
+        Raw: `(..., d_in)`, or `(..., n_layers, d_in / n_layers)`. Standardized: `(..., d_in)`, layers side by side.
+
+    Raises:
+        ValueError: If `n_layers` does not divide `d_in`.
 
     Example:
         >>> import torch
@@ -36,12 +39,14 @@ class Standardizer(nn.Module):
     input_mean: Tensor
     input_scale: Tensor
 
-    def __init__(self, d_in: int, enabled: bool = True, n_layers: int = 1) -> None:
+    def __init__(self, d_in: int, enabled: bool = True, n_layers: int | None = None) -> None:
         super().__init__()
+        if n_layers is not None and (n_layers < 1 or d_in % n_layers):
+            raise ValueError(f"n_layers must divide the encoder's d_in, {d_in}, but is {n_layers}")
         self.enabled = enabled
-        self.n_layers = n_layers
+        self.raw_shape = (d_in,) if n_layers is None else (n_layers, d_in // n_layers)
         self.register_buffer("input_mean", torch.zeros(d_in))
-        self.register_buffer("input_scale", torch.ones(() if n_layers == 1 else d_in))  # of each feature's layer
+        self.register_buffer("input_scale", torch.ones(() if n_layers is None else d_in))  # of each feature's layer
 
     @torch.no_grad()
     def fit(self, x: Tensor) -> None:
@@ -55,11 +60,12 @@ class Standardizer(nn.Module):
             return
         if len(x) < 2:
             raise ValueError(f"standardization needs at least two training samples, but got {len(x)}")
-        if x.ndim != 2 or x.shape[-1] != len(self.input_mean):
-            raise ValueError(f"training samples must have shape (n, {len(self.input_mean)}), but have {tuple(x.shape)}")
-        layers = [self._statistics(layer) for layer in x.chunk(self.n_layers, dim=-1)]
+        if x.shape[1:] != self.raw_shape:
+            wanted = ", ".join(map(str, ("n", *self.raw_shape)))
+            raise ValueError(f"training samples must have shape ({wanted}), but have {tuple(x.shape)}")
+        layers = [self._statistics(layer) for layer in (x.unbind(1) if x.ndim == 3 else [x])]
         self.input_mean.copy_(torch.cat([mean for mean, _ in layers]))
-        if self.n_layers == 1:
+        if self.input_scale.ndim == 0:
             self.input_scale.fill_(layers[0][1])
         else:
             self.input_scale.copy_(torch.cat([torch.full_like(mean, scale) for mean, scale in layers]))
@@ -83,11 +89,21 @@ class Standardizer(nn.Module):
         return mean, scale
 
     def forward(self, x: Tensor) -> Tensor:
-        """Standardize raw inputs `(..., d_in)`; the result has the dtype of the buffers."""
+        """Standardize raw inputs; the result has the dtype of the buffers.
+
+        Raises:
+            ValueError: If the last dimensions are not those of an input.
+        """
+        shape = self.raw_shape
+        if x.shape[-len(shape) :] != shape:
+            wanted = f"d_in = {shape[0]} in their last dimension" if len(shape) == 1 else f"shape (..., {shape})"
+            raise ValueError(f"inputs must have {wanted}, but have shape {tuple(x.shape)}")
+        x = x if len(shape) == 1 else x.flatten(-2)
         if not self.enabled:
             return x.to(self.input_mean.dtype)
         return (x - self.input_mean) / self.input_scale
 
     def inverse(self, x: Tensor) -> Tensor:
         """Convert standardized values `(..., d_in)` to raw units."""
-        return x * self.input_scale + self.input_mean if self.enabled else x
+        raw = x * self.input_scale + self.input_mean if self.enabled else x
+        return raw if len(self.raw_shape) == 1 else raw.reshape(*raw.shape[:-1], *self.raw_shape)
