@@ -2,6 +2,7 @@
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from sae_lightning.callbacks.base import RunCallback
@@ -37,8 +38,16 @@ class DownstreamFidelity(RunCallback):
         super().setup(trainer, pl_module, stage)
         assert isinstance(pl_module, SAEModule)
         self._on = self.enabled and stage == "test" and isinstance(data_of(trainer), HasHost)
-        if self._on:
-            pl_module.fidelity_metrics = nn.ModuleList(Fidelity() for _ in pl_module.saes())
+        if not self._on:
+            return
+        # what others reconstruct cannot take the place of their input
+        self._spliced = [n for n, sae in pl_module.saes().items() if sae.target_shape is None and sae.n_layers is None]
+        left_out = sorted(name or "the SAE" for name in pl_module.saes().keys() - set(self._spliced))
+        if left_out:
+            rank_zero_info(
+                f"Fidelity is left out for {', '.join(left_out)}: it needs SAEs that reconstruct their input."
+            )
+        pl_module.fidelity_metrics = nn.ModuleList(Fidelity() for _ in self._spliced)
 
     @torch.no_grad()
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -48,7 +57,7 @@ class DownstreamFidelity(RunCallback):
             return
         assert isinstance(pl_module, SAEModule)
         host = data.host()
-        metrics = dict(zip(pl_module.saes(), pl_module.fidelity_metrics, strict=True))  # type: ignore[arg-type]
+        metrics = dict(zip(self._spliced, pl_module.fidelity_metrics, strict=True))  # type: ignore[arg-type]
         device = pl_module.device
         for metric in metrics.values():
             metric.reset()
@@ -61,9 +70,10 @@ class DownstreamFidelity(RunCallback):
             clean = host.logits(batch)
             zero = host.logits(batch, torch.zeros_like)
             mean = host.logits(batch, host.mean.to(device).expand_as)
-            for name, sae in pl_module.saes().items():
+            for name, metric in metrics.items():
+                sae = pl_module.saes()[name]
                 spliced = host.logits(batch, lambda x, sae=sae: sae(x).x_hat)  # type: ignore[misc]
-                metrics[name].update(spliced, clean, zero, mean, targets)
+                metric.update(spliced, clean, zero, mean, targets)
         self.results = {name: metric.compute() for name, metric in metrics.items()}
         for name, result in self.results.items():
             for key, value in result._asdict().items():

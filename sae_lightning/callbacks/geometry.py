@@ -35,6 +35,8 @@ class GeometryFigures(RunCallback):
         sample = data.split("test")
         if pl_module.d_in < 3 or len(sample) < 3 or not data.concept_names or sample.concepts.ndim != 1:
             return
+        if sample.activations.ndim != 2:  # of several layers
+            return
         points, concepts, names = sample.activations.float(), sample.concepts, data.concept_names
         if trainer.is_global_zero:
             publish(trainer, singular_values(points, concepts, names), "test/singular_values")

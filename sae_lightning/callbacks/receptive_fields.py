@@ -46,6 +46,8 @@ class ReceptiveFields(RunCallback):
         if pl_module.d_in != 2 or len(pl_module.saes()) > self.max_saes or not isinstance(data, HasSamples):
             return
         samples = data.split("test")
+        if samples.activations.ndim != 2:  # of several layers
+            return
         points = samples.activations.float()
         low, high = points.amin(0), points.amax(0)
         margin = 0.1 * (high - low)

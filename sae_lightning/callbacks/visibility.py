@@ -175,11 +175,11 @@ class VisibilityReport(RunCallback):
                 recovery = find(trainer, ConceptRecovery)
                 assert recovery is not None
                 found = bounds(
-                    train.activations,
+                    train.activations.flatten(1),
                     train.concepts,
                     len(recovery.concept_names),
                     families,
-                    (test.activations, test.concepts),
+                    (test.activations.flatten(1), test.concepts),
                     self.seed,
                     self.n_resamples,
                 )

@@ -73,6 +73,11 @@ class Member(RunModule, ABC):
         """Shape of one input: `(d_in,)`, or `(n_layers, d_in)`."""
 
     @property
+    def n_layers(self) -> int | None:
+        """Number of layers of an input; None for inputs without layers."""
+        return self.input_shape[0] if len(self.input_shape) == 2 else None
+
+    @property
     @abstractmethod
     def target_shape(self) -> tuple[int, ...] | None:
         """Shape of one target; None where the SAE reconstructs its input."""

@@ -96,10 +96,10 @@ def diagnose_data(
     loader = data.val_dataloader() if split == "val" else data.test_dataloader()
     held_out = random_samples(loader, max_samples // 4, seed)
     found = diagnose(
-        train.activations,
+        train.activations.flatten(1),
         train.concepts,
         data.concept_names,
-        (held_out.activations, held_out.concepts),
+        (held_out.activations.flatten(1), held_out.concepts),
         architectures_of(model, data.d_in),
         n_clusters=n_clusters,
         found_above=found_above,
