@@ -130,7 +130,7 @@ class Divergence(RunCallback):
         # ratios of losses that may be negative mean nothing
         return loss / self._first_loss if self._first_loss > 0 else torch.ones_like(loss)
 
-    # ------------------------------------------------------------------ judgement
+    # ------------------------------------------------------------------ judgment
 
     def _judge(self, trainer: pl.Trainer, errors: dict[str, Tensor], step: int, weights: int) -> None:
         """Compare errors with the limit.

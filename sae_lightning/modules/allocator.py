@@ -1,4 +1,4 @@
-"""How freed memory is kept on the CPU."""
+"""Reuse of freed memory on the CPU."""
 
 import ctypes
 import sys
@@ -10,7 +10,7 @@ _LARGEST = 2**31 - 1
 def keep_freed_memory() -> bool:
     """Let glibc keep freed blocks of up to 2 GiB in the process instead of returning each to the system.
 
-    A training step frees and asks again for the same few large arrays. By default each of them is mapped anew, and
+    A training step frees and asks again for the same few large arrays. By default each of them is mapped again, and
     the system clears it page by page, which can take a fifth of the step. The process keeps its peak memory.
 
     Returns:

@@ -42,10 +42,10 @@ class BaseSAE(Member, SAEModule):
     subclass's constructor stand for the keyword-only arguments of its base.
 
     Args:
-        encoder: Maps standardised inputs to pre-codes.
+        encoder: Maps standardized inputs to pre-codes.
         projection: Maps pre-codes to sparse codes.
-        decoder: Maps codes to standardised reconstructions.
-        regularizer: What codes cost, or None.
+        decoder: Maps codes to standardized reconstructions.
+        regularizer: Penalty on the codes, or None.
         gamma: Weight of the regularizer, at least 0.
         subtract_decoder_bias: Whether the encoder sees `x - b_dec`.
         l0_init: Mean L0 on the first samples to which lambda is calibrated, or None.
@@ -192,13 +192,13 @@ class BaseSAE(Member, SAEModule):
         """Return reconstructions in raw units: `(..., d_sae)` to `(..., d_in)`."""
         return self.running(codes.device.type).decode(codes)
 
-    # ------------------------------------------------------------------ how it is run
+    # ------------------------------------------------------------------ backend
 
     def running(self, device: str) -> Dense:
-        """The backend that runs this SAE on a type of device.
+        """Return the backend that runs this SAE on a type of device.
 
         Raises:
-            ValueError: If the backend that was asked for is unknown or cannot run these parts.
+            ValueError: If `backend` is unknown or cannot run these parts.
         """
         key = device, self.gamma > 0  # gamma may be set at any time
         if key not in self._running:
@@ -253,7 +253,7 @@ class BaseSAE(Member, SAEModule):
 
     @property
     def threshold(self) -> Tensor | None:
-        """What each latent's pre-code must exceed for it to fire, `(d_sae,)`; None for SAEs without thresholds."""
+        """Pre-code above which each latent fires, `(d_sae,)`; None for SAEs without thresholds."""
         found = self.sae.projection.thresholds()
         return None if found is None else found.detach()
 
@@ -269,8 +269,8 @@ class BaseSAE(Member, SAEModule):
     def save_safetensors(self, path: str | os.PathLike[str]) -> None:
         """Write the weights in raw units, for other programs: W_enc, b_enc, W_dec, b_dec and threshold.
 
-        The metadata say what they are weights of (`describe`, as JSON under `sae_lightning`). Of SAEs
-        whose pre-codes are not affine there are no W_enc and b_enc, of those without thresholds no threshold.
+        The metadata describe the SAE (`describe`, as JSON under `sae_lightning`). W_enc and b_enc are written only if
+        pre-codes are affine in the inputs, threshold only if the SAE has thresholds.
 
         Args:
             path: The file; its folder must exist.
@@ -347,7 +347,7 @@ class BaseSAE(Member, SAEModule):
         return terms
 
     def weights(self) -> dict[str, float]:
-        """The weight of each term of the loss that is not 1."""
+        """Return the weights of the loss terms; those not listed have weight 1."""
         return {"regularizer": self.gamma}
 
     def _with_loss(self, terms: dict[str, Tensor], factors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -361,7 +361,7 @@ class BaseSAE(Member, SAEModule):
         return {"loss": loss, **{name: term.detach() for name, term in terms.items()}}
 
     def configure_optimizers(self) -> Any:
-        """Optimizer and, where there is one, schedule, which steps with every training step."""
+        """Return the optimizer and, if there is one, its schedule, which steps once per training step."""
         optimizer, scheduler = self.make_optimizer()
         if scheduler is None:
             return optimizer

@@ -80,7 +80,7 @@ class Comparison(SAEModule):
         return {name.removeprefix(_PREFIX): sae for name, sae in self.members.items()}  # type: ignore[misc]
 
     def trained_parts(self) -> dict[str, RunModule]:
-        """The members: each has its own optimizer."""
+        """Return the members, each of which has its own optimizer."""
         return dict(self.saes())
 
     # ------------------------------------------------------------------ side by side
@@ -106,7 +106,7 @@ class Comparison(SAEModule):
         self._stop_processes()
 
     def on_sigterm(self) -> None:
-        """Wait for the processes little longer than steps have taken."""
+        """Shorten the timeout of the processes to little more than a step takes."""
         if self._side_by_side is not None:
             self._side_by_side.hurry()
 
@@ -116,7 +116,7 @@ class Comparison(SAEModule):
             self._side_by_side = None
 
     def learn_all(self, batch: ActivationBatch, with_l0: bool) -> dict[str, StepScalars]:
-        """Return the losses of every member; where they train side by side, their gradients wait for `backward`."""
+        """Return the losses of every member; side by side, gradients are computed too and kept for `backward`."""
         if self._side_by_side is None:
             return super().learn_all(batch, with_l0)
         try:
@@ -128,16 +128,16 @@ class Comparison(SAEModule):
         return found
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Hand over the gradients that `learn_all` found, as Lightning has weighted the loss meanwhile."""
+        """Set the gradients that `learn_all` has computed, scaled as Lightning has scaled the loss."""
         if self._side_by_side is None:
             super().backward(loss, *args, **kwargs)
         else:
             self._side_by_side.backward([float(f) for f in torch.autograd.grad(loss, self._losses)])
 
-    # ------------------------------------------------------------------ optimisation
+    # ------------------------------------------------------------------ optimization
 
     def configure_optimizers(self) -> Any:
-        """One optimizer group and one schedule group that step the members' own."""
+        """Return a group of the members' optimizers and one of their schedules."""
         made = {name: sae.make_optimizer() for name, sae in self.saes().items()}
         optimizer = OptimizerGroup({name: own for name, (own, _) in made.items()})
         schedulers = {name: schedule for name, (_, schedule) in made.items() if schedule is not None}

@@ -1,4 +1,4 @@
-"""Load what was trained from checkpoints, without executing what is in them."""
+"""Load trained models from checkpoints, without executing code from them."""
 
 import importlib
 import os
@@ -31,7 +31,7 @@ def trust_modules(names: Sequence[str]) -> None:
 
 
 def load_module(path: str | os.PathLike[str], map_location: Any = "cpu", trust: Sequence[str] = ()) -> RunModule:
-    """Load what a run trained, an SAE, a Comparison or a LanguageModel, in evaluation mode and without gradients.
+    """Load a trained model (SAE, Comparison, LanguageModel) in evaluation mode and without gradients.
 
     Args:
         path: A checkpoint, made by the command line or by a Trainer in Python.
@@ -48,7 +48,7 @@ def load_module(path: str | os.PathLike[str], map_location: Any = "cpu", trust: 
 
 
 def module_of(checkpoint: dict[str, Any], path: str | os.PathLike[str]) -> RunModule:
-    """What a checkpoint that `read_checkpoint` has read is a checkpoint of, with its weights.
+    """Build the model of a checkpoint that `read_checkpoint` has read, with its weights.
 
     Args:
         checkpoint: Its content.
@@ -70,7 +70,7 @@ def module_of(checkpoint: dict[str, Any], path: str | os.PathLike[str]) -> RunMo
 
 
 def _check_sizes(description: dict[str, Any], weights: dict[str, Any]) -> None:
-    """Raise a ValueError where weights have other shapes than described, before memory of that size is taken."""
+    """Raise a ValueError if weights have other shapes than described, before memory is allocated for these."""
     try:
         with torch.device("meta"):
             expected = build(description, RunModule).state_dict()

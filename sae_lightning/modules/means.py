@@ -1,4 +1,4 @@
-"""Means over all samples of an evaluation, whatever the batches and processes."""
+"""Means over all samples of an evaluation, independent of batches and processes."""
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ class SampleMean(SAEMetric):
         self._add_counter("samples")
 
     def update(self, mean: Tensor, n: int) -> None:
-        """Take in one batch.
+        """Add one batch.
 
         Args:
             mean: Mean over the batch, scalar; of any value where the batch is empty.
@@ -33,5 +33,5 @@ class SampleMean(SAEMetric):
         self._add((total, torch.full_like(self.samples, n)), "total", "samples")
 
     def compute(self) -> Tensor:
-        """The mean over all samples, scalar float64; NaN without samples."""
+        """Return the mean over all samples, a float64 scalar; NaN if there are none."""
         return self.total / self.samples

@@ -1,4 +1,4 @@
-"""One SAE as the modules that train it see it: what is asked of it, and what it answers."""
+"""Interface between one SAE and the modules that train it."""
 
 from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
@@ -37,7 +37,7 @@ class Evaluation(NamedTuple):
     terms: dict[str, Tensor]
     """Scalars by name: `loss`, `mse` and the other terms of the loss."""
     target: Tensor
-    """What was to be reconstructed, standardized, `(batch, d_out)`; the inputs unless the SAE has targets."""
+    """Standardized targets, `(batch, d_out)`; the inputs themselves unless the SAE has targets."""
 
     def l0(self) -> Tensor:
         """Mean number of latents that fire per sample."""
@@ -50,7 +50,7 @@ class StepScalars(NamedTuple):
     terms: dict[str, Tensor]
     """Scalars by name: `loss`, `mse` and the other terms of the loss."""
     l0: Tensor | None
-    """Mean number of latents that fire per sample, where it was asked for."""
+    """Mean number of latents that fire per sample; None if not requested."""
 
 
 class Member(RunModule, ABC):
@@ -88,7 +88,7 @@ class Member(RunModule, ABC):
 
     @abstractmethod
     def begin_training(self, n_steps: float) -> None:
-        """Resolve schedules for a training of `n_steps` optimizer steps (inf where nothing bounds it)."""
+        """Resolve schedules for a training of `n_steps` optimizer steps (inf if unbounded)."""
 
     @abstractmethod
     def advance(self, step: int) -> None:

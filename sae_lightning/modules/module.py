@@ -1,4 +1,4 @@
-"""The Lightning glue that one SAE and a comparison of several share."""
+"""SAEModule: training, validation, test and prediction of one SAE or several."""
 
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -53,13 +53,13 @@ class SAEModule(RunModule, ABC):
         """Return the SAEs by name; a single one has the empty name."""
 
     def backends(self) -> dict[str, str]:
-        """By SAE, the name of the backend that runs it on the device where it is."""
+        """Return the name of the backend that runs each SAE on its current device."""
         return {name: sae.running(self.device.type).name for name, sae in self.saes().items()}
 
     # ------------------------------------------------------------------ set-up
 
     def setup(self, stage: str) -> None:
-        """Check that data and model fit, and keep DDP from sending buffers: they are equal on all ranks.
+        """Check that data and model fit, and exclude buffers from DDP's broadcasts: they are equal on all ranks.
 
         Raises:
             ValueError: If the data's `d_in` is not the model's, SAEs cannot be trained in the trainer's
@@ -80,16 +80,16 @@ class SAEModule(RunModule, ABC):
         self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
 
     def configure_model(self) -> None:
-        """Spread the SAEs over processes where the strategy wants that."""
+        """Shard the SAEs if the strategy does."""
         if self._trainer is None:  # Lightning's load_from_checkpoint calls this too
             return
         shard(self, self.saes(), self.trainer)
         for metric in self.modules():
-            if isinstance(metric, Metric):  # processes that see the same samples count them once
+            if isinstance(metric, Metric):  # processes with the same samples count them once
                 metric.process_group = data_group(self.trainer)
 
     def on_fit_start(self) -> None:
-        """Fit standardisation and initial values to training data, once; a resumed run keeps its own."""
+        """Fit standardization and initial values to training data, unless a checkpoint has them."""
         if self.device.type == "cpu":
             keep_freed_memory()
         names = self.backends().values()
@@ -136,14 +136,14 @@ class SAEModule(RunModule, ABC):
         return torch.cat(inputs)[:n], torch.cat(targets)[:n] if targets else None
 
     def full_tensor(self, parameter: Tensor) -> Tensor:
-        """All of a parameter, without its gradient, however it is spread; every process must call this."""
+        """Return a whole parameter, detached, even if it is sharded; every process must call this."""
         with torch.no_grad(), with_full_parameters(self.trainer, writeback=False):
             return full_tensor(parameter).detach().clone()
 
     # ------------------------------------------------------------------ steps
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> ActivationBatch:
-        """Bring what a data loader yields into one form, and check it while it is still on the host."""
+        """Convert a batch to an ActivationBatch, and check it while it is still on the host."""
         checked = as_batch(batch)
         self._check_shape(checked)
         # one reduction without a temporary: a sum is finite only if its terms are (or if it overflows)
@@ -201,7 +201,7 @@ class SAEModule(RunModule, ABC):
 
     @torch.no_grad()
     def relative_errors(self, batch: ActivationBatch) -> dict[str, Tensor]:
-        """Return the squared error of the step at hand, relative to the squared norm of its targets, by SAE."""
+        """Return the squared error of the current step, relative to the squared norm of its targets, by SAE."""
         errors = {}
         for name, sae in self.saes().items():
             _, wanted = sae.sae.standardize_pair(batch.activations, batch.target)
@@ -254,10 +254,10 @@ class SAEModule(RunModule, ABC):
         self._check(batch, batch_idx, "prediction")
         return Predictions({name: sae.encode(batch.activations) for name, sae in self.saes().items()}, batch.concepts)
 
-    # ------------------------------------------------------------------ optimisation
+    # ------------------------------------------------------------------ optimization
 
     def on_after_backward(self) -> None:
-        """Average the gradients of sharded SAEs over the groups of processes that see other data."""
+        """Average the gradients of sharded SAEs over the processes that read different data."""
         average_gradients(self)
 
     def configure_gradient_clipping(
@@ -266,7 +266,7 @@ class SAEModule(RunModule, ABC):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip each SAE's gradients by themselves, as if it were trained alone."""
+        """Clip the gradients of each SAE separately, as if it were trained alone."""
         if not gradient_clip_val:
             return
         if gradient_clip_algorithm == "value":

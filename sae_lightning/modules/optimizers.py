@@ -1,4 +1,4 @@
-"""Several optimizers and schedulers that step together, each with a state of its own."""
+"""Optimizers and schedulers of the members of a comparison, stepped as one."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -32,7 +32,7 @@ def adam(params: Any) -> Optimizer:
 
 
 def clippable(optimizer: Optimizer) -> Optimizer:
-    """The same optimizer, whose gradients may be clipped under mixed precision.
+    """Return the same optimizer, marked such that Lightning may clip its gradients under mixed precision.
 
     Fused optimizers offer to unscale fp16 gradients within their step, which is too late for clipping: Lightning
     refuses to clip then, even where nothing is scaled (bf16).
@@ -60,7 +60,7 @@ _GROUP_RATES = ("max_lr", "min_lr")  # arguments that OneCycleLR keeps in the op
 
 
 class OptimizerRecord(NamedTuple):
-    """How something is trained, in plain values: what a resumed run is compared with."""
+    """Optimizer and schedule in plain values, to be compared with those of a resumed run."""
 
     optimizer: str
     """Import path of its class."""
@@ -69,11 +69,11 @@ class OptimizerRecord(NamedTuple):
     lr_scheduler: str | None
     """Import path of the schedule's class; None without one."""
     schedule: dict[str, Any]
-    """The schedule's numbers, the learning rate apart."""
+    """Arguments of the schedule, without the learning rate."""
 
     @classmethod
     def of(cls, optimizer: Optimizer, scheduler: LRScheduler | None) -> "OptimizerRecord":
-        """Describe an optimizer and its schedule, neither of which has made a step."""
+        """Describe a new optimizer and its schedule, before their first step."""
         schedule = {} if scheduler is None else _plain_values(vars(scheduler))
         for changing in ("base_lrs", "last_epoch"):
             schedule.pop(changing, None)
@@ -83,7 +83,7 @@ class OptimizerRecord(NamedTuple):
 
     @classmethod
     def read(cls, saved: Any) -> "OptimizerRecord":
-        """What a checkpoint says, which may come from anywhere.
+        """Read the record in a checkpoint, which may be damaged or hostile.
 
         Raises:
             ValueError: If it is no such record.
@@ -104,7 +104,7 @@ class OptimizerRecord(NamedTuple):
         return cls(**saved)
 
     def changes(self, saved: "OptimizerRecord", name: str) -> dict[str, tuple[Any, Any]]:
-        """See whether a run that was trained as `saved` can be resumed like this.
+        """Compare with the record of a checkpoint, and check that training can be resumed from it.
 
         Args:
             saved: How it was trained.
@@ -141,7 +141,7 @@ class OptimizerRecord(NamedTuple):
 def change_arguments(
     optimizer: Optimizer, scheduler: LRScheduler | None, changes: Mapping[str, tuple[Any, Any]]
 ) -> None:
-    """Give an optimizer that was restored from a checkpoint other arguments.
+    """Set other arguments of an optimizer that was restored from a checkpoint.
 
     A learning rate that a schedule has changed meanwhile is scaled, as are those that the schedule goes by.
 
@@ -167,7 +167,7 @@ _MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buff
 
 
 def check_moments(optimizer: Optimizer) -> None:
-    """See whether what a checkpoint has restored fits the parameters: fused kernels do not look.
+    """Check that restored optimizer states have the shapes of their parameters: fused kernels do not check.
 
     Raises:
         ValueError: If a moment has another shape or layout than its parameter, or a step is no single number.
@@ -191,7 +191,7 @@ _PLAIN = (bool, int, float, str, type(None))
 
 
 def _plain_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Numbers, words and sequences of them; what a schedule keeps for itself is left out."""
+    """Return the numbers, strings and sequences of these; private attributes of a schedule are left out."""
     found = {}
     for key, value in values.items():
         items = list(value) if isinstance(value, (tuple, list)) else [value]
@@ -231,15 +231,15 @@ class OptimizerGroup(Optimizer):
 
     @property  # type: ignore[override]
     def state(self) -> dict[Tensor, Any]:
-        """The state of every parameter, whosever it is."""
+        """State of the parameters of all members."""
         return {parameter: state for o in self.optimizers.values() for parameter, state in o.state.items()}
 
     @state.setter
     def state(self, value: Any) -> None:
-        """Ignore what the base class sets: members have their own."""
+        """Ignore the base class: members have their own."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The members' states as one, their parameters numbered through in the order of the members."""
+        """Return the states of all members as one, with parameters numbered in the order of the members."""
         state: dict[int, Any] = {}
         groups: list[dict[str, Any]] = []
         first = 0
@@ -251,7 +251,7 @@ class OptimizerGroup(Optimizer):
         return {"state": state, "param_groups": groups}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore each member's state (also from checkpoints that hold them by name, as older ones do)."""
+        """Restore the state of each member; older checkpoints hold them by name."""
         parts = state_dict if state_dict.keys() == self.optimizers.keys() else self._by_member(state_dict)
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(parts[name])
@@ -272,7 +272,7 @@ class OptimizerGroup(Optimizer):
 
 
 def own_optimizer(optimizer: Optimizer, name: str) -> Optimizer:
-    """The optimizer of one SAE: its own within a group, else the only one there is."""
+    """Return the optimizer of one SAE: its own in a group, or the only one."""
     return optimizer.optimizers[name] if isinstance(optimizer, OptimizerGroup) else optimizer
 
 
@@ -292,7 +292,7 @@ def require_length(scheduler: LRScheduler | None, n_steps: float) -> None:
 
 
 def own_scheduler(scheduler: Any, name: str) -> LRScheduler | None:
-    """The schedule of one SAE: its own within a group, else the only one there is; None without one."""
+    """Return the schedule of one SAE: its own in a group, or the only one; None if there is none."""
     found: LRScheduler | None = scheduler.schedulers.get(name) if isinstance(scheduler, SchedulerGroup) else scheduler
     return found
 
@@ -316,11 +316,11 @@ class SchedulerGroup(LRScheduler):
             scheduler.step()
 
     def get_last_lr(self) -> list[Any]:
-        """Learning rates of all parameter groups that are scheduled."""
+        """Return the learning rates of all scheduled parameter groups."""
         return [lr for scheduler in self.schedulers.values() for lr in scheduler.get_last_lr()]
 
     def state_dict(self) -> dict[str, Any]:
-        """Each member's state by its name."""
+        """Return the state of each member, by name."""
         return {name: scheduler.state_dict() for name, scheduler in self.schedulers.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

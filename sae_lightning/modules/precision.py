@@ -1,4 +1,4 @@
-"""What half precision asks of a run of the Trainer: refused where it cannot work, warned of where it costs much."""
+"""Precision checks: reject 16-true, warn where bf16-true rounds inputs."""
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
@@ -8,7 +8,7 @@ _TOLERATED = 0.03  # rounding of the inputs, as a share of their spread: about a
 
 
 def require_trainable(trainer: pl.Trainer) -> None:
-    """Raise a ValueError for the precision in which no SAE can be trained."""
+    """Raise a ValueError if the trainer's precision is 16-true, in which no SAE can be trained."""
     if trainer.precision == "16-true":
         raise ValueError(
             "trainer.precision must not be '16-true': gradients and Adam's moments of a matrix vanish in float16, "
@@ -17,7 +17,7 @@ def require_trainable(trainer: pl.Trainer) -> None:
 
 
 def require_in_range(trainer: pl.Trainer, name: str, loss: Tensor) -> None:
-    """Raise a ValueError where the loss of an SAE shows that float16 overflowed in the forward pass.
+    """Raise a ValueError if the loss shows that float16 overflowed in the forward pass.
 
     The scaler would go on for ever, for it takes this for gradients that are too large, and skips the step.
     """
@@ -41,5 +41,5 @@ def warn_of_rounded_inputs(trainer: pl.Trainer, x: Tensor) -> None:
     if bool(lost > _TOLERATED * spread):
         rank_zero_warn(
             f"trainer.precision 'bf16-true' rounds raw activations by {(lost / spread).item():.1%} of their spread, "
-            "since they lie far from zero: use 'bf16-mixed', which standardises them in float32, or subtract their mean"
+            "since they lie far from zero: use 'bf16-mixed', which standardizes them in float32, or subtract their mean"
         )

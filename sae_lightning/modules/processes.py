@@ -1,4 +1,4 @@
-"""Processes that train the members of a comparison side by side on a CPU."""
+"""Processes that train the members of a comparison in parallel on a CPU."""
 
 import contextlib
 import ctypes
@@ -45,7 +45,7 @@ class _Other(NamedTuple):
         return f"the process that trains {', '.join(self.names)} (pid {self.process.pid})"
 
     def limit(self, seconds: float) -> None:
-        """Let no reading from and writing to the pipe wait longer; a pipe that has waited raises BlockingIOError."""
+        """Set the timeout of reads and writes; a pipe that times out raises BlockingIOError."""
         seconds = min(seconds, 1e9)
         value = struct.pack("ll", int(seconds), max(1, int(seconds % 1 * 1e6)))  # zero would be no limit
         with socket.socket(fileno=os.dup(self.connection.fileno())) as pipe:
@@ -54,10 +54,10 @@ class _Other(NamedTuple):
 
 
 class MemberProcesses:
-    """Computes losses and gradients of several SAEs in several processes, of which this one is the first.
+    """Computes losses and gradients of several SAEs in several processes; this process is the first.
 
-    The others are forked. They see this process's weights and buffers, since these lie in shared memory until `close`,
-    and leave gradients where this process sees them; batches and losses go through pipes. Each process runs on one
+    The others are forked. Weights, buffers and gradients lie in shared memory until `close`; batches and losses go
+    through pipes. Each process runs on one
     thread: operations of small SAEs are too short to be split among threads. The others end with this process, however
     it ends; where the system is not Linux, one that is stopped ends when it is continued.
 
@@ -97,7 +97,7 @@ class MemberProcesses:
             ours, theirs = context.Pipe()
             inherited = [ours, *(other.connection for other in self._others)]
             process = context.Process(target=_serve, args=(os.getpid(), theirs, inherited, shares), daemon=True)
-            with warnings.catch_warnings():  # Python warns of locks that other threads may hold: nobody takes any here
+            with warnings.catch_warnings():  # Python warns of locks that other threads may hold: none is taken here
                 warnings.simplefilter("ignore", DeprecationWarning)
                 process.start()
             theirs.close()
@@ -111,7 +111,7 @@ class MemberProcesses:
         """Return the losses of a training batch, in the order of the SAEs; keeps their gradients.
 
         Raises:
-            Exception: What a member raised, in whatever process.
+            Exception: If a member raises one, in any process.
             ChildProcessError: If a process is gone.
             TimeoutError: If a process has not answered in time.
             SIGTERMException: The same after `hurry`.
@@ -147,7 +147,7 @@ class MemberProcesses:
         return {name: scalars[name] for name in self._saes}
 
     def hurry(self) -> None:
-        """Wait from now on little longer than steps have taken, also where this process is waiting already.
+        """Shorten the timeout to little more than a step takes, also of a wait that has begun.
 
         A signal's handler may call it.
         """
@@ -159,7 +159,7 @@ class MemberProcesses:
 
     @contextlib.contextmanager
     def _answered(self, other: _Other) -> Iterator[None]:
-        """Say which process is gone where a pipe breaks, or hangs where it takes too long."""
+        """Raise an error that names the process if its pipe breaks or times out."""
         try:
             yield
         except BlockingIOError as error:
@@ -198,7 +198,7 @@ class MemberProcesses:
 
 
 def _end(others: list[_Other]) -> None:
-    """End the processes, also those that are stopped or hang: what they leave is in shared memory by now."""
+    """Kill the processes, also stopped or hanging ones: their results are in shared memory already."""
     for other in others:
         other.connection.close()
         other.process.kill()
@@ -269,7 +269,7 @@ def _serve(
 def _answer(
     sae: Member, parameters: Sequence[Tensor], places: Sequence[Tensor], values: Sequence[Tensor], with_l0: bool
 ) -> tuple[Any, list[bool]]:
-    """Leave one SAE's gradients in their places; its scalars, and which parameters have a gradient."""
+    """Write one SAE's gradients to shared memory; return its scalars, and which parameters have a gradient."""
     scalars, grads = _learn(sae, parameters, values, with_l0)
     for place, grad in zip(places, grads, strict=True):
         if grad is not None:

@@ -1,4 +1,4 @@
-"""What every module that the command line trains has in common."""
+"""RunModule: base of everything that the command line trains."""
 
 import inspect
 import signal
@@ -42,7 +42,7 @@ class NonfiniteError(ValueError):
     Args:
         message: What is not finite, and where.
         batch: The batch.
-        facts: What else is known of it, in words.
+        facts: Further facts by name, for the message.
     """
 
     def __init__(self, message: str, batch: Any = None, facts: dict[str, str] | None = None) -> None:
@@ -52,7 +52,7 @@ class NonfiniteError(ValueError):
 
 
 class RunModule(Recorded, pl.LightningModule):
-    """Counts what it has seen, and stores in checkpoints how it is built.
+    """Counts training samples, and describes itself in checkpoints.
 
     Attributes:
         samples_seen: Training samples of all processes so far.
@@ -95,7 +95,7 @@ class RunModule(Recorded, pl.LightningModule):
     def train_with(
         self, optimizer: OptimizerCallable | None = None, lr_scheduler: LRSchedulerCallable | None = None
     ) -> None:
-        """Replace how the module is trained, which is no part of what a checkpoint describes.
+        """Replace optimizer and schedule, which are no part of the description in a checkpoint.
 
         Args:
             optimizer: Makes the optimizer from the parameters; None keeps the present one.
@@ -107,11 +107,11 @@ class RunModule(Recorded, pl.LightningModule):
         self._records = None
 
     def trained_parts(self) -> "dict[str, RunModule]":
-        """What has an optimizer of its own, by name; a module that is one thing has the empty name."""
+        """Return the parts that have their own optimizer, by name; a module without parts has the empty name."""
         return {"": self}
 
     def make_optimizer(self) -> tuple[Optimizer, LRScheduler | None]:
-        """Build the optimizer and the schedule of a module that is one thing.
+        """Build the optimizer and the schedule of a module without parts.
 
         Raises:
             ValueError: If one of their arguments is out of range.
@@ -126,7 +126,7 @@ class RunModule(Recorded, pl.LightningModule):
             raise ValueError(f"model.lr_scheduler cannot be made: {error}") from None
 
     def optimizer_records(self) -> dict[str, OptimizerRecord]:
-        """How each part is trained.
+        """Return the optimizer and schedule of each part, in plain values.
 
         Raises:
             ValueError: If an optimizer or a schedule cannot be made.
@@ -138,7 +138,7 @@ class RunModule(Recorded, pl.LightningModule):
         return self._records
 
     def on_train_start(self) -> None:
-        """Apply changed arguments of optimizers to what a checkpoint has restored; see that schedules are long enough.
+        """Apply changed optimizer arguments to the restored state; check that schedules are long enough.
 
         Raises:
             ValueError: If a schedule ends before training does.
@@ -150,7 +150,7 @@ class RunModule(Recorded, pl.LightningModule):
             part = own_optimizer(self.trainer.optimizers[0], name)
             change_arguments(part, own_scheduler(scheduler, name), changes)
             told = ", ".join(f"{key} = {now} instead of {before}" for key, (before, now) in changes.items())
-            rank_zero_warn(f"training goes on with {told} in the optimizer{f' of {name}' if name else ''}")
+            rank_zero_warn(f"training continues with {told} in the optimizer{f' of {name}' if name else ''}")
         self._changed = {}
         for name in self.trained_parts():
             require_length(own_scheduler(self.lr_schedulers(), name), self.trainer.estimated_stepping_batches)
@@ -161,7 +161,7 @@ class RunModule(Recorded, pl.LightningModule):
         return bool(every) and (self.global_step + 1) % every == 0
 
     def relative_errors(self, batch: Any) -> dict[str, Tensor]:
-        """Errors of the training or validation step at hand by SAE, where reconstructing nothing has 1.
+        """Return the errors of the current training or validation step by SAE, relative to a reconstruction of zero.
 
         Args:
             batch: The batch of the step.
@@ -213,7 +213,7 @@ class RunModule(Recorded, pl.LightningModule):
         return gathered.transpose(0, 1).flatten(0, 1)[: int(counts.sum())]  # what was filled in is last
 
     def on_sigterm(self) -> None:
-        """Bound what the step at hand waits for: SIGTERM has come, and this is called within its handler."""
+        """Shorten timeouts of the current step; called within the handler of SIGTERM."""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store how to build this module, how it is trained, and how many samples it has seen."""
@@ -221,7 +221,7 @@ class RunModule(Recorded, pl.LightningModule):
         checkpoint[CHECKPOINT_KEY] = {**self.describe(), "samples_seen": self.samples_seen, "optimizers": optimizers}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another class or, in training, of another optimizer; restore the count of samples.
+        """Reject a checkpoint of another class or, in training, of another optimizer; restore the count of samples.
 
         Raises:
             ValueError: If the checkpoint was made by another class, or training cannot be resumed from it as it is
@@ -238,7 +238,7 @@ class RunModule(Recorded, pl.LightningModule):
             self._changed = self.optimizer_changes(saved.get("optimizers"))
 
     def optimizer_changes(self, saved: Any) -> dict[str, dict[str, tuple[Any, Any]]]:
-        """Arguments of optimizers that are not those of a checkpoint, by part and name: before, and now.
+        """Return the optimizer arguments that differ from those of a checkpoint, by part and name: before, and now.
 
         Args:
             saved: What the checkpoint says of its optimizers; None for those of earlier versions.

@@ -18,8 +18,8 @@ def require_warmup(name: str, length: int | float) -> None:
 class Warmup(nn.Module):
     r"""Linear warm-up of a coefficient from 0: its factor after t steps is $\min(1, t / n)$.
 
-    Length and step are buffers: a resumed run continues the same warm-up, whatever its own length is. Before training
-    begins, the factor is 1.
+    Length and step are buffers: a resumed run continues the same warm-up, even if it is longer or shorter. Before
+    training begins, the factor is 1.
 
     Args:
         length: Number n of optimizer steps (an integer, at least 1), or a share of training (at most 1).

@@ -1,4 +1,4 @@
-"""How an SAE is spread over the processes of Lightning's ModelParallelStrategy, and FSDPStrategy is worked with."""
+"""Sharding of SAEs under Lightning's ModelParallelStrategy and FSDPStrategy."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 _DATA, _LATENTS = "data_parallel", "tensor_parallel"  # Lightning's names
 _FORWARD = ("learn", "evaluate", "encode", "decode", "_calibrate")
-"""What is called of an SAE from outside and needs whole weights."""
+"""Methods of an SAE that need whole weights."""
 
 
 def shard(module: nn.Module, saes: Mapping[str, Member], trainer: "pl.Trainer") -> None:
-    """Make the parameters of a module's SAEs what the trainer's strategy wants; does nothing for most strategies.
+    """Shard the parameters of a module's SAEs if the trainer's strategy is ModelParallelStrategy; check FSDPStrategy.
 
     With ModelParallelStrategy the weights become DTensors. Where `tensor_parallel_size` is above 1, each process of a
     group holds the rows of its own latents, and groups are replicas whose gradients are averaged; else they are sharded
@@ -67,7 +67,7 @@ def _parts(sae: Member) -> Iterator[Part]:
 
 
 def _shard_latents(sae: Member, mesh: "DeviceMesh", device: torch.device) -> None:
-    """Leave each process of a tensor-parallel group the rows of its own latents."""
+    """Give each process of a tensor-parallel group the rows of its own latents."""
     from torch.distributed.tensor import Replicate, Shard
 
     from sae_lightning.backends.sharded import Sharded, Sharding
@@ -94,7 +94,7 @@ def _shard_latents(sae: Member, mesh: "DeviceMesh", device: torch.device) -> Non
 
 
 def _shard_parameters(sae: Member, mesh: "DeviceMesh", device: torch.device) -> None:
-    """Let FSDP hold a part of every parameter on each process, and put them together where they are used."""
+    """Shard every parameter by FSDP, which gathers them where they are used."""
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
     from torch.distributed.tensor import Replicate
 
@@ -111,7 +111,7 @@ def _shard_parameters(sae: Member, mesh: "DeviceMesh", device: torch.device) -> 
 
 
 def _replace(part: nn.Module, name: str, held: Tensor, mesh: "DeviceMesh", placements: list[Any]) -> nn.Parameter:
-    """Put a DTensor of which this process holds `held` in the place of a parameter."""
+    """Replace a parameter by a DTensor whose local part is `held`."""
     from torch.distributed.tensor import DTensor
 
     parameter = nn.Parameter(DTensor.from_local(held, mesh, placements, run_check=False))
@@ -120,7 +120,7 @@ def _replace(part: nn.Module, name: str, held: Tensor, mesh: "DeviceMesh", place
 
 
 def reshard(sae: Member) -> None:
-    """Have an SAE's parameters be what the optimizer knows again: after a forward pass FSDP keeps them whole."""
+    """Shard the parameters again: after a forward pass FSDP keeps them whole, and the optimizer knows the shards."""
     from torch.distributed.fsdp import FSDPModule
 
     if isinstance(sae, FSDPModule):
@@ -129,7 +129,7 @@ def reshard(sae: Member) -> None:
 
 @torch.no_grad()
 def average_gradients(module: nn.Module) -> None:
-    """Average gradients over the processes that see other data, where neither DDP nor FSDP does.
+    """Average gradients over the processes that read different data, if neither DDP nor FSDP does.
 
     After each backward pass: what was accumulated before is the same on all of them, and stays. (A hook of the
     parameter would not do: it is lost when a module with DTensors moves or changes its precision.)
@@ -164,7 +164,7 @@ def _check_fsdp(module: nn.Module, strategy: FSDPStrategy) -> None:
 
 
 def with_full_parameters(trainer: "pl.Trainer", writeback: bool) -> AbstractContextManager[None]:
-    """Within it, parameters that FSDPStrategy has cut up are whole; nothing where another strategy trains.
+    """Context in which parameters that FSDPStrategy has sharded are whole; no effect under other strategies.
 
     Args:
         trainer: The trainer; all of its processes must call this.
@@ -182,7 +182,7 @@ def with_full_parameters(trainer: "pl.Trainer", writeback: bool) -> AbstractCont
 
 
 def shard_group(grad: Tensor, trainer: "pl.Trainer | None" = None) -> dist.ProcessGroup | None:
-    """The processes each of which holds a part of a gradient; None where each holds all of it."""
+    """Return the processes over which a gradient is sharded; None if each holds all of it."""
     if trainer is not None and isinstance(trainer.strategy, FSDPStrategy):
         return dist.group.WORLD
     if not is_dtensor(grad):

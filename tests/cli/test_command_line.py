@@ -387,7 +387,7 @@ def test_another_learning_rate_on_resume_is_used_and_said(run):
     outcome = resumed(run, *ADAM, "--model.optimizer.lr", 0.5)
     assert outcome.code == 0, outcome.err
     (warning,) = [text for text in outcome.warnings if "instead of" in text]
-    assert warning == "training goes on with lr = 0.5 instead of 0.001 in the optimizer"
+    assert warning == "training continues with lr = 0.5 instead of 0.001 in the optimizer"
     assert read_checkpoint(last(run))["optimizer_states"][0]["param_groups"][0]["lr"] == 0.5
     rates = [float(row["train/lr"]) for row in rows(run) if row["train/lr"]]
     assert rates == pytest.approx([0.001, 0.001, 0.5, 0.5])

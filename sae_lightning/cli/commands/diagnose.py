@@ -210,7 +210,7 @@ def draw(found: Diagnosis) -> dict[str, Any]:
         "participation ratio": [c.dimension.participation_ratio for c in found.concepts],
         "90 % of the energy": [c.dimension.components_90 for c in found.concepts],
         "99 % of the energy": [c.dimension.components_99 for c in found.concepts],
-        "two nearest neighbours": [c.dimension.two_nn for c in found.concepts],
+        "two nearest neighbors": [c.dimension.two_nn for c in found.concepts],
     }
     title = f"Dimension of each {whose}"
     figures = {"dimension": concept_dimensions({n: stacked(rows) for n, rows in counted.items()}, names, title)}

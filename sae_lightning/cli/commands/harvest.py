@@ -77,7 +77,7 @@ def summary(output: str, manifest: dict[str, Any]) -> str:
         named = ", ".join(manifest["skipped"][:5]) + (", ..." if len(manifest["skipped"]) > 5 else "")
         lines.append(f"skipped, since they cannot be read: {len(manifest['skipped']):,} examples ({named})")
     if manifest["unaligned_words"]:
-        lines.append(f"left out, since no token stands for them: {manifest['unaligned_words']:,} labelled words")
+        lines.append(f"left out, since no token stands for them: {manifest['unaligned_words']:,} labeled words")
     return "\n".join(lines)
 
 
