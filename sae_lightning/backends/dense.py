@@ -82,7 +82,7 @@ class Dense:
         return self.core.encode(x)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Return reconstructions of codes in raw units: `(..., d_sae)` to `(..., d_in)`."""
+        """Return reconstructions of codes in raw units: `(..., d_sae)` to `(..., d_out)`."""
         return self.core.decode(codes)
 
     # ------------------------------------------------------------------ parts

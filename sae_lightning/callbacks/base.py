@@ -60,7 +60,7 @@ def require_needed(callback: pl.Callback, present: Iterable[pl.Callback]) -> Non
 
 
 def in_order(callbacks: Sequence[pl.Callback]) -> list[pl.Callback]:
-    """Callbacks with those that others need or use before these, and otherwise as they are.
+    """Sort callbacks so that each follows those it needs or uses; keep the order otherwise.
 
     Raises:
         ValueError: If a callback that is needed is missing, or callbacks need each other.
@@ -97,7 +97,7 @@ def find(trainer: pl.Trainer, kind: type[C]) -> C | None:
 
 
 def found(trainer: pl.Trainer, kind: type[C]) -> C:
-    """The first of a trainer's callbacks of a kind that is among what the caller needs."""
+    """Return the first of a trainer's callbacks of a kind that the caller declares in `needs`."""
     callback = find(trainer, kind)
     assert callback is not None  # `RunCallback.setup` has checked it
     return callback

@@ -41,7 +41,9 @@ class DownstreamFidelity(RunCallback):
         if not self._on:
             return
         # what others reconstruct cannot take the place of their input
-        self._spliced = [n for n, sae in pl_module.saes().items() if sae.target_shape is None and sae.n_layers is None]
+        self._spliced = [
+            n for n, sae in pl_module.saes().items() if sae.target_shape is None and sae.input_layers is None
+        ]
         left_out = sorted(name or "the SAE" for name in pl_module.saes().keys() - set(self._spliced))
         if left_out:
             rank_zero_info(

@@ -122,7 +122,9 @@ def _save(batch: Any, path: Path, facts: dict[str, str]) -> None:
     from safetensors.torch import save
 
     fields = batch._asdict() if hasattr(batch, "_asdict") else {"activations": batch}
-    tensors = {name: value.detach().cpu().contiguous() for name, value in fields.items() if isinstance(value, Tensor)}
+    tensors = {
+        name: value.detach().cpu().clone().contiguous() for name, value in fields.items() if isinstance(value, Tensor)
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         file.write(save(tensors, facts))

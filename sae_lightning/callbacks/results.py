@@ -100,7 +100,7 @@ def load_results(path: str | Path) -> dict[str, Any]:
     """Read a `results.json` and compare its checksum.
 
     Args:
-        path: The file.
+        path: The file, or the folder of its run.
 
     Returns:
         What was trained under `model`, and an entry for each command that was run.
@@ -110,6 +110,7 @@ def load_results(path: str | Path) -> dict[str, Any]:
         ValueError: If it is no file of results, or one bit of it is not what was written.
     """
     path = Path(path)
+    path = path / "results.json" if path.is_dir() else path
     try:
         return unseal_json(path.read_bytes())
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What `--ckpt_path` says of the model: it wins over the command line."""
+"""Reads the model of `--ckpt_path`, which overrides the command line."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from sae_lightning.modules.run import RunModule
 from sae_lightning.moved import current
 from sae_lightning.run.checkpoint import CHECKPOINT_KEY, read_checkpoint
 
-SIZES = ("d_in", "d_out", "n_layers", "image_size", "channels")
+SIZES = ("d_in", "d_out", "input_layers", "image_size", "channels")
 """Arguments of models that come from the data, and that a checkpoint and its data must share."""
 LINKED = (*SIZES, "grammar_text")
 """All arguments of models that come from the data."""
@@ -38,7 +38,7 @@ class GivenCheckpoint(NamedTuple):
 
 
 def read_given(command: str, given: Any, model: dict[str, Any] | None) -> GivenCheckpoint:
-    """Read the checkpoint of `--ckpt_path`; what is wrong ends the program with a message.
+    """Read the checkpoint of `--ckpt_path`; errors end the program with a message.
 
     Args:
         command: The command.

@@ -40,7 +40,7 @@ class SAECLI(CheckpointCLI):
     def __init__(self, args: list[str] | None = None) -> None:
         self._checkpoint: GivenCheckpoint | None = None
         self._data: dict[str, Any] = {}
-        self._given_sizes: dict[str, Any] = {}  # of the model, where the user gave what the data tell
+        self._given_sizes: dict[str, Any] = {}  # sizes that the user gave although the data define them
         self._folder: FolderUse | None = None
         self._built = False
         self._beginning = Beginning(self._begun)
@@ -51,10 +51,10 @@ class SAECLI(CheckpointCLI):
                 self._folder.release()
 
     def _run(self, args: list[str] | None) -> None:
-        """Parse, build and run; where a disk, a folder or the numbers fail, end with status 1 and a message alone.
+        """Parse, build and run. A failing disk or folder, or a nonfinite value, ends the program with one line.
 
-        So do data and arguments that turn out wrong before the first step of training (with status 2), in which case
-        the folder is left as it was; what goes wrong later is shown with its traceback.
+        Its status is then 1. Wrong data or arguments found before the first training step end it with status 2 and
+        leave the folder unchanged; later errors keep their traceback.
         """
         try:
             super().__init__(
@@ -215,7 +215,7 @@ class SAECLI(CheckpointCLI):
         return made
 
     def _make_model(self, cls: type[RunModule], *args: Any, **kwargs: Any) -> RunModule:
-        """Build a model; data that have no `d_in` show it by a batch."""
+        """Build a model; if the data have no `d_in`, read it from a batch."""
         if "d_in" in kwargs and kwargs["d_in"] is None and isinstance(self.datamodule, LightningDataModule):
             kwargs["d_in"] = activation_size(self.datamodule)
         return cls(*args, **kwargs)

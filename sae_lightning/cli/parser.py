@@ -1,4 +1,4 @@
-"""The command line's parser: errors that come to the point, and help that names every argument."""
+"""The command line's parser: one-line errors, and help that names every argument."""
 
 import inspect
 import os

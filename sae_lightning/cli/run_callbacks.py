@@ -34,7 +34,7 @@ class ConfigWriter(Callback):
 
 
 class Beginning(Callback):
-    """Calls a function once training has begun: after its first batch.
+    """Calls a function once, after the first training batch.
 
     Args:
         then: What is called then, once.

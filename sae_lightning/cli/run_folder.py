@@ -18,7 +18,7 @@ from sae_lightning.run.files import prepare_folder, remove_leftovers
 from sae_lightning.run.folder import Replacement, RunLock, is_unused, may_replace
 from sae_lightning.run.loggers import MEMBERS
 
-# what starts processes that cannot tell each other anything, and the variable that says how many
+# launchers whose processes cannot communicate before training, and the variable that says how many
 _OUTER_LAUNCHERS = ((TorchElasticEnvironment, "WORLD_SIZE"), (SLURMEnvironment, "SLURM_NTASKS"))
 _RUN_DIR_VARIABLE = "SAE_LIGHTNING_RUN_DIR"  # how the first process tells the ones it launches
 
@@ -51,7 +51,7 @@ def choose_run_dir(config: Any, model: str) -> str:
 
 
 class FolderUse:
-    """How this process uses the run's folder: checked before anything is built, taken when all is known to be right.
+    """How this process uses the run's folder: checked before anything is built, locked once everything is valid.
 
     Args:
         command: The command.
@@ -93,7 +93,7 @@ class FolderUse:
             fail(f"run_dir {str(self.path)!r} holds no earlier run (no config.yaml), so it is not deleted")
 
     def take(self, trainer: Trainer) -> None:
-        """Lock the folder, and clear it where it is to be replaced: everything else is known to be right."""
+        """Lock the folder, and move a run to be replaced aside; called last, after all other checks."""
         if not self._writes or not is_first_process():
             return
         self._lock = RunLock(self.path)
@@ -120,12 +120,12 @@ class FolderUse:
                 prepare_folder(Path(callback.dirpath or self.path / "checkpoints"), "checkpoints")
 
     def commit(self) -> None:
-        """Let the run that was replaced go: training has begun."""
+        """Delete the replaced run, since training has begun."""
         if self._replacement is not None:
             self._replacement.commit()
 
     def undo(self) -> None:
-        """Put the run that was to be replaced back."""
+        """Restore the run that was to be replaced."""
         if self._replacement is not None:
             self._replacement.undo()
 

@@ -31,7 +31,8 @@ def run(args: list[str]) -> None:
     warnings.filterwarnings("ignore", message=r".*torch.distributed.nn.functional.all_gather is deprecated.*")
     # curves are logged every `log_every_n_steps` steps, whatever the length of an epoch
     warnings.filterwarnings("ignore", message=r".*smaller than the logging interval.*")
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advert)
+    for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
+        logging.getLogger(f"lightning.pytorch.{name}").addFilter(_is_no_advert)
     # what it would take instead, sys.argv, is a notebook's or a test's own command line, or the same in another order
     warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter is intended.*")
     SAEParser.command = args[0]
@@ -39,8 +40,9 @@ def run(args: list[str]) -> None:
 
 
 def _is_no_advert(record: logging.LogRecord) -> bool:
-    """Whether a message of Lightning's is about the run, not about other products."""
-    return "Tip: For seamless cloud" not in record.getMessage()
+    """Whether a message of Lightning is about the run, not about other products or a default without effect."""
+    message = record.getMessage()  # checkpoints are read with weights_only=True, whatever Lightning says
+    return "Tip: For seamless cloud" not in message and "`weights_only` was not set" not in message
 
 
 def _with_save_dir(args: list[str]) -> list[str]:

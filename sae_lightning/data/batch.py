@@ -11,7 +11,7 @@ class ActivationBatch(NamedTuple):
     """A batch of activations with the concept labels of its samples."""
 
     activations: Tensor
-    """Raw activations, `(batch, d_in)`, or `(batch, n_layers, d_in)` for SAEs of several layers."""
+    """Raw activations, `(batch, d_in)`, or `(batch, input_layers, d_in)` for SAEs of several layers."""
     concepts: Tensor
     """Concept of each sample, int64 `(batch,)` with -1 for unlabeled, or bool `(batch, n_concepts)`."""
     positions: Tensor | None = None
@@ -22,8 +22,11 @@ class ActivationBatch(NamedTuple):
 
 def joined(batches: Sequence[ActivationBatch]) -> ActivationBatch:
     """Concatenate batches; all or none of them must have positions, and targets."""
-    fields = zip(*batches, strict=True)
-    return ActivationBatch._make(None if values[0] is None else torch.cat(values) for values in fields)
+    fields = dict(zip(ActivationBatch._fields, zip(*batches, strict=True), strict=True))
+    for name, values in fields.items():
+        if len({value is None for value in values}) > 1:
+            raise ValueError(f"all batches must have {name}, or none, but some do")
+    return ActivationBatch._make(None if values[0] is None else torch.cat(values) for values in fields.values())
 
 
 def taken(batch: ActivationBatch, rows: Tensor | slice) -> ActivationBatch:
@@ -49,6 +52,8 @@ def as_batch(batch: object) -> ActivationBatch:
         tensor([-1, -1])
     """
     if isinstance(batch, ActivationBatch):
+        if not isinstance(batch.target, Tensor | None):
+            raise TypeError(f"a batch's target must be a tensor or None, but is {type(batch.target).__name__}")
         return batch
     if isinstance(batch, Tensor):
         batch = (batch,)

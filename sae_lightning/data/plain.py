@@ -30,8 +30,8 @@ def activation_size(data: pl.LightningDataModule) -> int:
             raise ValueError(f"--data {name} cannot be read as activations: {error}") from None
         if x.ndim not in (2, 3):
             raise ValueError(
-                f"--data {name} must yield activations of shape (batch, d_in), or (batch, n_layers, d_in), but yields "
-                f"{tuple(x.shape)}"
+                f"--data {name} must yield activations of shape (batch, d_in), or (batch, input_layers, d_in), but "
+                f"yields {tuple(x.shape)}"
             )
         return x.shape[-1]
     raise ValueError(f"--data {name} must yield at least one training batch, but yields none")

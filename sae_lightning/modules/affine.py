@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from sae_lightning.modules.arguments import require_passed
 from sae_lightning.modules.base import BaseSAE
 from sae_lightning.nn import Affine, Decoder, Projection, Regularizer
 
@@ -38,6 +39,14 @@ class AffineSAE(BaseSAE):
         pre_code_scale: float = 1.0,
         **shared: Any,
     ) -> None:
+        received = {
+            "encoder_bias": encoder_bias,
+            "decoder_bias": decoder_bias,
+            "subtract_decoder_bias": subtract_decoder_bias,
+            "normalize_decoder": normalize_decoder,
+            "pre_code_scale": pre_code_scale,
+        }
+        require_passed(self, AffineSAE, received)
         super().__init__(
             encoder=Affine(d_in, d_sae, encoder_bias, pre_code_scale),
             projection=projection,

@@ -24,10 +24,34 @@ def complete_signature(cls: type) -> None:
         if p.kind is p.KEYWORD_ONLY and p.name not in taken
     ]
     own.__signature__ = signature.replace(parameters=[*named, *passed])
+    own.passed = frozenset(p.name for p in passed)
     own.__annotations__ = {**{p.name: p.annotation for p in passed}, **own.__annotations__}
     text = _documented(base)
     lines = [f"    {p.name}: {text[p.name]}" for p in passed if p.name in text]
     own.__doc__ = "\n".join(["Arguments of the base, by keyword.", "", "Args:", *lines])
+
+
+def require_passed(instance: Any, base: type, received: dict[str, Any]) -> None:
+    """Check that arguments reach a base as they were given, since checkpoints record what was given.
+
+    Args:
+        instance: The object under construction, with its `init_args`.
+        base: The class whose constructor calls this.
+        received: Its keyword-only arguments.
+
+    Raises:
+        ValueError: If the constructor of a subclass changes an argument that it does not name.
+    """
+    order = type(instance).__mro__
+    between = [vars(cls)["__init__"] for cls in order[: order.index(base)] if "__init__" in vars(cls)]
+    for name, value in received.items():
+        given = instance.init_args.get(name, value)
+        unnamed = all(name in getattr(constructor, "passed", ()) for constructor in between)
+        if unnamed and given is not value and given != value:
+            raise ValueError(
+                f"{type(instance).__name__} changes {name} from {given!r} to {value!r} without naming it: its "
+                f"constructor must have an argument {name}, or another of its own from which it is computed"
+            )
 
 
 def _documented(base: type) -> dict[str, str]:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from sae_lightning.backends import BackendName, Dense, choose
-from sae_lightning.modules.arguments import complete_signature
+from sae_lightning.modules.arguments import complete_signature, require_passed
 from sae_lightning.modules.member import Evaluation, Learned, Member
 from sae_lightning.modules.module import SAEModule
 from sae_lightning.modules.optimizers import LRSchedulerCallable, OptimizerCallable, adam
-from sae_lightning.modules.schedules import Warmup, require_warmup
+from sae_lightning.modules.schedules import Warmup, warmup_length
 from sae_lightning.nn import (
     Decoder,
     Encoder,
@@ -50,7 +50,7 @@ class BaseSAE(Member, SAEModule):
         subtract_decoder_bias: Whether the encoder sees `x - b_dec`.
         l0_init: Mean L0 on the first samples to which lambda is calibrated, or None.
         targets: Whether the SAE reconstructs a batch's `target`, with a standardizer of its own, instead of the inputs.
-        n_layers: Number of layers of inputs `(batch, n_layers, d_in)`; None for inputs `(batch, d_in)`.
+        input_layers: Number of layers of inputs `(batch, input_layers, d_in)`; None for inputs `(batch, d_in)`.
         init: Initial rows of both matrices: unit vectors, standard normals, or data points (for an affine encoder:
             their directions).
         standardize: Whether the SAE standardizes its inputs (mean 0, mean squared norm `d_in`).
@@ -83,7 +83,7 @@ class BaseSAE(Member, SAEModule):
         subtract_decoder_bias: bool = False,
         l0_init: float | None = None,
         targets: bool = False,
-        n_layers: int | None = None,
+        input_layers: int | None = None,
         *,
         init: Initialization = "unit",
         standardize: bool = True,
@@ -95,13 +95,25 @@ class BaseSAE(Member, SAEModule):
         optimizer: OptimizerCallable = adam,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
-        super().__init__(encoder.d_in // (n_layers or 1))
+        received = {
+            "init": init,
+            "standardize": standardize,
+            "n_init_samples": n_init_samples,
+            "gamma_warmup": gamma_warmup,
+            "chunk_size": chunk_size,
+            "dense_above": dense_above,
+            "backend": backend,
+            "optimizer": optimizer,
+            "lr_scheduler": lr_scheduler,
+        }
+        require_passed(self, BaseSAE, received)
+        super().__init__(encoder.d_in // (input_layers or 1))
         if not 0 <= gamma < float("inf"):
             raise ValueError(f"gamma must be at least 0 and finite, but is {gamma}")
         if init not in get_args(Initialization):
             raise ValueError(f"init must be one of {get_args(Initialization)}, but is {init!r}")
         require_positive("n_init_samples", n_init_samples)
-        require_warmup("gamma_warmup", gamma_warmup)
+        gamma_warmup = warmup_length("gamma_warmup", gamma_warmup)
         if l0_init is not None and not 1 <= l0_init <= encoder.d_sae:
             raise ValueError(f"l0_init must lie between 1 and d_sae = {encoder.d_sae}, but is {l0_init}")
         if l0_init is not None and not tells(encoder, "calibrate"):
@@ -110,7 +122,7 @@ class BaseSAE(Member, SAEModule):
             if value is not None:
                 require_positive(name, value)
         self.sae = SparseAutoencoder(
-            encoder, projection, decoder, standardize, subtract_decoder_bias, targets, n_layers
+            encoder, projection, decoder, standardize, subtract_decoder_bias, targets, input_layers
         )
         if regularizer is not None:
             regularizer.check(self.sae)
@@ -143,7 +155,7 @@ class BaseSAE(Member, SAEModule):
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of one input: `(d_in,)`, or `(n_layers, d_in)`."""
+        """Shape of one input: `(d_in,)`, or `(input_layers, d_in)`."""
         return self.sae.standardizer.raw_shape
 
     @property
@@ -189,7 +201,7 @@ class BaseSAE(Member, SAEModule):
         return self.running(x.device.type).encode(x)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Return reconstructions in raw units: `(..., d_sae)` to `(..., d_in)`."""
+        """Return reconstructions in raw units: `(..., d_sae)` to `(..., d_out)`."""
         return self.running(codes.device.type).decode(codes)
 
     # ------------------------------------------------------------------ backend
@@ -290,14 +302,18 @@ class BaseSAE(Member, SAEModule):
     def _schedules(self) -> dict[str, Warmup]:
         return dict(self.schedules.items())  # type: ignore[arg-type]
 
-    def begin_training(self, n_steps: float) -> None:
-        """Resolve schedules for a training of `n_steps` optimizer steps (inf where nothing bounds it).
+    def begin_training(self, n_steps: float, resumed: bool = False) -> None:
+        """Begin schedules.
+
+        Args:
+            n_steps: Optimizer steps of the training; inf if it has no end.
+            resumed: Whether training continues that of a checkpoint, whose schedules continue.
 
         Raises:
             ValueError: If a schedule needs an end that training does not have.
         """
         for schedule in self._schedules().values():
-            schedule.begin(n_steps)
+            schedule.begin(n_steps, resumed)
 
     def advance(self, step: int) -> None:
         """Set scheduled coefficients to their values after `step` optimizer steps."""

@@ -70,10 +70,10 @@ class Member(RunModule, ABC):
     @property
     @abstractmethod
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of one input: `(d_in,)`, or `(n_layers, d_in)`."""
+        """Shape of one input: `(d_in,)`, or `(input_layers, d_in)`."""
 
     @property
-    def n_layers(self) -> int | None:
+    def input_layers(self) -> int | None:
         """Number of layers of an input; None for inputs without layers."""
         return self.input_shape[0] if len(self.input_shape) == 2 else None
 
@@ -87,8 +87,8 @@ class Member(RunModule, ABC):
         """Fit standardization and initial values to raw training samples."""
 
     @abstractmethod
-    def begin_training(self, n_steps: float) -> None:
-        """Resolve schedules for a training of `n_steps` optimizer steps (inf if unbounded)."""
+    def begin_training(self, n_steps: float, resumed: bool = False) -> None:
+        """Begin schedules for a training of `n_steps` optimizer steps (inf if unbounded), or continue them."""
 
     @abstractmethod
     def advance(self, step: int) -> None:

@@ -112,7 +112,7 @@ class SAEModule(RunModule, ABC):
         if scheduled:
             n_steps = self.trainer.estimated_stepping_batches
             for sae in scheduled:
-                sae.begin_training(n_steps)
+                sae.begin_training(n_steps, resumed=self.trainer.ckpt_path is not None)
 
     @torch.no_grad()
     def _sample_training_data(self, n: int) -> tuple[Tensor, Tensor | None]:
@@ -122,7 +122,8 @@ class SAEModule(RunModule, ABC):
         targets: list[Tensor] = []
         count = 0
         for loaded in self.trainer.train_dataloader or ():
-            batch = self._checked(as_batch(loaded), f"batch {len(inputs)} of the training stream")
+            read = self._with_targets_if_read(as_batch(loaded))
+            batch = self._checked(read, f"batch {len(inputs)} of the training stream")
             inputs.append(self.interleaved(batch.activations.to(self.device)))
             if batch.target is not None:
                 targets.append(self.interleaved(batch.target.to(self.device)))
@@ -144,12 +145,18 @@ class SAEModule(RunModule, ABC):
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> ActivationBatch:
         """Convert a batch to an ActivationBatch, and check it while it is still on the host."""
-        checked = as_batch(batch)
+        checked = self._with_targets_if_read(as_batch(batch))
         self._check_shape(checked)
         # one reduction without a temporary: a sum is finite only if its terms are (or if it overflows)
         values = [checked.activations] if checked.target is None else [checked.activations, checked.target]
         self._suspicious = not all(bool(value.sum(dtype=torch.float32).isfinite()) for value in values)
         return checked
+
+    def _with_targets_if_read(self, batch: ActivationBatch) -> ActivationBatch:
+        """Return a batch without targets if no SAE has some."""
+        if batch.target is None or any(sae.target_shape is not None for sae in self.saes().values()):
+            return batch
+        return batch._replace(target=None)
 
     def _check_shape(self, batch: ActivationBatch) -> None:
         shape = tuple(batch.activations.shape)

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from torch import Tensor
+from torch import Tensor, nn
 
 from sae_lightning.data.batch import ActivationBatch
 from sae_lightning.modules.member import Member, StepScalars
@@ -245,6 +245,7 @@ def _serve(
     """Answer requests until the other end of the pipe is closed, or its process dead."""
     for other in inherited:  # open here, they would outlive the first process
         other.close()
+    buffers = {name: list(_buffers(sae)) for name, (sae, *_) in shares.items()}
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process decides what these mean
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if _LIBC is not None:
@@ -260,7 +261,10 @@ def _serve(
             values = [torch.frombuffer(data, dtype=dtype).view(shape) for data, (shape, dtype) in received]
             try:
                 with torch.autocast("cpu", autocast, enabled=autocast is not None):
-                    connection.send({name: _answer(*share, values, with_l0) for name, share in shares.items()})
+                    answers = {name: _answer(*share, values, with_l0) for name, share in shares.items()}
+                for name in shares:
+                    _share_again(buffers[name])
+                connection.send(answers)
             except Exception as error:
                 connection.send(_picklable(error))
     os._exit(0)  # what was inherited is not this process's to close
@@ -275,6 +279,22 @@ def _answer(
         if grad is not None:
             place.copy_(grad)
     return _plain(scalars), [grad is not None for grad in grads]
+
+
+def _buffers(sae: Member) -> Iterator[tuple[nn.Module, str, Tensor]]:
+    """Module, name and tensor of each buffer."""
+    for path, tensor in sae.named_buffers():
+        owner, _, name = path.rpartition(".")
+        yield sae.get_submodule(owner), name, tensor
+
+
+def _share_again(buffers: Sequence[tuple[nn.Module, str, Tensor]]) -> None:
+    """Copy buffers that a step has replaced by other tensors into shared memory, and put these back."""
+    for module, name, shared in buffers:
+        current = getattr(module, name)
+        if current is not shared:
+            shared.copy_(current)
+            setattr(module, name, shared)
 
 
 def _plain(scalars: StepScalars) -> tuple[Any, ...]:

@@ -1,18 +1,27 @@
 """Schedules of coefficients, as part of the checkpoint."""
 
 import math
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor, nn
 
+_MOST_STEPS = 2**62  # of an int64
 
-def require_warmup(name: str, length: int | float) -> None:
-    """Raise a ValueError unless `length` is a number of steps (an integer) or a share of training up to 1."""
-    share = isinstance(length, float)
-    if isinstance(length, bool) or not (0 <= length <= 1 if share else length >= 0):
-        raise ValueError(
-            f"{name} must be a number of steps (an integer) or a share of training between 0 and 1, but is {length}"
-        )
+
+def warmup_length(name: str, length: int | float) -> int | float:
+    """Return the length of a warm-up as a Python number: a number of steps, or a share of training.
+
+    Raises:
+        ValueError: If `length` is neither an integer from 0 to 2**62 nor a share between 0 and 1.
+    """
+    if isinstance(length, Integral) and not isinstance(length, bool) and 0 <= length <= _MOST_STEPS:
+        return int(length)
+    if isinstance(length, Real) and not isinstance(length, Integral) and 0 <= length <= 1:
+        return float(length)
+    raise ValueError(
+        f"{name} must be a number of steps (an integer) or a share of training between 0 and 1, but is {length!r}"
+    )
 
 
 class Warmup(nn.Module):
@@ -39,18 +48,21 @@ class Warmup(nn.Module):
 
     def __init__(self, length: int | float) -> None:
         super().__init__()
-        require_warmup("length", length)
-        self.length = length
+        self.length = warmup_length("length", length)
         self.register_buffer("n_steps", torch.tensor(0))
         self.register_buffer("step", torch.tensor(0))
 
-    def begin(self, n_steps: float) -> None:
-        """Fix the length, for a training of `n_steps` optimizer steps, unless a checkpoint has done so.
+    def begin(self, n_steps: float, resumed: bool = False) -> None:
+        """Fix the length for a training of `n_steps` optimizer steps.
+
+        Args:
+            n_steps: Optimizer steps of the training; inf if it has no end.
+            resumed: Whether training continues that of a checkpoint, whose length stays.
 
         Raises:
             ValueError: If a share is wanted of a training without an end.
         """
-        if int(self.n_steps):
+        if resumed and int(self.n_steps):
             return
         if isinstance(self.length, int):
             self.n_steps.fill_(self.length)

@@ -17,7 +17,7 @@ class Transcoder(BaseSAE):
     Args:
         d_in: Size of an input.
         d_sae: Number of latents.
-        d_out: Size of a target; the command line takes that of the data.
+        d_out: Size of a target. The command line takes that of the data; a member of a Comparison needs it given.
         gamma: Weight of the L1 norm, at least 0.
         encoder_bias: Whether latents have a bias.
         decoder_bias: Whether reconstructions have a bias.
@@ -51,7 +51,10 @@ class Transcoder(BaseSAE):
         **shared: Any,
     ) -> None:
         if d_out is None:
-            raise ValueError("d_out must be the size of the targets, but is None: the data have none (`d_out`)")
+            raise ValueError(
+                "d_out must be the size of the targets, but is None: the data have no `d_out`, or the transcoder is a "
+                "member of a Comparison, where d_out must be given"
+            )
         super().__init__(
             encoder=Affine(d_in, d_sae, encoder_bias, pre_code_scale),
             projection=Orthant(d_sae),

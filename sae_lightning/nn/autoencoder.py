@@ -19,7 +19,7 @@ class SAEOutput(NamedTuple):
     """Output of a forward pass."""
 
     x_hat: Tensor
-    """Reconstructions, `(..., d_in)`."""
+    """Reconstructions, `(..., d_out)`."""
     codes: Tensor
     """Sparse codes, `(..., d_sae)`."""
     pre_codes: Tensor
@@ -44,7 +44,7 @@ class SparseAutoencoder(nn.Module):
         standardize: Whether to standardize the inputs.
         subtract_decoder_bias: Whether the encoder sees `x - b_dec` instead of `x`.
         targets: Whether to reconstruct targets `(..., d_out)`, standardized by themselves, instead of the inputs.
-        n_layers: Number of layers of inputs `(..., n_layers, d_in / n_layers)`, which the parts see side by side.
+        input_layers: Number L of layers of inputs `(..., L, d_in / L)`, which the parts see side by side.
 
     Raises:
         ValueError: If the parts do not fit together.
@@ -70,7 +70,7 @@ class SparseAutoencoder(nn.Module):
         standardize: bool = True,
         subtract_decoder_bias: bool = False,
         targets: bool = False,
-        n_layers: int | None = None,
+        input_layers: int | None = None,
     ) -> None:
         super().__init__()
         if not (projection.d_sae == encoder.d_sae == decoder.d_sae and (targets or decoder.d_out == encoder.d_in)):
@@ -78,8 +78,8 @@ class SparseAutoencoder(nn.Module):
                 f"encoder, projection and decoder must agree on d_in and d_sae, but they are for "
                 f"{(encoder.d_sae, encoder.d_in)}, ({projection.d_sae},) and {(decoder.d_sae, decoder.d_out)}"
             )
-        if targets and (subtract_decoder_bias or n_layers is not None):
-            raise ValueError("targets cannot be combined with subtract_decoder_bias or n_layers")
+        if targets and (subtract_decoder_bias or input_layers is not None):
+            raise ValueError("targets cannot be combined with subtract_decoder_bias or input_layers")
         if encoder.nonpositive and not projection.shift_invariant:
             raise ValueError(
                 f"{type(encoder).__name__} gives pre-codes that are never positive, so that "
@@ -90,7 +90,7 @@ class SparseAutoencoder(nn.Module):
         self.d_in = encoder.d_in
         self.d_sae = encoder.d_sae
         self.d_out = decoder.d_out
-        self.standardizer = Standardizer(self.d_in, standardize, n_layers)
+        self.standardizer = Standardizer(self.d_in, standardize, input_layers)
         self.target_standardizer = Standardizer(self.d_out, standardize) if targets else None
         self.encoder = encoder
         self.projection = projection
@@ -156,7 +156,7 @@ class SparseAutoencoder(nn.Module):
         return codes
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Return reconstructions of codes in raw units: `(..., d_sae)` to `(..., d_in)`."""
+        """Return reconstructions of codes in raw units: `(..., d_sae)` to `(..., d_out)`."""
         self.check_codes(codes)
         return self.destandardize(self.decoder(codes))
 

@@ -59,8 +59,8 @@ class Recorded:
 
 def _reject_unnamed(cls: type, given: dict[str, Any]) -> None:
     """Raise a TypeError for arguments that would pass through `**kwargs` to a base without being recorded."""
-    constructor = vars(cls).get("__init__")
-    if constructor is None or not constructor.__code__.co_flags & inspect.CO_VARKEYWORDS:
+    constructor: Any = cls.__init__  # type: ignore[misc]
+    if not getattr(constructor, "__code__", None) or not constructor.__code__.co_flags & inspect.CO_VARKEYWORDS:
         return
     unknown = given.keys() - inspect.signature(constructor).parameters.keys()
     if unknown:

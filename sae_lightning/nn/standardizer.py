@@ -19,13 +19,13 @@ class Standardizer(nn.Module):
     Args:
         d_in: Size of an input.
         enabled: Whether to standardize; if False, inputs stay as they are.
-        n_layers: Number of layers of an input, each with its own scale; None for inputs without layers.
+        input_layers: Number of layers of an input, each with its own scale; None for inputs without layers.
 
     Shape:
-        Raw: `(..., d_in)`, or `(..., n_layers, d_in / n_layers)`. Standardized: `(..., d_in)`, layers side by side.
+        Raw: `(..., d_in)`, or `(..., L, d_in / L)` with L layers. Standardized: `(..., d_in)`, layers side by side.
 
     Raises:
-        ValueError: If `n_layers` does not divide `d_in`.
+        ValueError: If `input_layers` does not divide `d_in`.
 
     Example:
         >>> import torch
@@ -39,14 +39,14 @@ class Standardizer(nn.Module):
     input_mean: Tensor
     input_scale: Tensor
 
-    def __init__(self, d_in: int, enabled: bool = True, n_layers: int | None = None) -> None:
+    def __init__(self, d_in: int, enabled: bool = True, input_layers: int | None = None) -> None:
         super().__init__()
-        if n_layers is not None and (n_layers < 1 or d_in % n_layers):
-            raise ValueError(f"n_layers must divide the encoder's d_in, {d_in}, but is {n_layers}")
+        if input_layers is not None and (input_layers < 1 or d_in % input_layers):
+            raise ValueError(f"input_layers must divide the encoder's d_in, {d_in}, but is {input_layers}")
         self.enabled = enabled
-        self.raw_shape = (d_in,) if n_layers is None else (n_layers, d_in // n_layers)
+        self.raw_shape = (d_in,) if input_layers is None else (input_layers, d_in // input_layers)
         self.register_buffer("input_mean", torch.zeros(d_in))
-        self.register_buffer("input_scale", torch.ones(() if n_layers is None else d_in))  # of each feature's layer
+        self.register_buffer("input_scale", torch.ones(() if input_layers is None else d_in))  # of each feature's layer
 
     @torch.no_grad()
     def fit(self, x: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Every name that is used although it is no public API of Lightning, torchmetrics or jsonargparse, and why.
+"""Private names of Lightning, torchmetrics and jsonargparse that this package uses, and why.
 
 Overridden methods are mixins here that call a public one; private attributes are read and set by functions here. What
 other files must use by themselves is listed in `INTERNALS` as well. Tried with lightning 2.6.6, torchmetrics 1.9.0 and
@@ -62,7 +62,7 @@ INTERNALS: tuple[Internal, ...] = (
         "ends the processes that Lightning has started where one hangs",
         ("self", "signum"),
     ),
-    Internal("torch.distributed.distributed_c10d._set_pg_timeout", _STOP, "a timeout of groups that exist already"),
+    Internal("torch.distributed.distributed_c10d._set_pg_timeout", _STOP, "changes the timeout of existing groups"),
     Internal("torch.distributed.distributed_c10d._world.pg_map", _STOP, "all groups, those of a mesh included"),
     Internal(f"{_LOOP}.restarted_mid_epoch", _RESUME, "whether a run resumes within an epoch"),
     Internal(f"{_LOOP}.reset_restart_stage", _RESUME, "begins the next epoch where a checkpoint ends one", ()),
@@ -70,7 +70,7 @@ INTERNALS: tuple[Internal, ...] = (
     Internal(f"{_LOOP}.epoch_progress.increment_completed", _RESUME, "ends an epoch with no batch left", ()),
     Internal(f"{_LOOP}.epoch_progress.increment_processed", _RESUME, "the same", ()),
     *(
-        Internal(f"{_LOOP}.epoch_loop.batch_progress.current.{name}", _RESUME, "batches of another size count anew")
+        Internal(f"{_LOOP}.epoch_loop.batch_progress.current.{name}", _RESUME, "recomputed if the batch size changes")
         for name in ("ready", "started", "processed", "completed")
     ),
     Internal(f"{_LOOP}.epoch_loop.batch_progress.is_last_batch", _RESUME, "whether the epoch's batches are done"),

@@ -43,7 +43,7 @@ ENTRY = RecoveryMetric(
     "largest",
     lambda p: LargestCode(p.n_concepts),
     (
-        Scalar("largest_code", lambda r: r.max(), Column("largest", ".4f", "Largest <code>"), labelled=True),
+        Scalar("largest_code", lambda r: r.max(), Column("largest", ".4f", "Largest <code>"), labeled=True),
         Scalar("largest_code", lambda r: r, per_concept=True),
     ),
     possible=lambda p: p.n_concepts > 0,
@@ -98,7 +98,7 @@ def test_metrics_can_be_pickled():
 
 
 def test_unknown_metrics_are_named():
-    recovery = Recovery({"l0": 1}, labelled=False)
+    recovery = Recovery({"l0": 1}, labeled=False)
     assert recovery.l0 == 1
     assert recovery.f1 is None
     with pytest.raises(AttributeError, match="there is no metric 'l1': choose from l0, nmse, dead, f1, monosem"):

@@ -562,7 +562,7 @@ def test_any_data_module_of_activations_is_accepted(labels, here):
         (
             "Images",
             [
-                "--data Images must yield activations of shape (batch, d_in), or (batch, n_layers, d_in)",
+                "--data Images must yield activations of shape (batch, d_in), or (batch, input_layers, d_in)",
                 "but yields (4, 1, 4, 4)",
             ],
         ),

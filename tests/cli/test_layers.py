@@ -22,7 +22,7 @@ SMALL = ("--visibility.n_resamples", 20, "--visibility.max_samples", 200)
 class Layers(ActivationDataModule):
     """Three concepts that two layers show in different scales."""
 
-    n_layers = 2
+    input_layers = 2
 
     def __init__(self, batch_size: int = 64, eval_batch_size: int = 100, seed: int | None = None) -> None:
         super().__init__(4, ["a", "b", "c"], batch_size, eval_batch_size, seed)
@@ -37,15 +37,15 @@ class Layers(ActivationDataModule):
 class Crosscoder(BaseSAE):
     """Codes that all layers share."""
 
-    def __init__(self, d_in: int, d_sae: int, n_layers: int | None = None, **shared: Any) -> None:
-        features = d_in * (n_layers or 1)
+    def __init__(self, d_in: int, d_sae: int, input_layers: int | None = None, **shared: Any) -> None:
+        features = d_in * (input_layers or 1)
         super().__init__(
             Affine(features, d_sae),
             Orthant(d_sae),
             Decoder(features, d_sae),
             L1(d_sae),
             gamma=1e-3,
-            n_layers=n_layers,
+            input_layers=input_layers,
             **shared,
         )
 
@@ -54,7 +54,7 @@ class Crosscoder(BaseSAE):
 def test_it_is_trained_tested_and_loaded(tmp_path, together):
     if together:
         config = tmp_path / "model.yaml"
-        member = f"{{class_path: {HERE}.Crosscoder, init_args: {{d_sae: 16, n_layers: 2}}}}"
+        member = f"{{class_path: {HERE}.Crosscoder, init_args: {{d_sae: 16, input_layers: 2}}}}"
         config.write_text(
             f"model:\n  class_path: Comparison\n  init_args:\n    members:\n      x: {member}\n      y: {member}\n"
         )

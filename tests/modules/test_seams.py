@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -119,7 +120,9 @@ def test_dead_latents_of_a_transcoder_are_resampled_to_explain_its_targets() -> 
 
 
 def test_a_transcoder_says_what_its_data_lack() -> None:
-    with pytest.raises(ValueError, match="d_out must be the size of the targets, but is None: the data have none"):
+    with pytest.raises(
+        ValueError, match="d_out must be the size of the targets, but is None: the data have no `d_out`"
+    ):
         Transcoder(D_IN, 9)
     x, y = pairs()
     sae = Transcoder(D_IN, 9, D_OUT)
@@ -150,20 +153,55 @@ def test_aux_k_refuses_targets() -> None:
         Residual(D_IN, 9, D_OUT)
 
 
+def test_initial_atoms_are_directions_of_targets() -> None:
+    x, y = pairs()
+    sae = Transcoder(D_IN, 9, D_OUT, init="data")
+    sae.initialize(x, y)
+    targets = sae.sae.standardize_pair(x, y)[1]
+    targets = targets / targets.norm(dim=-1, keepdim=True)
+    nearest = (sae.sae.decoder.weight @ targets.T).amax(-1)
+    torch.testing.assert_close(nearest, torch.ones(9))
+
+
+def test_errors_are_relative_to_the_targets() -> None:
+    x, y = pairs()
+    sae = Transcoder(D_IN, 9, D_OUT)
+    sae.initialize(x, y)
+    torch.nn.init.zeros_(sae.sae.encoder.weight)  # reconstructs nothing
+    sae._errors = {"": sae.evaluate(x, y).terms["mse"]}
+    found = sae.relative_errors(ActivationBatch(x, torch.full((len(x),), -1), target=y))
+    assert float(found[""]) == pytest.approx(1, rel=1e-3)
+
+
+def test_saes_of_inputs_look_at_no_targets() -> None:
+    x, y = pairs()
+    bad = y[:64].clone()
+    bad[3] = torch.nan
+    labels = torch.full((64,), -1)
+    batches = [ActivationBatch(x[:64], labels, target=bad), ActivationBatch(x[64:128], labels)]
+    fit(ReLUSAE(D_IN, 9), Batches(batches), 2)
+
+
+def test_targets_cannot_have_layers_or_a_subtracted_bias() -> None:
+    for changes in ({"input_layers": 2}, {"subtract_decoder_bias": True}):
+        with pytest.raises(ValueError, match="targets cannot be combined with subtract_decoder_bias or input_layers"):
+            BaseSAE(Affine(6, 9), Orthant(9), Decoder(4, 9), None, 0.0, targets=True, **changes)
+
+
 # ---------------------------------------------------------------------- layers
 
 
 class Crosscoder(BaseSAE):
     """Codes that several layers share (Lindsey et al., 2024)."""
 
-    def __init__(self, d_in: int, d_sae: int, n_layers: int, gamma: float = 1e-2, **shared: Any) -> None:
+    def __init__(self, d_in: int, d_sae: int, input_layers: int, gamma: float = 1e-2, **shared: Any) -> None:
         super().__init__(
-            encoder=Affine(n_layers * d_in, d_sae),
+            encoder=Affine(input_layers * d_in, d_sae),
             projection=Orthant(d_sae),
-            decoder=Decoder(n_layers * d_in, d_sae),
+            decoder=Decoder(input_layers * d_in, d_sae),
             regularizer=L1(d_sae),
             gamma=gamma,
-            n_layers=n_layers,
+            input_layers=input_layers,
             **shared,
         )
 
@@ -205,6 +243,11 @@ def test_layers_are_trained_on_saved_and_returned_in_their_shape(tmp_path: Any) 
     torch.testing.assert_close(raw, out.x_hat.detach().flatten(1), rtol=1e-3, atol=0.5)
 
 
+def test_layers_that_are_not_standardized_keep_their_shape() -> None:
+    x = layers(20)
+    assert Crosscoder(D_IN, 12, N_LAYERS, standardize=False)(x).x_hat.shape == x.shape
+
+
 def test_layers_of_another_number_are_refused() -> None:
     sae = Crosscoder(D_IN, 12, N_LAYERS)
     with pytest.raises(ValueError, match=r"inputs must have shape \(\.\.\., \(3, 6\)\), but have shape \(5, 2, 6\)"):
@@ -213,8 +256,8 @@ def test_layers_of_another_number_are_refused() -> None:
         fit(sae, Batches([torch.randn(64, D_IN)]), 1)
     with pytest.raises(ValueError, match=r"activations must have shape \(batch, 6\), but have \(64, 3, 6\)"):
         fit(ReLUSAE(D_IN, 9), Batches([torch.randn(64, N_LAYERS, D_IN)]), 1)
-    with pytest.raises(ValueError, match="n_layers must divide the encoder's d_in, 6, but is 4"):
-        BaseSAE(Affine(6, 9), Orthant(9), Decoder(6, 9), None, 0.0, n_layers=4)
+    with pytest.raises(ValueError, match="input_layers must divide the encoder's d_in, 6, but is 4"):
+        BaseSAE(Affine(6, 9), Orthant(9), Decoder(6, 9), None, 0.0, input_layers=4)
 
 
 # ---------------------------------------------------------------------- a projection's form for training
@@ -257,6 +300,29 @@ def test_training_may_look_at_the_batch_and_inference_never_does(tmp_path: Any) 
     assert not torch.equal(sae.encode(x[:64]) > 0, learned.out.codes > 0)
     fitted.save_checkpoint(tmp_path / "batch.ckpt")
     torch.testing.assert_close(load_sae(tmp_path / "batch.ckpt").encode(x), together)
+
+
+class Assigning(BatchTopK):
+    """A buffer that training replaces by another tensor."""
+
+    def forward_train(self, pre_codes: Tensor) -> Tensor:
+        codes = super().forward_train(pre_codes)
+        self.cut = 0.9 * self.cut + 0.01
+        return codes
+
+
+@pytest.mark.parametrize("projection", [BatchTopK, Assigning])
+def test_processes_side_by_side_keep_what_a_projection_learns(projection: type[BatchTopK]) -> None:
+    x = torch.randn(640, D_IN, generator=torch.Generator().manual_seed(0))
+    found = []
+    for processes in (1, 2):
+        torch.manual_seed(0)
+        member = partial(ComposedSAE, d_sae=24, encoder=Affine, projection=projection, regularizer=L1)
+        together = Comparison(D_IN, {"a": member, "b": member}, processes=processes)
+        fit(together, Batches(list(x.split(64))), 15)
+        found.append([float(sae.sae.projection.cut) for sae in together.saes().values()])
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+    assert min(found[0]) > 0.01
 
 
 # ---------------------------------------------------------------------- schedules of coefficients
@@ -373,7 +439,28 @@ def test_a_subclass_schedules_its_own_term() -> None:
         assert terms["loss"].item() == pytest.approx((terms["mse"] + factor * terms["size"]).item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("warmup", [-1, 1.5, -0.1, float("nan"), True])
+def test_a_second_training_begins_its_own_warm_up() -> None:
+    sae = ReLUSAE(D_IN, 9, gamma_warmup=0.5)
+    fit(sae, pair_batches(), 8)
+    assert sae.schedules["regularizer"].n_steps == 4
+    fit(sae, pair_batches(), 16)
+    assert sae.schedules["regularizer"].n_steps == 8
+
+
+def test_a_short_share_is_at_least_a_step() -> None:
+    sae = ReLUSAE(D_IN, 9, gamma_warmup=0.001)
+    sae.begin_training(10)
+    assert sae.schedules["regularizer"].n_steps == 1
+
+
+def test_numbers_of_numpy_are_steps_or_shares() -> None:
+    for given, steps in ((np.int64(5), 5), (np.float32(0.5), 50)):
+        sae = ReLUSAE(D_IN, 9, gamma_warmup=given)
+        sae.begin_training(100)
+        assert sae.schedules["regularizer"].n_steps == steps
+
+
+@pytest.mark.parametrize("warmup", [-1, 1.5, -0.1, float("nan"), True, 10**20, "3"])
 def test_a_warm_up_of_another_kind_is_refused(warmup: Any) -> None:
     with pytest.raises(ValueError, match=r"gamma_warmup must be a number of steps .* but is "):
         ReLUSAE(D_IN, 9, gamma_warmup=warmup)
@@ -418,6 +505,43 @@ def test_help_has_the_text_of_every_argument(cls: type[BaseSAE]) -> None:
     told = {param.arg_name for doc in docs for param in docstring_parser.parse(doc).params if param.description}
     names = inspect.signature(cls).parameters.keys() - ({"d_in", "d_sae", "factor"} if cls is Wider else set())
     assert names <= told
+
+
+class Changes(ReLUSAE):
+    """A subclass that changes an argument which it does not name."""
+
+    def __init__(self, d_in: int, d_sae: int, **shared: Any) -> None:
+        shared.setdefault("pre_code_scale", 0.5)
+        super().__init__(d_in, d_sae, **shared)
+
+
+class Fixes(SpaDE):
+    """The same with an argument of the farthest base."""
+
+    def __init__(self, d_in: int, d_sae: int, **shared: Any) -> None:
+        super().__init__(d_in, d_sae, **{**shared, "standardize": False})
+
+
+class Computes(ReLUSAE):
+    """A subclass that names an argument, and computes another from it."""
+
+    def __init__(self, d_in: int, d_sae: int, pre_code_scale: float = 0.5, **shared: Any) -> None:
+        super().__init__(d_in, d_sae, pre_code_scale=2 * pre_code_scale, **shared)
+
+
+class Silent(ReLUSAE):
+    """A subclass without a constructor of its own."""
+
+
+def test_a_checkpoint_never_records_what_the_base_did_not_get() -> None:
+    with pytest.raises(ValueError, match=r"Changes changes pre_code_scale from 1\.0 to 0\.5 without naming it"):
+        Changes(D_IN, 5)
+    assert Changes(D_IN, 5, pre_code_scale=0.25).sae.encoder.pre_code_scale == 0.25
+    with pytest.raises(ValueError, match="Fixes changes standardize from True to False without naming it"):
+        Fixes(D_IN, 5)
+    assert Computes(D_IN, 5).sae.encoder.pre_code_scale == 1.0
+    with pytest.raises(TypeError, match="Silent takes no argument gama"):
+        Silent(D_IN, 5, gama=2)
 
 
 def test_an_encoder_of_another_space_is_refused() -> None:

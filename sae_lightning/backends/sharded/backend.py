@@ -115,7 +115,7 @@ class Sharded(Dense):
         return self.sharding.gather(self.autoencode(self.core.standardize(x)).codes)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Return reconstructions of codes in raw units: `(..., d_sae)` to `(..., d_in)`."""
+        """Return reconstructions of codes in raw units: `(..., d_sae)` to `(..., d_out)`."""
         self.core.check_codes(codes)
         return self.core.destandardize(self._decode(codes[..., self.sharding.own]))
 

@@ -93,7 +93,7 @@ class Sparse(Dense):
             dense = len(rule.support(core.projection, few)) > limit * len(few)
             pattern = None if dense else rule.support(core.projection, values)
         if pattern is None:
-            return self.project(pre_codes)
+            return self.project(pre_codes, train=True)
         del pre_codes
         return self._autoencode_at(x, pattern, pattern.of(values))
 

@@ -235,7 +235,8 @@ def make_parser() -> CommandParser:
         help="The program's seed, for data without a seed of their own.",
     )
     parser.add_function_arguments(diagnose_data, fail_untyped=False)
-    parser.link_arguments("data.d_in", "model.init_args.d_in", apply_on="instantiate")
+    for name in ("d_in", "d_out", "input_layers"):
+        parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
     for key in FIT_KEYS:
         parser.add_argument(f"--{key}", type=Any, default=None, help=SUPPRESS)
     return parser
