@@ -122,7 +122,7 @@ def linear_accuracy(known: Tensor, classes: Tensor, asked: Tensor, truth: Tensor
 
     Example:
         >>> import torch
-        >>> from sae_lightning.subjects.feature_report import linear_accuracy
+        >>> from sae_lightning.callbacks.features import linear_accuracy
         >>> known, classes = torch.tensor([[1.0], [-1.0]]), torch.tensor([0, 1])
         >>> linear_accuracy(known, classes, torch.tensor([[2.0], [-3.0]]), torch.tensor([0, 0]), n_classes=2)
         0.5

@@ -74,7 +74,7 @@ def entropy_floor(inside: Inside, sentences: list[torch.Tensor], max_length: int
     Example:
         >>> from sae_lightning.data import Grammar
         >>> from sae_lightning.data.formal_language.inside import Inside
-        >>> from sae_lightning.subjects.grammar_report import entropy_floor
+        >>> from sae_lightning.callbacks.grammar import entropy_floor
         >>> grammar = Grammar("S -> 'a' [0.5] | 'b' [0.5]")
         >>> round(entropy_floor(Inside(grammar), [grammar.encode("a")], max_length=1), 4)  # log(2) / 2 tokens
         0.3466
@@ -93,7 +93,7 @@ def share_grammatical(inside: Inside, drawn: torch.Tensor) -> float:
         >>> from sae_lightning.data import Grammar
         >>> from sae_lightning.data.formal_language.grammar import END
         >>> from sae_lightning.data.formal_language.inside import Inside
-        >>> from sae_lightning.subjects.grammar_report import share_grammatical
+        >>> from sae_lightning.callbacks.grammar import share_grammatical
         >>> grammar = Grammar("S -> 'a' [1.0]")
         >>> share_grammatical(Inside(grammar), torch.tensor([[3, END, END], [3, 3, END]]))
         0.5

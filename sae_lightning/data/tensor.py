@@ -171,8 +171,9 @@ class TensorDataModule(ActivationDataModule):
 
 
 def _checked_activations(x: Tensor, path: str, name: str) -> Tensor:
+    size = "d_in" if name == "activations" else "d_out"
     if x.ndim != 2:
-        raise ValueError(f"{name} must have two dimensions (n, features), but those in {path!r} have {x.ndim}")
+        raise ValueError(f"{name} must have two dimensions (n, {size}), but those in {path!r} have {x.ndim}")
     if not x.is_floating_point():
         raise ValueError(f"{name} must be floating-point numbers, but those in {path!r} are {x.dtype}")
     if len(x) < 2:

@@ -23,7 +23,7 @@ def complete_signature(cls: type) -> None:
         for p in inspect.signature(base.__init__).parameters.values()
         if p.kind is p.KEYWORD_ONLY and p.name not in taken
     ]
-    own.__signature__ = signature.replace(parameters=[*named, *passed])
+    own.__signature__ = inspect.Signature([*named, *passed], return_annotation=signature.return_annotation)
     own.passed = frozenset(p.name for p in passed)
     own.__annotations__ = {**{p.name: p.annotation for p in passed}, **own.__annotations__}
     text = _documented(base)

@@ -365,7 +365,7 @@ def test_a_changed_part_is_not_run_by_its_parents_rule(changed: type[torch.nn.Mo
     sizes = {"d_in": 4, "d_sae": 100}
     encoder = Squashed(**sizes) if changed is Squashed else Affine(**sizes)
     projection = Halved(100) if changed is Halved else Orthant(100)
-    decoder = SquaredDecoder(**sizes) if changed is SquaredDecoder else Decoder(**sizes)
+    decoder = SquaredDecoder(4, 100) if changed is SquaredDecoder else Decoder(4, 100)
     sae = SparseAutoencoder(encoder, projection, decoder, standardize=False, subtract_decoder_bias=True)
     with torch.no_grad():
         sae.encoder.weight.copy_(randn(100, 4))

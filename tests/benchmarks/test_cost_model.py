@@ -8,7 +8,7 @@ import torch
 
 from benchmarks import scale
 from benchmarks.cost_model import STRATEGIES, exchanged, main, memory, plan
-from benchmarks.overhead import LOG_EVERY, SAVE_EVERY, VALIDATE_EVERY, summarise
+from benchmarks.overhead import LOG_EVERY, SAVE_EVERY, VALIDATE_EVERY, summarize
 from benchmarks.problem import Shape
 from sae_lightning.modules import TopKSAE
 from tests.helpers.runs import ROOT
@@ -81,7 +81,7 @@ def test_overheads_are_weighed_by_their_cadence() -> None:
         }
 
     rows = [row(1.02)] * 20 + [row(1.52, "logged"), row(2.02, "saved"), row(5.52, "logged", "validated")]
-    found = summarise(rows, "wall")
+    found = summarize(rows, "wall")
     expected = {"step": 0.02, "logged": 0.5 / LOG_EVERY, "saved": 1 / SAVE_EVERY, "validated": 4 / VALIDATE_EVERY}
     assert found["shares"] == pytest.approx(expected)
     assert found["overhead"] == pytest.approx(sum(expected.values()))

@@ -26,7 +26,7 @@ def by_hand(sae, x, concepts, names, stage, top_n=5, discovery_samples=1024):
     n = len(names)
     with torch.no_grad():
         evaluation = sae.evaluate(x)
-    inputs, (x_hat, codes, _), terms = evaluation
+    inputs, (x_hat, codes, _), terms, _ = evaluation
     nmse, l0 = functional.normalized_mse(inputs, x_hat, concepts, n), functional.l0(codes, concepts, n)
     values = {
         **terms,

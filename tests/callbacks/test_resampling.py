@@ -460,9 +460,11 @@ class Counting(ResampleDeadLatents):
         super().__init__(**options)
         self.steps: list[int] = []
 
-    def resample(self, sae: BaseSAE, x: Tensor, step: int, optimizer: torch.optim.Optimizer) -> int:
+    def resample(
+        self, sae: BaseSAE, x: Tensor, step: int, optimizer: torch.optim.Optimizer, target: Tensor | None = None
+    ) -> int:
         self.steps.append(step)
-        return super().resample(sae, x, step, optimizer)
+        return super().resample(sae, x, step, optimizer, target)
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])

@@ -403,9 +403,14 @@ def test_both_ways_to_start_give_the_same_help():
 
 def documented(cls):
     """Arguments with their meaning, from the section `Args:` of a docstring."""
-    section = re.search(r"^Args:\n(.*?)(?:\n\n|\Z)", inspect.getdoc(cls), re.DOTALL | re.MULTILINE).group(1)
-    entries = re.findall(r"^    (\w+): (.*?)(?=^    \w|\Z)", section, re.DOTALL | re.MULTILINE)
-    return {name: " ".join(text.split()) for name, text in entries}
+    told = {}
+    for doc in (inspect.getdoc(cls.__init__), inspect.getdoc(cls)):  # the first has those of `**shared`
+        section = re.search(r"^Args:\n(.*?)(?:\n\n|\Z)", doc or "", re.DOTALL | re.MULTILINE)
+        entries = re.findall(
+            r"^    (\w+): (.*?)(?=^    [\w*]|\Z)", section.group(1) if section else "", re.DOTALL | re.MULTILINE
+        )
+        told |= {name: " ".join(text.split()) for name, text in entries}
+    return told
 
 
 @pytest.mark.parametrize("command", ["fit", "test"])

@@ -180,7 +180,7 @@ def test_labels_stay_with_their_samples(save: Any, dtype: torch.dtype) -> None:
     assert data.concept_names == ["C0", "C1", "C2"]
     label_of = {tuple(x): y for x, y in zip(X.tolist(), LABELS.tolist(), strict=True)}
     for split in SPLITS:
-        x, concepts, _ = data.split(split)[torch.arange(len(data.split(split)))]
+        x, concepts, *_ = data.split(split)[torch.arange(len(data.split(split)))]
         assert concepts.dtype == torch.int64
         assert [label_of[tuple(row)] for row in x.tolist()] == concepts.tolist()
 

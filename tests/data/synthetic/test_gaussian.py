@@ -14,7 +14,7 @@ ROTATIONS = random_rotations(2, 3, seeded_generator(0)).float()
 @pytest.mark.parametrize("rotations", [None, ROTATIONS], ids=["along the axes", "rotated"])
 def test_moments_are_those_of_the_definition(rotations: torch.Tensor | None) -> None:
     concepts = GaussianConcepts(CENTRES, STD, rotations)
-    x, labels, _ = concepts.batch(200_000, seeded_generator(1))
+    x, labels, *_ = concepts.batch(200_000, seeded_generator(1))
     for j in range(2):
         points = x[labels == j].double().numpy()
         turn = np.eye(3) if rotations is None else rotations[j].double().numpy()
@@ -37,7 +37,7 @@ def test_a_point_belongs_to_its_label() -> None:
 
 
 def test_points_of_each_concept_in_order() -> None:
-    x, labels, _ = GaussianConcepts(CENTRES, STD).of_each(3, seeded_generator(0))
+    x, labels, *_ = GaussianConcepts(CENTRES, STD).of_each(3, seeded_generator(0))
     assert labels.tolist() == [0, 0, 0, 1, 1, 1]
     noise = torch.randn(2, 3, 3, generator=seeded_generator(0))
     assert torch.equal(x.view(2, 3, 3), torch.addcmul(CENTRES[:, None], noise, STD[:, None]))

@@ -74,8 +74,9 @@ def test_standardised_as_in_the_paper() -> None:
 
 def test_training_samples_are_those_of_the_held_out_splits() -> None:
     data = SeparabilityDataModule(n_per_concept=30_000, batch_size=100_000, seed=1)
-    x, concepts, positions = next(iter(data.train_dataloader()))
+    x, concepts, positions, target = next(iter(data.train_dataloader()))
     assert positions is None
+    assert target is None
     assert concepts.bincount() / 100_000 == pytest.approx(torch.full((6,), 1 / 6), abs=0.006)
     for i, center in enumerate(data.centers):
         torch.testing.assert_close(x[concepts == i].mean(0), center, rtol=0, atol=0.006)
