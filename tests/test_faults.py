@@ -389,7 +389,7 @@ def run_on(processes, args, log):
 
 
 @pytest.mark.parametrize("source", ["memory", "stream"])
-@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 2)])
+@pytest.mark.parametrize(("before", "after"), [(1, 2), *(pytest.param(2, n, marks=pytest.mark.slow) for n in (1, 2))])
 def test_a_run_goes_on_with_other_processes_and_sees_no_sample_twice(source, before, after, tmp_path):
     run_dir, seen = tmp_path / "run", tmp_path / "seen"
     args = [*arguments("spade", run_dir), "--trainer.limit_val_batches", 0, "--checkpoint.every_n_steps", 11]

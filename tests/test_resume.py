@@ -39,8 +39,11 @@ def kill_and_resume(name, run_dir, kills, draw, undisturbed):
     check_ending(run_dir, expected)
 
 
+KILLS = [("spade", 2), *((name, 4) for name in RUNS)]
+
+
 @pytest.mark.parametrize(
-    ("name", "kills"), [("spade", 2), *(pytest.param(name, 4, marks=pytest.mark.slow) for name in RUNS)]
+    ("name", "kills"), [pytest.param(name, kills, marks=pytest.mark.slow) for name, kills in KILLS]
 )
 def test_a_run_killed_again_and_again_ends_as_if_undisturbed(name, kills, undisturbed, tmp_path):
     kill_and_resume(name, tmp_path / name, kills, random.Random(f"{name} {kills}"), undisturbed)

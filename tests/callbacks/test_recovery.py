@@ -106,7 +106,7 @@ def write_data(folder, labels):
     return [*args, "--data.labels", folder / "y.npy"], names
 
 
-@pytest.mark.parametrize("model", KINDS)
+@pytest.mark.parametrize("model", ["SpaDE", *(pytest.param(k, marks=pytest.mark.slow) for k in KINDS if k != "SpaDE")])
 @pytest.mark.parametrize("labels", ["none", "some", "a gap", "overlapping", "named"])
 def test_every_kind_of_label_works_from_fit_to_predict(labels, model, tmp_path):
     data, names = write_data(tmp_path, labels)

@@ -58,7 +58,9 @@ def fit(run_dir, *args):
 # ---------------------------------------------------------------------- what a run leaves behind
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in ("compare", "spade") else pytest.mark.slow) for n in EXPERIMENTS]
+)
 def test_a_run_folder_holds_what_is_documented(name, experiment):
     run_dir = experiment(name)
     files = set(contents(run_dir))

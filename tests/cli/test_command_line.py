@@ -285,7 +285,9 @@ def test_activations_that_nothing_can_be_trained_on_are_refused(array, words, tm
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("model", ["SpaDE", "ReLUSAE", "JumpReLUSAE", "TopKSAE"])
+@pytest.mark.parametrize(
+    "model", ["SpaDE", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ReLUSAE", "JumpReLUSAE", "TopKSAE"))]
+)
 @pytest.mark.parametrize("factor", [1e36, 1e-36])
 def test_activations_of_any_size_are_trained_on_as_of_size_one(model, factor, tmp_path):
     x = np.random.default_rng(0).standard_normal((400, 8))

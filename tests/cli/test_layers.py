@@ -50,7 +50,7 @@ class Crosscoder(BaseSAE):
         )
 
 
-@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("together", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_it_is_trained_tested_and_loaded(tmp_path, together):
     if together:
         config = tmp_path / "model.yaml"

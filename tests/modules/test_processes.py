@@ -63,7 +63,9 @@ def train(processes: int, **options: Any) -> tuple[Any, ...]:
     return dict(module.state_dict()), trainer.optimizers[0].state_dict(), log.rows, module.samples_seen
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in ("plain", "accumulated") else pytest.mark.slow) for n in OPTIONS]
+)
 def test_side_by_side_is_in_turn(name: str) -> None:
     expected = train(1, **OPTIONS[name])
     assert expected[2][0].keys() >= {"topk/train/l0", "spade/train/loss", "relu/train/regularizer"}

@@ -377,7 +377,8 @@ def kill_test(run, tmp_path, kill_at):
     return not ended
 
 
-@pytest.mark.parametrize("kill_at", [15, pytest.param(6, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kill_at", [15, 6])
 def test_a_test_that_is_killed_and_repeated_is_whole(kill_at, run, tmp_path):
     assert kill_test(run, tmp_path / "run", kill_at)
     assert run_cli(*arguments("test", "topk", tmp_path / "run")).code == 0
