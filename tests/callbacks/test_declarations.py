@@ -72,6 +72,18 @@ def test_order_changes_only_where_something_is_needed():
     assert in_order([]) == []
 
 
+class Reader(RunCallback):
+    """Takes what another has measured, where it is present."""
+
+    uses = (Throughput,)
+
+
+def test_what_is_used_comes_before_and_need_not_be_there():
+    reader, throughput = Reader(), Throughput()
+    assert in_order([reader, throughput]) == [throughput, reader]
+    assert in_order([reader]) == [reader]
+
+
 def test_what_is_missing_or_circular_is_named():
     with pytest.raises(ValueError, match="Lonely needs Throughput, which is not among the callbacks"):
         in_order([Lonely(), ConceptRecovery()])
