@@ -57,7 +57,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[dict[str, Any], float]]:
-    """What each run of `tests.helpers.resuming` leaves when nobody kills it, and how long it takes."""
+    """Outputs and duration of each run of `tests.helpers.resuming` that is not killed."""
     from tests.helpers.processes import PROCESSES
     from tests.helpers.resuming import ending, finish, start
 

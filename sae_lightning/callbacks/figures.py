@@ -54,7 +54,7 @@ def strength(sae: Member) -> float:
 class RecoveryFigures(RunCallback):
     """Draws F1 per concept, code and latent similarity, and for several SAEs the curves against L0.
 
-    Figures go to TensorBoard and to the run's folder. Where the data module says of which dimension its concepts are
+    Figures go to TensorBoard and to the run's folder. If the data module has the dimensions of its concepts
     (an attribute `dims`, one number per concept), L0 is drawn against dimension too.
 
     Args:

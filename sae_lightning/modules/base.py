@@ -318,7 +318,7 @@ class BaseSAE(Member, SAEModule):
     def advance(self, step: int) -> None:
         """Set scheduled coefficients to their values after `step` optimizer steps."""
         for schedule in self._schedules().values():
-            schedule.at(step)
+            schedule.advance(step)
 
     def learn(self, x: Tensor, target: Tensor | None = None) -> Learned:
         """Evaluate a training batch of raw inputs, and count which latents stayed silent in it."""

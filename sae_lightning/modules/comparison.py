@@ -80,7 +80,7 @@ class Comparison(SAEModule):
         return {name.removeprefix(_PREFIX): sae for name, sae in self.members.items()}  # type: ignore[misc]
 
     def trained_parts(self) -> dict[str, RunModule]:
-        """Return the members, each of which has its own optimizer."""
+        """Return the members; each has its own optimizer."""
         return dict(self.saes())
 
     # ------------------------------------------------------------------ side by side

@@ -39,8 +39,9 @@ class Warmup(nn.Module):
     Example:
         >>> warmup = Warmup(0.5)
         >>> warmup.begin(n_steps=8)
-        >>> [float(warmup.at(step)) for step in range(6)]
-        [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
+        >>> warmup.advance(step=1)
+        >>> warmup.factor()
+        tensor(0.2500)
     """
 
     n_steps: Tensor
@@ -74,10 +75,9 @@ class Warmup(nn.Module):
         else:
             self.n_steps.fill_(max(1, round(self.length * n_steps)))
 
-    def at(self, step: int) -> Tensor:
-        """Set the number of optimizer steps taken, and return the factor there."""
+    def advance(self, step: int) -> None:
+        """Set the number of optimizer steps taken."""
         self.step.fill_(step)
-        return self.factor()
 
     def factor(self) -> Tensor:
         """Return the factor at the current step, a scalar between 0 and 1."""
