@@ -20,6 +20,9 @@ from sae_lightning.run.loggers import RunTensorBoardLogger, run_folder
 from sae_lightning.run.seal import seal_json, unseal_json
 from sae_lightning.version import __version__
 
+RESULTS = "results.json"
+"""Name of the file in the folder of a run."""
+
 
 class ResultsWriter(RunCallback):
     """Writes `results.json` to the run's folder, and hyperparameters with final metrics to TensorBoard.
@@ -66,7 +69,7 @@ class ResultsWriter(RunCallback):
             for key, value in sorted(trainer.callback_metrics.items())
             if f"/{stage}/" in f"/{key}" and not key.endswith("_step")
         }
-        path = folder / "results.json"
+        path = folder / RESULTS
         results = _earlier(path)
         results["model"] = pl_module.describe()
         results[command] = {
@@ -110,7 +113,7 @@ def load_results(path: str | Path) -> dict[str, Any]:
         ValueError: If it is no file of results, or one bit of it is not what was written.
     """
     path = Path(path)
-    path = path / "results.json" if path.is_dir() else path
+    path = path / RESULTS if path.is_dir() and path.name != RESULTS else path
     try:
         return unseal_json(path.read_bytes())
     except FileNotFoundError:

@@ -88,6 +88,12 @@ def test_random_bytes_and_folders(name, tmp_path):
         READERS[name](tmp_path / "none" / name)
 
 
+def test_results_are_read_by_the_folder_of_their_run(folder, tmp_path):
+    assert load_results(folder) == load_results(folder / "results.json")
+    with pytest.raises(FileNotFoundError, match=r"results\.json"):
+        load_results(tmp_path)
+
+
 def test_the_checksum_is_that_of_the_content(folder):
     """With zeros in its place: anybody can compute it."""
     whole = (folder / "results.json").read_bytes()
